@@ -1,0 +1,57 @@
+# Every command of the project. `make serve` and `make test` work on a fresh machine that has
+# python3.11, git and make; the second time they start at once.
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint type fmt unit bench-engine clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ARGS ?=
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the server needs (about a minute the first time) ..."
+	$(PIP) --editable '.[engine]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the tests need (about a minute the first time) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.engine
+
+install: $(VENV)/.dev ## Set up .venv with everything for development
+
+serve: $(VENV)/.engine ## Start the server with the model that ships (PORT=8000 HOST=127.0.0.1 ARGS="...")
+	$(BIN)/trident serve --host $(HOST) --port $(PORT) $(ARGS)
+
+test: lint type unit ## Set up and run everything that must be green: lint, types, imports, tests
+
+lint: $(VENV)/.dev ## ruff and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+type: $(VENV)/.dev ## mypy --strict on the packages
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev ## All tests
+	$(BIN)/pytest
+
+fmt: $(VENV)/.dev ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-engine: $(VENV)/.dev ## One request through three processes against one diffusers call
+	$(BIN)/python benchmarks/engine/stage_split.py $(ARGS)
+
+clean: ## Delete the environment, caches and local data
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache data
