@@ -1,0 +1,102 @@
+"""Everything the engine raises on purpose.
+
+EngineError
+├── PipelineError            a model folder cannot be read or is of no known family
+├── InvalidRequestError      the model cannot do what the request asks (names the parameter)
+├── GraphError               a stage graph is malformed
+├── EngineBusyError          the bounded set of requests in the engine is full
+├── EngineClosedError        the engine is shutting down; the request can be tried elsewhere
+├── RequestCancelledError    the request was cancelled by its owner
+├── RequestImpossibleError   no device of this deployment can ever run a stage of the request
+├── StageFailedError         a stage failed on a live worker (out of memory, bad weights, bug)
+├── WorkerLostError          the worker process died while it held the task
+└── LedgerError              an accounting invariant broke: a bug, never a user's mistake
+
+Every error carries a stable `code`; messages are sentences a stranger can act on.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all engine errors."""
+
+    code = "engine_error"
+
+
+class PipelineError(EngineError):
+    """A model folder cannot be served; the message names the folder and the file."""
+
+    code = "model_unreadable"
+
+
+class InvalidRequestError(EngineError):
+    """The model cannot honour a parameter of the request.
+
+    Attributes:
+        param: name of the offending parameter as the API spells it.
+    """
+
+    code = "invalid_value"
+
+    def __init__(self, message: str, *, param: str) -> None:
+        """Remember which parameter to blame."""
+        super().__init__(message)
+        self.param = param
+
+
+class GraphError(EngineError):
+    """A stage graph has a cycle, a dangling edge, a duplicate or an unreachable node."""
+
+    code = "graph_invalid"
+
+
+class EngineBusyError(EngineError):
+    """The engine already holds as many requests as it may."""
+
+    code = "engine_busy"
+
+
+class EngineClosedError(EngineError):
+    """The engine is shutting down."""
+
+    code = "engine_closed"
+
+
+class RequestCancelledError(EngineError):
+    """The request was cancelled before it finished."""
+
+    code = "cancelled"
+
+
+class RequestImpossibleError(EngineError):
+    """A stage of the request fits on no device, however long it waits."""
+
+    code = "request_does_not_fit"
+
+
+class StageFailedError(EngineError):
+    """A stage raised on a live worker.
+
+    Attributes:
+        retryable: whether another attempt may succeed (out of memory: yes; bad weights: no).
+    """
+
+    code = "stage_failed"
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        """Remember whether a retry makes sense."""
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class WorkerLostError(EngineError):
+    """The worker process of a device died; its tasks can be retried elsewhere."""
+
+    code = "worker_lost"
+
+
+class LedgerError(EngineError):
+    """Memory, team or hand-off accounting contradicts itself."""
+
+    code = "ledger_broken"

@@ -1,0 +1,113 @@
+"""The diffusers pipeline families that the engine serves, described without importing torch.
+
+A family says which components each stage needs and what sizes it can draw. The code that runs the
+stages of a family is in `engine.stages.families`, loaded only in workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import lcm
+from typing import Any
+
+import msgspec
+
+from engine.types import StageKind
+
+ComponentConfigs = Mapping[str, Mapping[str, Any]]
+
+
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """What is the same for all models of one diffusers pipeline class.
+
+    `size_multiple_px(configs)` is what width and height must divide by, `max_side_px(configs)`
+    the longest side that the denoiser's position embedding reaches (None: no such bound).
+    """
+
+    name: str
+    pipeline_class: str
+    components: Mapping[StageKind, tuple[str, ...]]
+    size_multiple_px: Callable[[ComponentConfigs], int]
+    max_side_px: Callable[[ComponentConfigs], int | None]
+    default_steps: int
+    default_guidance: float
+    uses_negative_prompt: bool
+
+
+def vae_scale_factor(configs: ComponentConfigs) -> int:
+    """Return pixels per latent cell along one side: 2 per down-sampling block."""
+    return int(2 ** (len(configs["vae"]["block_out_channels"]) - 1))
+
+
+def _flux_multiple(configs: ComponentConfigs) -> int:
+    return vae_scale_factor(configs) * 2  # latents are packed in 2x2 patches
+
+
+def _sd3_multiple(configs: ComponentConfigs) -> int:
+    return vae_scale_factor(configs) * int(configs["transformer"]["patch_size"])
+
+
+def _sd3_max_side(configs: ComponentConfigs) -> int:
+    return int(configs["transformer"]["pos_embed_max_size"]) * _sd3_multiple(configs)
+
+
+def _sd_multiple(configs: ComponentConfigs) -> int:
+    halvings = len(configs["unet"]["block_out_channels"]) - 1
+    return lcm(8, vae_scale_factor(configs) * 2**halvings)  # diffusers itself insists on 8
+
+
+def _unbounded(_configs: ComponentConfigs) -> None:
+    return None
+
+
+FLUX = Family(
+    name="flux",
+    pipeline_class="FluxPipeline",
+    components={
+        StageKind.ENCODE: ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+        StageKind.DIFFUSE: ("transformer", "scheduler"),
+        StageKind.DECODE: ("vae",),
+    },
+    size_multiple_px=_flux_multiple,
+    max_side_px=_unbounded,
+    default_steps=28,
+    default_guidance=3.5,
+    uses_negative_prompt=False,
+)
+
+SD3 = Family(
+    name="sd3",
+    pipeline_class="StableDiffusion3Pipeline",
+    components={
+        StageKind.ENCODE: (
+            *("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+            *("tokenizer_3", "text_encoder_3"),
+        ),
+        StageKind.DIFFUSE: ("transformer", "scheduler"),
+        StageKind.DECODE: ("vae",),
+    },
+    size_multiple_px=_sd3_multiple,
+    max_side_px=_sd3_max_side,
+    default_steps=28,
+    default_guidance=7.0,
+    uses_negative_prompt=True,
+)
+
+STABLE_DIFFUSION = Family(
+    name="sd",
+    pipeline_class="StableDiffusionPipeline",
+    components={
+        StageKind.ENCODE: ("tokenizer", "text_encoder"),
+        StageKind.DIFFUSE: ("unet", "scheduler"),
+        StageKind.DECODE: ("vae",),
+    },
+    size_multiple_px=_sd_multiple,
+    max_side_px=_unbounded,
+    default_steps=28,
+    default_guidance=7.5,
+    uses_negative_prompt=True,
+)
+
+FAMILIES: Mapping[str, Family] = {
+    family.pipeline_class: family for family in (FLUX, SD3, STABLE_DIFFUSION)
+}

@@ -1,0 +1,120 @@
+"""The whole vocabulary between controller and worker process: msgspec structs on a ZMQ socket.
+
+Never pickle: a message is msgpack with a type tag. Tensors do not travel here; they lie in
+shared memory and messages carry `HandoffRef`s.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.types import Artifact, HandoffRef, StageKey, StageKind, StageTask, TaskId
+
+
+class LoadStage(msgspec.Struct, frozen=True, tag=True):
+    """Load the weights of `stage` from the diffusers folder `folder`."""
+
+    stage: StageKey
+    folder: str
+    family: str
+
+
+class UnloadStage(msgspec.Struct, frozen=True, tag=True):
+    """Free the weights of `stage`."""
+
+    stage: StageKey
+
+
+class RunStage(msgspec.Struct, frozen=True, tag=True):
+    """Run one task whose stage is loaded."""
+
+    task: StageTask
+
+
+class CancelTask(msgspec.Struct, frozen=True, tag=True):
+    """Stop `task` at its next step boundary, or drop it if it has not begun."""
+
+    task: TaskId
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Finish and exit."""
+
+
+class WorkerReady(msgspec.Struct, frozen=True, tag=True):
+    """The worker is up and found this much device memory."""
+
+    memory_bytes: int
+
+
+class StageLoaded(msgspec.Struct, frozen=True, tag=True):
+    """`stage` is resident; loading took `load_s` seconds."""
+
+    stage: StageKey
+    load_s: float
+
+
+class StageUnloaded(msgspec.Struct, frozen=True, tag=True):
+    """`stage` is no longer resident."""
+
+    stage: StageKey
+
+
+class StageLoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """`stage` could not be loaded."""
+
+    stage: StageKey
+    error: str
+
+
+class StepDone(msgspec.Struct, frozen=True, tag=True):
+    """Denoise step `step` (counted from 1) of `steps` is done."""
+
+    task: TaskId
+    step: int
+    steps: int
+
+
+class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What a worker measured and made. Durations are from the worker's monotonic clock.
+
+    `output` is set by encode and diffuse stages, `artifact` by decode stages.
+    """
+
+    task: TaskId
+    kind: StageKind
+    receive_s: float
+    run_s: float
+    send_s: float
+    peak_memory_bytes: int
+    steps_done: int = 0
+    output: HandoffRef | None = None
+    artifact: Artifact | None = None
+
+
+class TaskFailed(msgspec.Struct, frozen=True, tag=True):
+    """A task raised in the worker; `retryable` if another attempt may succeed."""
+
+    task: TaskId
+    error: str
+    retryable: bool
+
+
+class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
+    """A task stopped because it was told to, after `steps_done` steps."""
+
+    task: TaskId
+    steps_done: int
+
+
+ToWorker = LoadStage | UnloadStage | RunStage | CancelTask | Shutdown
+FromWorker = (
+    WorkerReady
+    | StageLoaded
+    | StageUnloaded
+    | StageLoadFailed
+    | StepDone
+    | StageReport
+    | TaskFailed
+    | TaskCancelled
+)

@@ -1,0 +1,235 @@
+"""From a diffusers folder to a `PipelineSpec`, and from a request to its stage graph.
+
+Reads only JSON and safetensors headers: no weights, no torch. A folder may hold a `trident.json`
+with defaults and limits; without it the family's defaults apply.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import InvalidRequestError, PipelineError
+from engine.families import FAMILIES, Family
+from engine.graph import Edge, StageGraph, StageNode
+from engine.types import GenerationRequest, ModelId, NodeId, Shape, StageKey, StageKind
+
+MAX_STEPS = 200
+MAX_GUIDANCE = 30.0
+_HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own bound
+
+
+class Defaults(msgspec.Struct, frozen=True):
+    """What a request gets when it does not say; None means the family's default."""
+
+    width_px: int | None = None
+    height_px: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How large a picture of this model may be."""
+
+    max_pixels: int = 4_194_304
+    max_steps: int = MAX_STEPS
+
+
+class ServingCard(msgspec.Struct, frozen=True):
+    """`trident.json` in a model folder."""
+
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    description: str = ""
+
+
+class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the engine knows of a model before any weights are loaded.
+
+    `weight_bytes` is what each stage's weights take in `dtype_bytes`-wide numbers.
+    """
+
+    id: ModelId
+    folder: str
+    family: str
+    weight_bytes: Mapping[StageKind, int]
+    size_multiple_px: int
+    max_side_px: int | None
+    default_shape: Shape
+    default_steps: int
+    default_guidance: float
+    uses_negative_prompt: bool
+    limits: Limits
+    created_s: int
+    description: str = ""
+
+    def stage(self, kind: StageKind) -> StageKey:
+        """Return the key of one of this model's stages."""
+        return StageKey(self.id, kind)
+
+    @property
+    def stages(self) -> tuple[StageKey, ...]:
+        """All stages, in the order encode, diffuse, decode."""
+        return tuple(self.stage(kind) for kind in StageKind)
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raise `InvalidRequestError` (param `size`) if the model cannot draw this size."""
+        multiple = self.size_multiple_px
+        if shape.width_px % multiple or shape.height_px % multiple:
+            message = f"Size {shape} does not fit model {self.id}: width and height must be multiples of {multiple}."
+            raise InvalidRequestError(message, param="size")
+        if min(shape.width_px, shape.height_px) < multiple:
+            message = f"Size {shape} is too small: each side needs at least {multiple} pixels."
+            raise InvalidRequestError(message, param="size")
+        if shape.pixels > self.limits.max_pixels:
+            message = f"Size {shape} has {shape.pixels} pixels; model {self.id} draws at most {self.limits.max_pixels}."
+            raise InvalidRequestError(message, param="size")
+        if self.max_side_px is not None and max(shape.width_px, shape.height_px) > self.max_side_px:
+            message = f"Size {shape} is too long: model {self.id} draws sides of at most {self.max_side_px} pixels."
+            raise InvalidRequestError(message, param="size")
+
+    def check_steps(self, steps: int) -> None:
+        """Raise `InvalidRequestError` (param `num_inference_steps`) outside 1..max_steps."""
+        if not 1 <= steps <= self.limits.max_steps:
+            message = f"num_inference_steps must be between 1 and {self.limits.max_steps} for model {self.id}, got {steps}."
+            raise InvalidRequestError(message, param="num_inference_steps")
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise `InvalidRequestError` if this model cannot do what the request asks."""
+        self.check_shape(request.shape)
+        self.check_steps(request.steps)
+        if request.negative_prompt and not self.uses_negative_prompt:
+            message = f"Model {self.id} does not use a negative prompt; leave negative_prompt out."
+            raise InvalidRequestError(message, param="negative_prompt")
+
+
+def build(spec: PipelineSpec, request: GenerationRequest) -> StageGraph:
+    """Return the request's graph: one encode, then a diffuse and a decode per output."""
+    spec.check(request)
+    encode = StageNode(NodeId("encode"), spec.stage(StageKind.ENCODE))
+    nodes, edges = [encode], []
+    for index in range(request.n):
+        diffuse = StageNode(NodeId(f"diffuse-{index}"), spec.stage(StageKind.DIFFUSE), index)
+        decode = StageNode(NodeId(f"decode-{index}"), spec.stage(StageKind.DECODE), index)
+        nodes += [diffuse, decode]
+        edges += [Edge(encode.id, diffuse.id), Edge(diffuse.id, decode.id)]
+    return StageGraph(nodes, edges)
+
+
+def open_pipeline(
+    folder: Path, *, model_id: str | None = None, dtype_bytes: int = 4
+) -> PipelineSpec:
+    """Read a diffusers folder.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        model_id: the name clients use; the folder's name if None.
+        dtype_bytes: width of one weight as it will be loaded (4 for float32, 2 for bfloat16).
+
+    Raises:
+        PipelineError: a file is missing or malformed, or the pipeline class is not served.
+    """
+    index = _read_json(folder / "model_index.json")
+    family = _family_of(folder, index)
+    configs = _component_configs(folder, index)
+    card = _serving_card(folder)
+    multiple = family.size_multiple_px(configs)
+    max_side = family.max_side_px(configs)
+    return PipelineSpec(
+        id=ModelId(model_id or folder.resolve().name),
+        folder=str(folder.resolve()),
+        family=family.name,
+        weight_bytes={
+            kind: sum(
+                _weight_bytes(folder / name, dtype_bytes) for name in names if index.get(name)
+            )
+            for kind, names in family.components.items()
+        },
+        size_multiple_px=multiple,
+        max_side_px=max_side,
+        default_shape=_default_shape(card, multiple, max_side),
+        default_steps=card.defaults.steps or family.default_steps,
+        default_guidance=_first(card.defaults.guidance_scale, family.default_guidance),
+        uses_negative_prompt=family.uses_negative_prompt,
+        limits=card.limits,
+        created_s=int((folder / "model_index.json").stat().st_mtime),
+        description=card.description,
+    )
+
+
+def _first(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _default_shape(card: ServingCard, multiple: int, max_side: int | None) -> Shape:
+    width, height = card.defaults.width_px, card.defaults.height_px
+    if width and height:
+        return Shape(width, height)
+    side = min(1024, max_side or 1024)
+    side -= side % multiple
+    return Shape(side, side)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        message = f"{path} is missing; {path.parent} is not a complete diffusers model folder."
+        raise PipelineError(message) from error
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read as JSON: {error}."
+        raise PipelineError(message) from error
+    if not isinstance(content, dict):
+        message = f"{path} must hold a JSON object, not {type(content).__name__}."
+        raise PipelineError(message)
+    return content
+
+
+def _family_of(folder: Path, index: Mapping[str, Any]) -> Family:
+    name = index.get("_class_name")
+    family = FAMILIES.get(str(name))
+    if family is None:
+        message = (
+            f"{folder / 'model_index.json'} asks for pipeline class {name!r}, which is not served; "
+            f"known classes: {', '.join(sorted(FAMILIES))}."
+        )
+        raise PipelineError(message)
+    return family
+
+
+def _component_configs(folder: Path, index: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    present = [name for name in ("vae", "transformer", "unet") if name in index]
+    return {name: _read_json(folder / name / "config.json") for name in present}
+
+
+def _serving_card(folder: Path) -> ServingCard:
+    path = folder / "trident.json"
+    if not path.exists():
+        return ServingCard()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ServingCard)
+    except (OSError, msgspec.MsgspecError) as error:
+        message = f"{path} is malformed: {error}."
+        raise PipelineError(message) from error
+
+
+def _weight_bytes(component: Path, dtype_bytes: int) -> int:
+    files = sorted(component.glob("*.safetensors"))
+    return sum(_numbers_in(path) for path in files) * dtype_bytes
+
+
+def _numbers_in(path: Path) -> int:
+    """Count the numbers in a safetensors file from its header (little-endian length, JSON)."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, _HEADER_LIMIT_BYTES)))
+        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{path} is not a readable safetensors file: {error}."
+        raise PipelineError(message) from error

@@ -1,0 +1,129 @@
+"""What the core loop needs from the world, as protocols.
+
+Each port has a real adapter and an in-memory twin: `Executor` (executors.local / executors.fake),
+`Clock` (clock.SystemClock / schedulers.sim.clock.VirtualClock), `Dispatcher` and `Planner`
+(schedulers), `TensorTransport` (stages.transport / the dictionary twin in tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from engine.messages import StageReport
+    from engine.types import (
+        Assignment,
+        ClusterView,
+        DeviceId,
+        DeviceInfo,
+        DispatchPlan,
+        HandoffRef,
+        NodeId,
+        Placement,
+        StageKey,
+        StageTask,
+        TaskId,
+    )
+    from observability.snapshot import MonitorSnapshot
+
+
+class Clock(Protocol):
+    """Time for all engine logic: Unix seconds that never step back."""
+
+    def now(self) -> float:
+        """Return the current time in seconds since the Unix epoch."""
+        ...
+
+    async def sleep(self, duration_s: float) -> None:
+        """Return after `duration_s` seconds of this clock."""
+        ...
+
+
+class Dispatcher(Protocol):
+    """Chooses a team for each ready task. Pure: no IO, no clock of its own."""
+
+    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
+        """Place some of `ready` on idle devices of `view`, and say why the rest waits."""
+        ...
+
+    def observe(self, assignment: Assignment, report: StageReport) -> None:
+        """Learn from a finished stage."""
+        ...
+
+
+class Planner(Protocol):
+    """Chooses which stages each device should hold. Pure."""
+
+    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
+        """Return a new placement, or None to keep the current one."""
+        ...
+
+
+class DeviceListener(Protocol):
+    """What an executor tells the core, on the core's event loop."""
+
+    def device_ready(self, info: DeviceInfo) -> None:
+        """A worker process is up and holds no weights."""
+        ...
+
+    def device_lost(self, device: DeviceId, reason: str) -> None:
+        """A worker process died; everything it held is gone."""
+        ...
+
+    def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
+        """A running task finished denoise step `step` of `steps`."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs stages on devices.
+
+    Every method that waits raises `WorkerLostError` if the device's process dies meanwhile, and
+    `StageFailedError` if the worker lives but could not do it.
+    """
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """Ids of all devices of the deployment, whether their workers are up or not."""
+        ...
+
+    async def start(self, listener: DeviceListener) -> None:
+        """Start the workers; each reports itself through `listener` when it is up."""
+        ...
+
+    async def load(self, device: DeviceId, stage: StageKey) -> float:
+        """Load a stage's weights on a device; return the seconds it took."""
+        ...
+
+    async def unload(self, device: DeviceId, stage: StageKey) -> None:
+        """Free a stage's weights on a device."""
+        ...
+
+    async def run(self, assignment: Assignment) -> StageReport:
+        """Run a task on its team and return what the workers measured and made."""
+        ...
+
+    def cancel(self, assignment: Assignment) -> None:
+        """Ask the team to stop at the next step boundary; `run` then raises or returns."""
+        ...
+
+    def release(self, ref: HandoffRef) -> None:
+        """Free the shared memory of a hand-off that nobody needs any more."""
+        ...
+
+    async def close(self) -> None:
+        """Stop all workers and free everything; idempotent."""
+        ...
+
+
+class TensorTransport(Protocol):
+    """Moves named tensors from one stage to the next. Values are torch tensors in workers."""
+
+    def put(self, node: NodeId, task: TaskId, tensors: Mapping[str, Any]) -> HandoffRef:
+        """Store tensors where the next stage can reach them."""
+        ...
+
+    def get(self, ref: HandoffRef) -> dict[str, Any]:
+        """Return the stored tensors; raises `StageFailedError` if they are gone."""
+        ...

@@ -1,0 +1,1 @@
+"""Names, tracing, the online monitor and logging. A leaf: imports nothing of ours."""

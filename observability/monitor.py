@@ -1,0 +1,138 @@
+"""The online monitor: folds stage spans into rates and service times for the planner.
+
+The span hooks only append one tuple to a bounded deque; all folding happens in `snapshot`, on the
+planner's own tick. It sees every span of the engine's scope, whatever the exporter samples.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+from opentelemetry.sdk.trace import SpanProcessor
+
+from observability.semconv import (
+    ATTR_MODEL,
+    ATTR_QUEUE_WAIT_S,
+    ATTR_SHAPE,
+    ATTR_STAGE,
+    ENGINE_SCOPE,
+)
+from observability.snapshot import MonitorSnapshot, StageClass, StageWindow
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+_NS_PER_S = 1e9
+
+
+class _Event(msgspec.Struct, frozen=True):
+    """One span start (`service_s` is None) or end."""
+
+    key: StageClass
+    at_s: float
+    service_s: float | None = None
+    queue_wait_s: float = 0.0
+    failed: bool = False
+
+
+class StageMonitor(SpanProcessor):
+    """A span processor that answers for the last `window_s` seconds.
+
+    Memory is bounded by `max_events`; what is dropped under pressure is counted in the snapshot.
+    """
+
+    def __init__(self, *, window_s: float = 60.0, max_events: int = 100_000) -> None:
+        """Begin with an empty window."""
+        self._window_s = window_s
+        self._incoming: deque[_Event] = deque(maxlen=max_events)
+        self._window: deque[_Event] = deque(maxlen=max_events)
+        self._in_flight: dict[StageClass, int] = {}
+        self._appended = 0
+        self._folded = 0
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Count an execution as in flight."""
+        del parent_context
+        if (key := _stage_class(span)) is not None and span.start_time is not None:
+            self._append(_Event(key, span.start_time / _NS_PER_S))
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Note how long an execution took."""
+        key = _stage_class(span)
+        if key is None or span.start_time is None or span.end_time is None:
+            return
+        attributes = span.attributes or {}
+        wait = attributes.get(ATTR_QUEUE_WAIT_S, 0.0)
+        self._append(
+            _Event(
+                key,
+                span.end_time / _NS_PER_S,
+                service_s=(span.end_time - span.start_time) / _NS_PER_S,
+                queue_wait_s=float(wait) if isinstance(wait, int | float) else 0.0,
+                failed=not span.status.is_ok,
+            )
+        )
+
+    def _append(self, event: _Event) -> None:
+        self._appended += 1
+        self._incoming.append(event)
+
+    def snapshot(self, now_s: float) -> MonitorSnapshot:
+        """Fold what happened since the last call and describe the window that ends now."""
+        self._fold()
+        while self._window and self._window[0].at_s < now_s - self._window_s:
+            self._window.popleft()
+        by_class: dict[StageClass, list[_Event]] = {key: [] for key in self._in_flight}
+        for event in self._window:
+            by_class.setdefault(event.key, []).append(event)
+        return MonitorSnapshot(
+            taken_s=now_s,
+            window_s=self._window_s,
+            blind=self._appended == 0,
+            dropped_events=self._appended - self._folded,
+            classes={key: self._describe(key, events) for key, events in by_class.items()},
+        )
+
+    def _fold(self) -> None:
+        while self._incoming:
+            event = self._incoming.popleft()
+            self._folded += 1
+            delta = 1 if event.service_s is None else -1
+            count = self._in_flight.get(event.key, 0) + delta
+            self._in_flight[event.key] = max(0, count)
+            if count <= 0:
+                del self._in_flight[event.key]
+            self._window.append(event)
+
+    def _describe(self, key: StageClass, events: list[_Event]) -> StageWindow:
+        starts = sum(event.service_s is None for event in events)
+        services = [event.service_s for event in events if event.service_s is not None]
+        ends = [event for event in events if event.service_s is not None]
+        return StageWindow(
+            started=starts,
+            finished=len(ends),
+            failed=sum(event.failed for event in ends),
+            in_flight=self._in_flight.get(key, 0),
+            arrivals_per_s=starts / self._window_s,
+            mean_service_s=_mean(services),
+            mean_queue_wait_s=_mean([event.queue_wait_s for event in ends]),
+        )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _stage_class(span: ReadableSpan) -> StageClass | None:
+    scope = span.instrumentation_scope
+    if scope is None or scope.name != ENGINE_SCOPE:
+        return None
+    attributes = span.attributes or {}
+    return StageClass(
+        model=str(attributes.get(ATTR_MODEL, "")),
+        stage=str(attributes.get(ATTR_STAGE, "")),
+        shape=str(attributes.get(ATTR_SHAPE, "")),
+    )

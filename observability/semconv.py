@@ -1,0 +1,57 @@
+"""Every span, attribute and log name of the project, in one place.
+
+GenAI names follow open-telemetry/semantic-conventions-genai (status: development), written out
+here because the Python package marks its constants deprecated.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SERVICE_NAME: Final = "tridentserve"
+ENGINE_SCOPE: Final = "tridentserve.engine"
+GATEWAY_SCOPE: Final = "tridentserve.gateway"
+
+GEN_AI_OPERATION: Final = "generate_content"
+ATTR_OPERATION: Final = "gen_ai.operation.name"
+ATTR_PROVIDER: Final = "gen_ai.provider.name"
+ATTR_REQUEST_MODEL: Final = "gen_ai.request.model"
+ATTR_REQUEST_SEED: Final = "gen_ai.request.seed"
+ATTR_CHOICE_COUNT: Final = "gen_ai.request.choice.count"
+ATTR_OUTPUT_TYPE: Final = "gen_ai.output.type"
+ATTR_ERROR_TYPE: Final = "error.type"
+ATTR_HTTP_ROUTE: Final = "http.route"
+
+ATTR_REQUEST_ID: Final = "tridentserve.request.id"
+ATTR_JOB_ID: Final = "tridentserve.job.id"
+ATTR_TENANT: Final = "tridentserve.tenant"
+ATTR_MODEL: Final = "tridentserve.model"
+ATTR_STAGE: Final = "tridentserve.stage.kind"
+ATTR_NODE: Final = "tridentserve.stage.node"
+ATTR_SHAPE: Final = "tridentserve.shape"
+ATTR_STEPS: Final = "tridentserve.steps"
+ATTR_TEAM: Final = "tridentserve.team.devices"
+ATTR_DEGREE: Final = "tridentserve.team.degree"
+ATTR_ATTEMPT: Final = "tridentserve.attempt"
+ATTR_PLAN_ID: Final = "tridentserve.plan.id"
+ATTR_PLACEMENT: Final = "tridentserve.placement.version"
+ATTR_RESIDENCY: Final = "tridentserve.residency"
+ATTR_QUEUE_WAIT_S: Final = "tridentserve.queue_wait_s"
+ATTR_LOAD_S: Final = "tridentserve.load_s"
+ATTR_RUN_S: Final = "tridentserve.run_s"
+ATTR_HANDOFF_S: Final = "tridentserve.handoff_s"
+ATTR_HANDOFF_BYTES: Final = "tridentserve.handoff_bytes"
+ATTR_PEAK_MEMORY: Final = "tridentserve.peak_memory_bytes"
+
+RESIDENCY_HIT: Final = "hit"
+RESIDENCY_LOAD: Final = "load"
+
+
+def job_span_name(model: str) -> str:
+    """Return the GenAI span name of a generation: `{operation} {model}`."""
+    return f"{GEN_AI_OPERATION} {model}"
+
+
+def stage_span_name(kind: str) -> str:
+    """Return the span name of one stage execution."""
+    return f"stage {kind}"

@@ -1,0 +1,40 @@
+"""What the monitor has seen in a window of time: frozen values for planners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class StageClass(msgspec.Struct, frozen=True, order=True):
+    """The monitor's key: model, stage kind and shape, all as bounded strings."""
+
+    model: str
+    stage: str
+    shape: str
+
+
+class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage class over the window. Times are mean seconds of executions that ended in it."""
+
+    started: int
+    finished: int
+    failed: int
+    in_flight: int
+    arrivals_per_s: float
+    mean_service_s: float
+    mean_queue_wait_s: float
+
+
+class MonitorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All stage classes seen in the window that ends at `taken_s`.
+
+    `blind` is true if the monitor is attached to no recording tracer and so knows nothing.
+    """
+
+    taken_s: float
+    window_s: float
+    blind: bool
+    dropped_events: int
+    classes: Mapping[StageClass, StageWindow]

@@ -1,0 +1,121 @@
+"""Tracing: our own tracer provider, stage spans made from worker measurements, propagation.
+
+The provider is always ours and always records, whatever `OTEL_TRACES_SAMPLER` says: the sampler
+decides what is exported, never what the monitor sees. Nothing leaves the machine unless an OTLP
+endpoint is configured by the standard variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SimpleSpanProcessor,
+)
+from opentelemetry.sdk.trace.sampling import AlwaysRecordSampler
+from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from observability.semconv import ATTR_ERROR_TYPE, ENGINE_SCOPE, SERVICE_NAME, stage_span_name
+
+__all__ = ["ENGINE_SCOPE", "StageSpans", "build_provider", "context_of", "traceparent_of"]
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_NS_PER_S = 1_000_000_000
+
+
+def build_provider(
+    service_name: str = SERVICE_NAME,
+    *,
+    trace_file: Path | None = None,
+    processors: Sequence[SpanProcessor] = (),
+) -> TracerProvider:
+    """Return a provider that records every span.
+
+    Args:
+        service_name: `service.name` unless `OTEL_SERVICE_NAME` overrides it.
+        trace_file: append every span as one JSON line, for a look without a collector.
+        processors: span processors of ours, such as the stage monitor.
+    """
+    resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", service_name)})
+    provider = TracerProvider(resource=resource)
+    provider.sampler = AlwaysRecordSampler(provider.sampler)
+    for processor in processors:
+        provider.add_span_processor(processor)
+    if trace_file is not None:
+        provider.add_span_processor(SimpleSpanProcessor(_file_exporter(trace_file)))
+    if _otlp_endpoint_is_set():
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def _file_exporter(path: Path) -> ConsoleSpanExporter:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out: TextIO = path.open("a", encoding="utf-8")
+    return ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\n")
+
+
+def _otlp_endpoint_is_set() -> bool:
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
+
+
+def traceparent_of(span: Span) -> str | None:
+    """Return a span's W3C traceparent, or None if it has no valid context."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
+    return carrier.get("traceparent")
+
+
+def context_of(traceparent: str | None) -> Context:
+    """Return the context that a stored traceparent names; empty for None or nonsense."""
+    return _PROPAGATOR.extract({"traceparent": traceparent} if traceparent else {}, Context())
+
+
+class StageSpans:
+    """Makes one span per stage execution, on the engine's scope.
+
+    The engine opens the span when it launches a task and closes it with the worker's report, so
+    that every span passes through this process whatever process ran the stage.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        """Take the engine's tracer from `provider`."""
+        self._tracer = provider.get_tracer(ENGINE_SCOPE)
+
+    def start(
+        self,
+        kind: str,
+        traceparent: str | None,
+        started_s: float,
+        attributes: Mapping[str, AttributeValue],
+    ) -> Span:
+        """Open the span of one stage execution that began at `started_s` (Unix seconds)."""
+        return self._tracer.start_span(
+            stage_span_name(kind),
+            context=context_of(traceparent),
+            start_time=int(started_s * _NS_PER_S),
+            attributes=dict(attributes),
+        )
+
+    def end(self, span: Span, ended_s: float, attributes: Mapping[str, AttributeValue]) -> None:
+        """Close a span of an execution that succeeded."""
+        span.set_attributes(dict(attributes))
+        span.end(int(ended_s * _NS_PER_S))
+
+    def fail(self, span: Span, ended_s: float, error_type: str, message: str) -> None:
+        """Close a span of an execution that failed or was cancelled."""
+        span.set_attribute(ATTR_ERROR_TYPE, error_type)
+        span.set_status(Status(StatusCode.ERROR, message))
+        span.end(int(ended_s * _NS_PER_S))
