@@ -1,0 +1,57 @@
+"""The diffusion engine: a library that runs stage graphs on devices. No HTTP, no database.
+
+This module is the engine's public surface; it never imports torch.
+"""
+
+from engine.clock import SystemClock
+from engine.core import EngineCore
+from engine.errors import (
+    EngineBusyError,
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+    PipelineError,
+    RequestCancelledError,
+    RequestImpossibleError,
+    StageFailedError,
+    WorkerLostError,
+)
+from engine.pipelines import PipelineSpec, open_pipeline
+from engine.types import (
+    Artifact,
+    GenerationRequest,
+    GenerationResult,
+    MediaFormat,
+    ModelId,
+    RequestId,
+    Shape,
+    StageKey,
+    StageKind,
+    StageTiming,
+)
+
+__all__ = [
+    "Artifact",
+    "EngineBusyError",
+    "EngineClosedError",
+    "EngineCore",
+    "EngineError",
+    "GenerationRequest",
+    "GenerationResult",
+    "InvalidRequestError",
+    "MediaFormat",
+    "ModelId",
+    "PipelineError",
+    "PipelineSpec",
+    "RequestCancelledError",
+    "RequestId",
+    "RequestImpossibleError",
+    "Shape",
+    "StageFailedError",
+    "StageKey",
+    "StageKind",
+    "StageTiming",
+    "SystemClock",
+    "WorkerLostError",
+    "open_pipeline",
+]

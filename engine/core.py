@@ -1,0 +1,300 @@
+"""The engine's core loop: ready tasks -> plan -> launch -> complete.
+
+It knows no policy (those are ports), no HTTP, no database and no torch. The same loop runs the
+server and, with a virtual clock and the fake executor, the simulator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from engine.cluster import Cluster
+from engine.errors import (
+    EngineBusyError,
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestImpossibleError,
+    StageFailedError,
+    WorkerLostError,
+)
+from engine.execution import Execution
+from engine.loading import Loader
+from engine.pipelines import PipelineSpec, build
+from engine.runs import RequestRun
+from engine.types import (
+    Assignment,
+    ClusterView,
+    DeviceId,
+    DeviceInfo,
+    DispatchPlan,
+    GenerationRequest,
+    GenerationResult,
+    Placement,
+    PlanId,
+    RequestId,
+    StageTask,
+    TaskId,
+)
+
+if TYPE_CHECKING:
+    from engine.ports import Clock, Dispatcher, Executor, Planner
+    from observability.monitor import StageMonitor
+    from observability.snapshot import MonitorSnapshot
+    from observability.tracing import StageSpans
+
+MAX_ATTEMPTS = 3
+SNAPSHOT_INTERVAL_S = 1.0
+log = structlog.get_logger(__name__)
+
+
+class EngineCore:
+    """Runs requests on an executor's devices as its dispatcher and planner decide.
+
+    Args:
+        specs: the models that are served.
+        monitor: what the planner learns the workload from; None for planners that need none.
+        max_requests: bound on requests in the engine; more raise `EngineBusyError`.
+        reserve_bytes: per-device memory that is never promised to weights or activations.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[PipelineSpec],
+        *,
+        executor: Executor,
+        dispatcher: Dispatcher,
+        planner: Planner,
+        clock: Clock,
+        spans: StageSpans,
+        monitor: StageMonitor | None = None,
+        max_requests: int = 64,
+        reserve_bytes: int = 0,
+    ) -> None:
+        """Wire the ports; nothing starts before `start`."""
+        self.specs = {spec.id: spec for spec in specs}
+        self._executor, self._dispatcher, self._planner = executor, dispatcher, planner
+        self._clock, self._spans, self._monitor = clock, spans, monitor
+        self._next_snapshot_s = 0.0
+        self._max_requests = max_requests
+        self._requests: dict[RequestId, RequestRun] = {}
+        self._sequence = 0
+        weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
+        self.cluster = Cluster(executor.devices, weights, reserve_bytes)
+        self._loader = Loader(self.cluster, executor)
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed: EngineError | None = EngineClosedError("The engine has not been started.")
+
+    async def start(self) -> None:
+        """Start the workers and the loop; returns before any weights are loaded."""
+        self._closed = None
+        self._spawn(self._loop())
+        await self._executor.start(self)
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Run a request to its artifacts.
+
+        Cancelling the awaiting task cancels the request at its next step boundary.
+
+        Raises:
+            InvalidRequestError, RequestImpossibleError: the request can never run here.
+            EngineBusyError: the engine is full; try later.
+            StageFailedError, WorkerLostError: a stage failed on every attempt.
+            EngineClosedError: the engine stopped; the request may be run elsewhere.
+        """
+        run = self._admit(request)
+        try:
+            return await run.outcome
+        except asyncio.CancelledError:
+            self._give_up(run, RequestCancelledError(f"Request {request.id} was cancelled."))
+            raise
+
+    def _admit(self, request: GenerationRequest) -> RequestRun:
+        if self._closed is not None:
+            raise self._closed
+        if len(self._requests) >= self._max_requests or request.id in self._requests:
+            message = f"The engine holds {len(self._requests)} requests; {request.id} must wait."
+            raise EngineBusyError(message)
+        spec = self.specs.get(request.model)
+        if spec is None:
+            message = f"Model {request.model!r} is not served; known: {', '.join(self.specs)}."
+            raise InvalidRequestError(message, param="model")
+        run = RequestRun(request, build(spec, request), self._sequence, self._clock.now())
+        self._sequence += 1
+        self._requests[request.id] = run
+        self._wake.set()
+        return run
+
+    async def _loop(self) -> None:
+        while True:
+            self._wake.clear()
+            if not self._requests:
+                self.check_integrity()  # an idle engine audits its ledgers
+            self._adopt(self._planner.place(self._view(), self._fresh_snapshot()))
+            plan = self._dispatcher.plan(self._ready_tasks(), self._view())
+            self._refuse_impossible(plan)
+            for assignment in plan.assignments:
+                run = self._requests.get(assignment.task.request.id)
+                if run is not None and not run.is_over:
+                    until_s = self._clock.now() + assignment.expected_s
+                    self.cluster.teams.acquire(assignment.task.id, assignment.team, until_s)
+                    run.begin(assignment)
+                    self._spawn(self._run(run, assignment, plan.id))
+            await self._sleep_until(plan.next_decision_at_s)
+
+    def _refuse_impossible(self, plan: DispatchPlan) -> None:
+        for held in plan.held:
+            run = self._requests.get(held.task.request.id)
+            if held.impossible and run is not None:
+                self._give_up(run, RequestImpossibleError(held.reason))
+
+    def _fresh_snapshot(self) -> MonitorSnapshot | None:
+        """Return what the monitor saw, at most once per `SNAPSHOT_INTERVAL_S`."""
+        now_s = self._clock.now()
+        if self._monitor is None or now_s < self._next_snapshot_s:
+            return None
+        self._next_snapshot_s = now_s + SNAPSHOT_INTERVAL_S
+        return self._monitor.snapshot(now_s)
+
+    def _view(self) -> ClusterView:
+        return self.cluster.view(self._clock.now())
+
+    def _ready_tasks(self) -> list[StageTask]:
+        tasks = [task for run in self._requests.values() for task in run.ready_tasks()]
+        return sorted(tasks, key=lambda task: task.order)
+
+    async def _sleep_until(self, at_s: float | None) -> None:
+        timeout_s = None if at_s is None else max(0.0, at_s - self._clock.now())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _run(self, run: RequestRun, assignment: Assignment, plan_id: PlanId) -> None:
+        """Carry one assignment from launch to its report, whatever comes of it."""
+        task = assignment.task
+        execution = Execution(
+            assignment, plan_id, self.cluster.placement.version, self._spans, self._clock
+        )
+        try:
+            execution.loaded(await self._loader.prepare(assignment))
+            report = await self._executor.run(assignment)
+        except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
+            execution.failed(error)
+            self._retry_or_fail(run, assignment, error)
+        else:
+            self._dispatcher.observe(assignment, report)
+            timing = execution.finished(report)
+            for ref in run.complete(task, report, timing, self._clock.now()):
+                self._executor.release(ref)
+        finally:
+            self._loader.settle(assignment)
+            self.cluster.teams.release(task.id)
+            self._forget_if_drained(run)
+            self._wake.set()
+
+    def _retry_or_fail(self, run: RequestRun, assignment: Assignment, error: EngineError) -> None:
+        task = assignment.task
+        run.retry(task, self._clock.now())
+        if run.is_over:
+            return
+        log.warning("stage_failed", task=task.id, team=assignment.team, detail=str(error))
+        retryable = not isinstance(error, StageFailedError) or error.retryable
+        if not retryable or task.attempt >= MAX_ATTEMPTS:
+            self._give_up(run, error)
+
+    def _give_up(self, run: RequestRun, error: EngineError) -> None:
+        run.fail(error)
+        for assignment in run.running.values():
+            self._executor.cancel(assignment)
+        self._forget_if_drained(run)
+        self._wake.set()
+
+    def _forget_if_drained(self, run: RequestRun) -> None:
+        if run.drained() and self._requests.pop(run.request.id, None) is not None:
+            for ref in run.progress.abandon():
+                self._executor.release(ref)
+
+    def _adopt(self, placement: Placement | None) -> None:
+        """Take a new placement: metadata only; weights move when idle devices preload them."""
+        if placement is not None:
+            self.cluster.placement = placement
+            self._loader.start_over(self.cluster.configured)
+            log.info("placement_adopted", version=placement.version)
+        for device in self.cluster.memories:
+            if self._loader.wants_preload(device) and device not in self.cluster.teams.busy:
+                preload = TaskId(f"preload/{device}")
+                self.cluster.teams.acquire(preload, (device,), self._clock.now())
+                self._spawn(self._preload(device, preload))
+
+    async def _preload(self, device: DeviceId, holder: TaskId) -> None:
+        try:
+            await self._loader.preload(device)
+        finally:
+            self.cluster.teams.release(holder)
+            self._wake.set()
+
+    def device_ready(self, info: DeviceInfo) -> None:
+        """Open a ledger for a device whose worker came up (called by the executor)."""
+        self.cluster.add(info)
+        self._loader.start_over([info.id])
+        self._wake.set()
+
+    def device_lost(self, device: DeviceId, reason: str) -> None:
+        """Close the ledger of a device whose worker died (called by the executor)."""
+        log.warning("device_lost", device=device, reason=reason)
+        self.cluster.remove(device)
+        self._wake.set()
+
+    def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
+        """Note a finished denoise step (called by the executor)."""
+        del steps
+        run = self._requests.get(RequestId(task.split("/", 1)[0]))
+        if run is not None and task in run.running:
+            run.steps_done[run.running[task].task.node] = step
+
+    def readiness(self) -> tuple[str, ...]:
+        """Return why a request would not succeed now; empty if it would."""
+        if self._closed is not None:
+            return (str(self._closed),)
+        stages = [stage for spec in self.specs.values() for stage in spec.stages]
+        reasons = (self._loader.why_not_servable(stage) for stage in stages)
+        return tuple(reason for reason in reasons if reason is not None)
+
+    def check_integrity(self) -> None:
+        """Raise if any ledger, team or graph contradicts itself."""
+        self.cluster.check_integrity()
+        for run in self._requests.values():
+            run.check_integrity()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        """Stop loudly on a bug: an engine that lost a task of its own must not look healthy."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("engine_crashed", exc_info=error)
+            self._stop(EngineError(f"The engine stopped on an internal error: {error!r}."))
+
+    def _stop(self, reason: EngineError) -> None:
+        self._closed = reason
+        for run in list(self._requests.values()):
+            self._give_up(run, reason)
+
+    async def close(self) -> None:
+        """Fail what is unfinished with `EngineClosedError`, stop the workers; idempotent."""
+        self._stop(EngineClosedError("The engine is shutting down."))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._executor.close()

@@ -1,0 +1,1 @@
+"""One module per diffusers pipeline class: all that differs between families."""

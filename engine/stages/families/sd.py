@@ -1,0 +1,101 @@
+"""Stable Diffusion 1 and 2: UNet with cross-attention and classifier-free guidance.
+
+Follows `StableDiffusionPipeline.__call__` of diffusers 0.42 operation by operation; the safety
+checker is not part of any stage.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from engine.types import GenerationRequest
+
+
+class StableDiffusion:
+    """The three stages of `StableDiffusionPipeline`."""
+
+    def encode(self, pipe: Any, request: GenerationRequest) -> dict[str, Tensor]:
+        """Return prompt embeddings, negative ones too if guidance is on."""
+        prompt, negative = pipe.encode_prompt(
+            request.prompt, pipe.device, 1, request.guidance_scale > 1, request.negative_prompt
+        )
+        embeddings = {"prompt_embeds": prompt}
+        return embeddings if negative is None else embeddings | {"negative_prompt_embeds": negative}
+
+    def begin(
+        self,
+        pipe: Any,
+        request: GenerationRequest,
+        seed: int,
+        inputs: Mapping[str, Tensor],
+    ) -> SdTrajectory:
+        """Draw the noise and fix the timesteps."""
+        return SdTrajectory(pipe, request, seed, inputs)
+
+    def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
+        """Return pixels (1, 3, H, W)."""
+        del request
+        pixels: Tensor = pipe.vae.decode(
+            latents / pipe.vae.config.scaling_factor, return_dict=False
+        )[0]
+        return pixels
+
+
+class SdTrajectory:
+    """One request's latent (1, C, h, w), step and sampler."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        request: GenerationRequest,
+        seed: int,
+        inputs: Mapping[str, Tensor],
+    ) -> None:
+        """Begin at step 0."""
+        self._unet, self._guidance = pipe.unet, request.guidance_scale
+        self._prompt = inputs["prompt_embeds"]  # (B, T, D); B = 2 with guidance
+        if self._guided:
+            self._prompt = torch.cat([inputs["negative_prompt_embeds"], self._prompt])
+        self._scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
+        self._timesteps = retrieve_timesteps(self._scheduler, request.steps, pipe.device)[0]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        cells = (
+            request.shape.height_px // pipe.vae_scale_factor,
+            request.shape.width_px // pipe.vae_scale_factor,
+        )
+        noise = randn_tensor(
+            (1, pipe.unet.config.in_channels, *cells),
+            generator=generator,
+            device=pipe.device,
+            dtype=self._prompt.dtype,
+        )
+        self.latents = noise * self._scheduler.init_noise_sigma
+        takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
+        self._step_extras = {"generator": generator} if takes_generator else {}
+        self.step, self.steps = 0, len(self._timesteps)
+
+    @property
+    def _guided(self) -> bool:
+        return self._guidance > 1
+
+    def advance(self) -> None:
+        """Do one denoise step."""
+        t = self._timesteps[self.step]
+        model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
+        model_input = self._scheduler.scale_model_input(model_input, t)
+        noise = self._unet(model_input, t, encoder_hidden_states=self._prompt, return_dict=False)[0]
+        if self._guided:
+            unconditional, conditional = noise.chunk(2)
+            noise = unconditional + self._guidance * (conditional - unconditional)
+        self.latents = self._scheduler.step(
+            noise, t, self.latents, **self._step_extras, return_dict=False
+        )[0]
+        self.step += 1

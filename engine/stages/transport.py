@@ -1,0 +1,37 @@
+"""Tensors as safetensors files in the hand-off folder: `TensorTransport` between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.errors import StageFailedError
+from engine.handoff import handoff_path
+from engine.types import HandoffRef, NodeId, TaskId
+
+
+class FileTransport:
+    """Writes and reads hand-offs of one worker's device."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Know where hand-offs lie and where tensors should go."""
+        self._folder, self._device = folder, device
+
+    def put(self, node: NodeId, task: TaskId, tensors: Mapping[str, Tensor]) -> HandoffRef:
+        """Write the tensors of a finished node."""
+        path = handoff_path(self._folder, task)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        return HandoffRef(node, str(path), path.stat().st_size)
+
+    def get(self, ref: HandoffRef) -> dict[str, Tensor]:
+        """Read a hand-off onto this device; raises `StageFailedError` if it is gone."""
+        try:
+            tensors: dict[str, Tensor] = load_file(ref.path, device=str(self._device))
+        except FileNotFoundError as error:
+            message = f"Hand-off of node {ref.node} is gone: {ref.path}."
+            raise StageFailedError(message, retryable=False) from error
+        return tensors

@@ -1,0 +1,221 @@
+"""A worker process: loads, runs and unloads stages on one device, strictly in order.
+
+Started by an executor as `python -m engine.worker`; torch begins here. It knows no other worker
+and no policy. It ends when it is told to, or when its standard input ends because the controller
+died.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import structlog
+import torch
+import zmq
+
+from engine.messages import (
+    CancelTask,
+    FromWorker,
+    LoadStage,
+    RunStage,
+    Shutdown,
+    StageLoaded,
+    StageLoadFailed,
+    StageReport,
+    StageUnloaded,
+    StepDone,
+    TaskCancelled,
+    TaskFailed,
+    ToWorker,
+    UnloadStage,
+    WorkerReady,
+)
+from engine.stages.base import CancelledAtStep, Stage
+from engine.stages.registry import load_stage
+from engine.stages.transport import FileTransport
+from engine.types import StageKey, StageTask, TaskId
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """Serves one controller over one socket with one device."""
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], device: torch.device, transport: FileTransport
+    ) -> None:
+        """Begin with no stage loaded."""
+        self._socket, self._device, self._transport = socket, device, transport
+        self._stages: dict[StageKey, Stage] = {}
+        self._inbox: deque[ToWorker] = deque()
+        self._cancelled: set[TaskId] = set()
+        self._decoder = msgspec.msgpack.Decoder(ToWorker)
+
+    def serve(self) -> None:
+        """Report for work, then obey until told to shut down."""
+        self._send(WorkerReady(device_memory_bytes(self._device)))
+        while not isinstance(message := self._next(), Shutdown):
+            match message:
+                case LoadStage():
+                    self._send(self._load(message))
+                case UnloadStage(stage):
+                    self._unload(stage)
+                    self._send(StageUnloaded(stage))
+                case RunStage(task):
+                    self._send(self._run(task))
+                    self._cancelled.discard(task.id)
+
+    def _next(self) -> ToWorker:
+        """Return the next order; cancellations that arrive meanwhile are only noted."""
+        while not self._inbox:
+            self._accept(self._socket.recv())
+        return self._inbox.popleft()
+
+    def _accept(self, payload: bytes) -> None:
+        message = self._decoder.decode(payload)
+        if isinstance(message, CancelTask):
+            self._cancelled.add(message.task)
+        else:
+            self._inbox.append(message)
+
+    def _send(self, message: FromWorker) -> None:
+        self._socket.send(msgspec.msgpack.encode(message))
+
+    def _load(self, order: LoadStage) -> StageLoaded | StageLoadFailed:
+        began = time.perf_counter()
+        try:
+            stage = load_stage(Path(order.folder), order.family, order.stage.kind, self._device)
+        except Exception as error:
+            log.exception("stage_load_failed", stage=str(order.stage))
+            return StageLoadFailed(order.stage, f"Cannot load {order.stage}: {_describe(error)}")
+        self._stages[order.stage] = stage
+        return StageLoaded(order.stage, time.perf_counter() - began)
+
+    def _unload(self, stage: StageKey) -> None:
+        self._stages.pop(stage, None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, task: StageTask) -> StageReport | TaskFailed | TaskCancelled:
+        try:
+            self._stop_if_cancelled(task.id, 0)
+            return self._execute(task)
+        except CancelledAtStep as stop:
+            return TaskCancelled(task.id, stop.steps_done)
+        except torch.OutOfMemoryError as error:
+            self._free_cache()
+            return TaskFailed(task.id, _describe(error), retryable=True)
+        except Exception as error:
+            log.exception("stage_run_failed", task=task.id)
+            return TaskFailed(task.id, _describe(error), retryable=False)
+
+    def _execute(self, task: StageTask) -> StageReport:
+        clock = _Stopwatch(self._device)
+        inputs = {k: v for ref in task.inputs for k, v in self._transport.get(ref).items()}
+        receive_s = clock.lap()
+        steps_done = 0
+
+        def on_step(step: int, steps: int) -> None:
+            nonlocal steps_done
+            steps_done = step
+            self._send(StepDone(task.id, step, steps))
+            self._stop_if_cancelled(task.id, step)
+
+        result = self._stages[task.stage].run(task, inputs, on_step)
+        run_s = clock.lap()
+        output = self._transport.put(task.node, task.id, result.tensors) if result.tensors else None
+        return StageReport(
+            task=task.id,
+            kind=task.stage.kind,
+            receive_s=receive_s,
+            run_s=run_s,
+            send_s=clock.lap(),
+            peak_memory_bytes=clock.peak_memory_bytes(),
+            steps_done=steps_done,
+            output=output,
+            artifact=result.artifact,
+        )
+
+    def _stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
+        while self._socket.poll(0):
+            self._accept(self._socket.recv())
+        if task in self._cancelled:
+            raise CancelledAtStep(steps_done)
+
+    def _free_cache(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Stopwatch:
+    """Laps of the monotonic clock; on CUDA each lap waits for the device's queued work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._base_bytes = torch.cuda.memory_allocated(device)
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        lap_s, self._last = now - self._last, now
+        return lap_s
+
+    def peak_memory_bytes(self) -> int:
+        """Return the most activation bytes allocated at once; 0 where it cannot be measured."""
+        if self._device.type != "cuda":
+            return 0
+        return torch.cuda.max_memory_allocated(self._device) - self._base_bytes
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """Return a GPU's memory, or this machine's for a CPU device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _exit_with_controller() -> NoReturn:
+    sys.stdin.buffer.read()  # ends only when the controller closes the pipe or dies
+    os._exit(0)
+
+
+def main() -> None:
+    """Parse the executor's arguments and serve."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("endpoint", "identity", "device", "handoff-folder"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; we obey stdin
+    threading.Thread(target=_exit_with_controller, daemon=True).start()
+    torch.set_num_threads(args.threads)
+    device = torch.device("cpu" if args.device.startswith("cpu") else args.device)
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, args.identity.encode())
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.connect(args.endpoint)
+    Worker(socket, device, FileTransport(Path(args.handoff_folder), device)).serve()
+    context.destroy(linger=1000)
+
+
+if __name__ == "__main__":
+    main()

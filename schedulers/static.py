@@ -1,0 +1,56 @@
+"""A static placement: made once from the number of devices, never changed.
+
+One device holds everything (the paper's EDC). Two split into encode + decode and diffuse. From
+three on, one encodes, one decodes and all others diffuse, since diffuse dominates the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.pipelines import PipelineSpec
+from engine.types import ClusterView, DeviceId, Placement, StageKey, StageKind
+from observability.snapshot import MonitorSnapshot
+
+_ALL = (StageKind.ENCODE, StageKind.DIFFUSE, StageKind.DECODE)
+
+
+class StaticPlanner:
+    """A `Planner` that places all models alike and then keeps still."""
+
+    def __init__(self, specs: Sequence[PipelineSpec]) -> None:
+        """Place the stages of `specs`."""
+        self._specs = tuple(specs)
+        self._placed = False
+
+    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
+        """Return the placement the first time, None ever after."""
+        del snapshot
+        if self._placed:
+            return None
+        self._placed = True
+        return Placement(
+            version=1,
+            stages={
+                device: frozenset(self._stages(kinds))
+                for device, kinds in split(view.configured).items()
+            },
+        )
+
+    def _stages(self, kinds: Sequence[StageKind]) -> list[StageKey]:
+        return [spec.stage(kind) for spec in self._specs for kind in kinds]
+
+
+def split(devices: Sequence[DeviceId]) -> dict[DeviceId, tuple[StageKind, ...]]:
+    """Return the stage kinds of each device, as the module's docstring tells."""
+    if len(devices) == 1:
+        return {devices[0]: _ALL}
+    if len(devices) == 2:  # noqa: PLR2004 - the three cases are the rule itself
+        return {
+            devices[0]: (StageKind.ENCODE, StageKind.DECODE),
+            devices[1]: (StageKind.DIFFUSE,),
+        }
+    roles: dict[DeviceId, tuple[StageKind, ...]] = dict.fromkeys(devices, (StageKind.DIFFUSE,))
+    roles[devices[0]] = (StageKind.ENCODE,)
+    roles[devices[-1]] = (StageKind.DECODE,)
+    return roles
