@@ -1,0 +1,232 @@
+"""Real worker processes: bit-equality with diffusers, kill -9, cancellation, torn weights."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from engine import (
+    EngineCore,
+    GenerationRequest,
+    ModelId,
+    PipelineSpec,
+    RequestId,
+    Shape,
+    StageFailedError,
+    SystemClock,
+    open_pipeline,
+)
+from engine.executors.local import LocalExecutor
+from engine.types import DeviceId, MediaFormat
+from observability.tracing import StageSpans, build_provider
+from schedulers.cost import CostModel
+from schedulers.edf import EdfDispatcher
+from schedulers.static import StaticPlanner
+
+FAMILIES = ("flux", "sd3", "sd")
+
+
+class RunningEngine:
+    """An engine on real processes, with the handles that tests need."""
+
+    def __init__(self, specs: list[PipelineSpec], devices: int) -> None:
+        self.executor = LocalExecutor(specs, devices=devices, threads=1)
+        self.core = EngineCore(
+            specs,
+            executor=self.executor,
+            dispatcher=EdfDispatcher(CostModel(specs)),
+            planner=StaticPlanner(specs),
+            clock=SystemClock(),
+            spans=StageSpans(build_provider()),
+        )
+        self.steps: asyncio.Event = asyncio.Event()
+        report_step = self.core.task_progressed
+
+        def progressed(task: str, step: int, steps: int) -> None:
+            report_step(task, step, steps)
+            self.steps.set()
+
+        self.core.task_progressed = progressed  # type: ignore[method-assign]
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(60):
+            while self.core.readiness():
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def running_engine(folders: list[Path], devices: int = 3) -> AsyncIterator[RunningEngine]:
+    engine = RunningEngine([open_pipeline(folder) for folder in folders], devices)
+    await engine.core.start()
+    try:
+        await engine.ready()
+        yield engine
+        engine.core.check_integrity()
+        assert engine.executor._handoffs.used_bytes == 0
+        assert list(engine.executor._handoffs.folder.iterdir()) == []
+    finally:
+        await engine.core.close()
+
+
+def request(model: str, **changes: object) -> GenerationRequest:
+    values = {
+        "id": RequestId(f"test-{model}"),
+        "model": ModelId(model),
+        "prompt": "a red circle",
+        "shape": Shape(64, 96),
+        "steps": 4,
+        "guidance_scale": 3.5,
+        "seed": 7,
+        "arrival_s": 0.0,
+        "deadline_s": 1.0,
+    }
+    return GenerationRequest(**(values | changes))
+
+
+def monolithic(folder: Path, seed: int, **arguments: object) -> bytes:
+    """Return the PNG of one plain diffusers call on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        prompt="a red circle",
+        width=64,
+        height=96,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(seed),
+        **arguments,
+    ).images[0]
+    torch.set_num_threads(threads)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def test_three_processes_draw_bit_for_bit_what_one_diffusers_call_draws(
+    model_folder: Callable[[str], Path],
+) -> None:
+    folders = [model_folder(family) for family in FAMILIES]
+    async with running_engine(folders) as engine:
+        for family in FAMILIES:
+            negative = None if family == "flux" else "a blue square"
+            result = await engine.core.generate(request(family, n=2, negative_prompt=negative))
+            devices = {timing.stage: timing.device for timing in result.timeline}
+            assert len(set(devices.values())) == 3
+            extras = {} if family == "flux" else {"negative_prompt": negative}
+            for index, artifact in enumerate(result.artifacts):
+                expected = monolithic(
+                    model_folder(family), seed=7 + index, guidance_scale=3.5, **extras
+                )
+                assert artifact.content == expected, (family, index)
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd"])
+async def test_without_guidance_the_split_is_bit_equal_too(
+    model_folder: Callable[[str], Path], family: str
+) -> None:
+    async with running_engine([model_folder(family)], devices=1) as engine:
+        result = await engine.core.generate(request(family, guidance_scale=1.0))
+    expected = monolithic(model_folder(family), seed=7, guidance_scale=1.0)
+    assert result.artifacts[0].content == expected
+
+
+async def test_each_process_holds_only_the_weights_of_its_stage(
+    model_folder: Callable[[str], Path],
+) -> None:
+    async with running_engine([model_folder("flux")]) as engine:
+        held = [sorted(m.weights) for m in engine.core.cluster.memories.values()]
+        sizes = [m.used_bytes for m in engine.core.cluster.memories.values()]
+    assert [[stage.kind for stage in stages] for stages in sorted(held)] == [
+        ["decode"],
+        ["diffuse"],
+        ["encode"],
+    ]
+    assert all(size > 0 for size in sizes)
+
+
+async def test_a_worker_killed_in_mid_request_is_restarted_and_the_stage_retried(
+    model_folder: Callable[[str], Path],
+) -> None:
+    async with running_engine([model_folder("sd")]) as engine:
+        undisturbed = await engine.core.generate(request("sd", steps=60))
+        engine.steps.clear()
+        work = asyncio.create_task(engine.core.generate(request("sd", steps=60)))
+        await engine.steps.wait()
+        old = engine.executor.process_ids()[DeviceId("cpu:1")]
+        os.kill(old, signal.SIGKILL)
+        result = await asyncio.wait_for(work, 60)
+        await engine.ready()
+        assert engine.executor.process_ids()[DeviceId("cpu:1")] != old
+    assert result.artifacts[0].content == undisturbed.artifacts[0].content
+    assert [t.attempt for t in result.timeline] == [1, 2, 1]
+
+
+async def test_cancelling_stops_the_denoise_loop_within_a_step(
+    model_folder: Callable[[str], Path],
+) -> None:
+    async with running_engine([model_folder("sd")]) as engine:
+        work = asyncio.create_task(engine.core.generate(request("sd", steps=200)))
+        await engine.steps.wait()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        async with asyncio.timeout(5):
+            while engine.core.cluster.teams.busy:
+                await asyncio.sleep(0.01)
+        done = await engine.core.generate(request("sd", id=RequestId("next")))
+        assert len(done.artifacts) == 1
+
+
+@pytest.mark.parametrize("media", list(MediaFormat))
+async def test_every_format_is_written_at_the_exact_size(
+    model_folder: Callable[[str], Path], media: MediaFormat
+) -> None:
+    async with running_engine([model_folder("sd3")], devices=1) as engine:
+        result = await engine.core.generate(
+            request("sd3", shape=Shape(96, 64), media=media, compression=80)
+        )
+    image = Image.open(io.BytesIO(result.artifacts[0].content))
+    assert (image.size, image.format) == ((96, 64), media.value.upper())
+
+
+async def test_torn_weights_fail_the_request_and_leave_other_models_alone(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn"
+    copytree(model_folder("sd"), torn)
+    engine = RunningEngine([open_pipeline(torn), open_pipeline(model_folder("sd3"))], devices=1)
+    weights = torn / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    await engine.core.start()
+    try:
+        with pytest.raises(StageFailedError, match="Cannot load torn/diffuse"):
+            await engine.core.generate(request("torn"))
+        fine = await engine.core.generate(request("sd3"))
+        assert len(fine.artifacts) == 1
+        assert any("torn/diffuse" in reason for reason in engine.core.readiness())
+    finally:
+        await engine.core.close()
+
+
+async def test_closing_leaves_no_process_and_no_file(model_folder: Callable[[str], Path]) -> None:
+    engine = RunningEngine([open_pipeline(model_folder("sd"))], devices=2)
+    await engine.core.start()
+    await engine.ready()
+    pids, folder = engine.executor.process_ids(), engine.executor._handoffs.folder
+    await engine.core.close()
+    assert not folder.exists()
+    for pid in pids.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

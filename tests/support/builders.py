@@ -1,0 +1,56 @@
+"""Small valid values for tests: specs, requests, devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.pipelines import Limits, PipelineSpec
+from engine.types import (
+    DeviceId,
+    DeviceInfo,
+    GenerationRequest,
+    ModelId,
+    RequestId,
+    Shape,
+    StageKind,
+)
+
+MIB = 1 << 20
+MODEL = ModelId("tiny")
+
+
+def a_spec(model: str = MODEL, **changes: Any) -> PipelineSpec:
+    values: dict[str, Any] = {
+        "id": ModelId(model),
+        "folder": "nowhere",
+        "family": "sd3",
+        "weight_bytes": dict.fromkeys(StageKind, 100 * MIB),
+        "size_multiple_px": 16,
+        "max_side_px": 1024,
+        "default_shape": Shape(64, 64),
+        "default_steps": 4,
+        "default_guidance": 4.0,
+        "uses_negative_prompt": True,
+        "limits": Limits(max_pixels=512 * 512),
+        "created_s": 1_700_000_000,
+    }
+    return PipelineSpec(**(values | changes))
+
+
+def a_request(request_id: str = "r1", **changes: Any) -> GenerationRequest:
+    values: dict[str, Any] = {
+        "id": RequestId(request_id),
+        "model": MODEL,
+        "prompt": "a red circle",
+        "shape": Shape(64, 64),
+        "steps": 4,
+        "guidance_scale": 4.0,
+        "seed": 7,
+        "arrival_s": 0.0,
+        "deadline_s": 100.0,
+    }
+    return GenerationRequest(**(values | changes))
+
+
+def devices(count: int, memory_bytes: int = 1024 * MIB) -> list[DeviceInfo]:
+    return [DeviceInfo(DeviceId(f"fake:{i}"), "node", memory_bytes) for i in range(count)]

@@ -1,0 +1,56 @@
+"""The real core loop on a virtual clock with the fake executor, ready to be driven by a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from engine.core import EngineCore
+from engine.executors.fake import FakeExecutor
+from engine.pipelines import PipelineSpec
+from engine.types import DeviceInfo, StageKey, StageKind, StageTask
+from observability.monitor import StageMonitor
+from observability.tracing import StageSpans, build_provider
+from schedulers.cost import CostModel
+from schedulers.edf import EdfDispatcher
+from schedulers.sim.clock import VirtualClock
+from schedulers.static import StaticPlanner
+from tests.support.builders import a_spec, devices
+
+STAGE_SECONDS = {StageKind.ENCODE: 1.0, StageKind.DIFFUSE: 10.0, StageKind.DECODE: 2.0}
+
+
+@dataclass
+class SimulatedEngine:
+    core: EngineCore
+    executor: FakeExecutor
+    spans: InMemorySpanExporter
+    monitor: StageMonitor
+
+
+def simulated_engine(
+    infos: Sequence[DeviceInfo] | None = None,
+    *,
+    specs: Sequence[PipelineSpec] | None = None,
+    duration_s: Callable[[StageTask], float] = lambda task: STAGE_SECONDS[task.stage.kind],
+    load_s: Callable[[StageKey], float] = lambda _stage: 0.0,
+    max_requests: int = 64,
+) -> SimulatedEngine:
+    specs = specs or [a_spec()]
+    clock, exporter, monitor = VirtualClock(), InMemorySpanExporter(), StageMonitor(window_s=1000)
+    executor = FakeExecutor(infos or devices(3), clock=clock, duration_s=duration_s, load_s=load_s)
+    provider = build_provider(processors=[SimpleSpanProcessor(exporter), monitor])
+    core = EngineCore(
+        specs,
+        executor=executor,
+        dispatcher=EdfDispatcher(CostModel(specs)),
+        planner=StaticPlanner(specs),
+        clock=clock,
+        spans=StageSpans(provider),
+        monitor=monitor,
+        max_requests=max_requests,
+    )
+    return SimulatedEngine(core, executor, exporter, monitor)
