@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -54,16 +53,24 @@ def build_provider(
     for processor in processors:
         provider.add_span_processor(processor)
     if trace_file is not None:
-        provider.add_span_processor(SimpleSpanProcessor(_file_exporter(trace_file)))
+        provider.add_span_processor(SimpleSpanProcessor(_FileExporter(trace_file)))
     if _otlp_endpoint_is_set():
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
 
-def _file_exporter(path: Path) -> ConsoleSpanExporter:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    out: TextIO = path.open("a", encoding="utf-8")
-    return ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\n")
+class _FileExporter(ConsoleSpanExporter):
+    """Appends one JSON line per span and closes the file when the provider shuts down."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            out=path.open("a", encoding="utf-8"),
+            formatter=lambda span: span.to_json(indent=None) + "\n",
+        )
+
+    def shutdown(self) -> None:
+        self.out.close()
 
 
 def _otlp_endpoint_is_set() -> bool:

@@ -1,0 +1,68 @@
+"""The hand-off folder: accounting, deletion, and sweeping after a killed controller."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import LedgerError
+from engine.handoff import HandoffStore, handoff_path, sweep_stale
+from engine.types import HandoffRef, NodeId, TaskId
+
+
+def written(store: HandoffStore, task: str) -> HandoffRef:
+    path = handoff_path(store.folder, TaskId(task))
+    path.write_bytes(b"12345")
+    return HandoffRef(NodeId("encode"), str(path), 5)
+
+
+def test_a_hand_off_is_deleted_when_released_and_only_once(tmp_path: Path) -> None:
+    store = HandoffStore(tmp_path)
+    ref = written(store, "r/encode/1")
+    store.adopt(ref)
+    store.check_integrity()
+    assert store.used_bytes == 5
+    store.release(ref)
+    assert not Path(ref.path).exists()
+    with pytest.raises(LedgerError, match="released twice"):
+        store.release(ref)
+
+
+def test_a_lost_file_is_noticed_by_the_audit(tmp_path: Path) -> None:
+    store = HandoffStore(tmp_path)
+    ref = written(store, "r/encode/1")
+    store.adopt(ref)
+    Path(ref.path).unlink()
+    with pytest.raises(LedgerError, match="should have 5 bytes"):
+        store.check_integrity()
+
+
+def test_hostile_ids_cannot_leave_the_folder(tmp_path: Path) -> None:
+    store = HandoffStore(tmp_path)
+    path = handoff_path(store.folder, TaskId("../../etc/passwd/x/1"))
+    assert path.parent == store.folder
+
+
+def test_closing_deletes_everything(tmp_path: Path) -> None:
+    store = HandoffStore(tmp_path)
+    store.adopt(written(store, "a"))
+    store.close()
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_dead_controllers_are_swept_and_those_of_living_ones_kept(
+    tmp_path: Path,
+) -> None:
+    probe = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    dead = tmp_path / f"trident-handoff-{probe.stdout.strip()}-x"
+    dead.mkdir()
+    living = HandoffStore(tmp_path)
+    sweep_stale(tmp_path)
+    assert list(tmp_path.iterdir()) == [living.folder]

@@ -1,0 +1,93 @@
+"""Traces that continue across processes, and a monitor that no sampling can blind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import format_trace_id
+
+from observability import semconv
+from observability.monitor import StageMonitor
+from observability.tracing import StageSpans, build_provider, context_of, traceparent_of
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+KEYS = {semconv.ATTR_MODEL: "m", semconv.ATTR_STAGE: "diffuse", semconv.ATTR_SHAPE: "64x64"}
+
+
+def run_stage(spans: StageSpans, start_s: float, end_s: float, *, fails: bool = False) -> None:
+    span = spans.start("diffuse", TRACEPARENT, start_s, KEYS)
+    if fails:
+        spans.fail(span, end_s, "worker_lost", "gone")
+    else:
+        spans.end(span, end_s, {})
+
+
+def test_a_stage_span_continues_the_stored_trace() -> None:
+    exporter = InMemorySpanExporter()
+    spans = StageSpans(build_provider(processors=[SimpleSpanProcessor(exporter)]))
+    run_stage(spans, 10.0, 12.5)
+    [span] = exporter.get_finished_spans()
+    assert format_trace_id(span.context.trace_id) == TRACEPARENT.split("-")[1]
+    assert (span.start_time, span.end_time) == (10_000_000_000, 12_500_000_000)
+
+
+def test_a_traceparent_survives_the_round_trip() -> None:
+    tracer = build_provider().get_tracer("t")
+    with tracer.start_as_current_span("outer", context=context_of(TRACEPARENT)) as span:
+        again = traceparent_of(span)
+    assert again is not None
+    assert again.split("-")[1] == TRACEPARENT.split("-")[1]
+
+
+@pytest.mark.parametrize("nonsense", [None, "", "00-zz-zz-01", "x" * 600])
+def test_a_malformed_traceparent_begins_a_new_trace(nonsense: str | None) -> None:
+    assert context_of(nonsense) == {}
+
+
+def test_the_monitor_sees_every_span_when_the_exporter_samples_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    monitor = StageMonitor(window_s=100)
+    spans = StageSpans(build_provider(processors=[monitor]))
+    for second in range(5):
+        run_stage(spans, second, second + 2.0, fails=second == 0)
+    spans.start("diffuse", TRACEPARENT, 5.0, KEYS)
+    [window] = monitor.snapshot(10.0).classes.values()
+    assert (window.started, window.finished, window.failed, window.in_flight) == (6, 5, 1, 1)
+    assert window.mean_service_s == pytest.approx(2.0)
+    assert window.arrivals_per_s == pytest.approx(0.06)
+
+
+def test_the_window_forgets_what_is_old_but_not_what_still_runs() -> None:
+    monitor = StageMonitor(window_s=10)
+    spans = StageSpans(build_provider(processors=[monitor]))
+    run_stage(spans, 0.0, 1.0)
+    spans.start("diffuse", TRACEPARENT, 2.0, KEYS)
+    [window] = monitor.snapshot(100.0).classes.values()
+    assert (window.started, window.finished, window.in_flight) == (0, 0, 1)
+
+
+def test_a_monitor_that_never_saw_a_span_says_that_it_is_blind() -> None:
+    assert StageMonitor().snapshot(1.0).blind
+
+
+def test_events_dropped_under_pressure_are_counted() -> None:
+    monitor = StageMonitor(window_s=1000, max_events=10)
+    spans = StageSpans(build_provider(processors=[monitor]))
+    for second in range(20):
+        run_stage(spans, second, second + 1.0)
+    assert monitor.snapshot(30.0).dropped_events == 30
+
+
+def test_the_trace_file_holds_one_json_span_per_line(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "traces.jsonl"
+    provider = build_provider(trace_file=file)
+    run_stage(StageSpans(provider), 1.0, 2.0)
+    provider.shutdown()
+    [line] = file.read_text().splitlines()
+    assert json.loads(line)["attributes"][semconv.ATTR_MODEL] == "m"
