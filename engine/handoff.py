@@ -1,8 +1,8 @@
 """The folder in shared memory where stages leave tensors for each other, and who may delete them.
 
 Torch-free: the controller accounts and deletes; workers write and read through
-`engine.stages.transport`. The folder carries its owner's process id, so that a later start can
-sweep what a killed controller left behind.
+`engine.stages.transport`. The folder lies in a private one that carries its owner's process id, so
+that a later start can sweep what a killed controller left behind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.types import HandoffRef, TaskId
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
 _LEAST_FREE_BYTES = 256 << 20  # containers often get 64 MiB, too little for latents of videos
-_PREFIX = "trident-handoff-"
+_PREFIX = "trident-"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -34,11 +34,10 @@ class HandoffStore:
         folder: where workers write; readable by this user only.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        """Make an empty folder under `root` (default: shared memory, or the temp folder)."""
-        root = root or _roomiest_root()
-        sweep_stale(root)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+    def __init__(self, folder: Path) -> None:
+        """Make the folder."""
+        self.folder = folder
+        self.folder.mkdir(mode=0o700)
         self._alive: dict[str, int] = {}
 
     @property
@@ -75,6 +74,13 @@ class HandoffStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def private_folder(root: Path | None = None) -> Path:
+    """Make a folder for this process alone under `root`, by default in shared memory."""
+    root = root or _roomiest_root()
+    sweep_stale(root)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+
+
 def _roomiest_root() -> Path:
     usable = os.access(_SHARED_MEMORY, os.W_OK)
     if usable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_FREE_BYTES:
@@ -83,7 +89,7 @@ def _roomiest_root() -> Path:
 
 
 def sweep_stale(root: Path) -> None:
-    """Delete hand-off folders under `root` whose controller process is gone."""
+    """Delete private folders under `root` whose process is gone."""
     for folder in root.glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX).split("-", 1)[0]
         if pid.isdecimal() and not _is_running(int(pid)):

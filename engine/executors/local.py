@@ -11,9 +11,7 @@ import asyncio
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -23,7 +21,7 @@ import zmq.asyncio
 
 from engine.errors import RequestCancelledError, StageFailedError, WorkerLostError
 from engine.executors.mailbox import Mailbox
-from engine.handoff import HandoffStore
+from engine.handoff import HandoffStore, private_folder
 from engine.messages import (
     CancelTask,
     FromWorker,
@@ -65,7 +63,7 @@ class LocalExecutor:
     Args:
         specs: the models whose stages may be loaded.
         devices: number of worker processes; on CUDA, worker i uses GPU i.
-        memory_bytes: what each device may hold; None: what the worker finds.
+        memory_bytes: what each device may hold; None: a GPU's memory, or a CPU device's share.
         threads: CPU threads of each worker; None: an equal share of the cores.
     """
 
@@ -83,15 +81,15 @@ class LocalExecutor:
         self._slots = {
             f"{device_kind}:{i}": _Slot(DeviceId(f"{device_kind}:{i}")) for i in range(devices)
         }
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._device_kind = memory_bytes, device_kind
         self._threads = threads or max(1, (os.cpu_count() or 1) // devices)
         self._decoder = msgspec.msgpack.Decoder(FromWorker)
         self._listener: DeviceListener | None = None
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._folder = Path(tempfile.mkdtemp(prefix="trident-"))
+        self._folder = private_folder()
         self._endpoint = f"ipc://{self._folder}/engine.sock"
-        self._handoffs = HandoffStore()
+        self._handoffs = HandoffStore(self._folder / "handoff")
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -169,8 +167,8 @@ class LocalExecutor:
         match message:
             case WorkerReady(memory_bytes):
                 slot.is_ready = True
-                memory_bytes = self._memory_bytes or memory_bytes
-                self._tell().device_ready(DeviceInfo(slot.device, NODE, memory_bytes))
+                info = DeviceInfo(slot.device, NODE, self._share_of(memory_bytes))
+                self._tell().device_ready(info)
             case StepDone(task, step, steps):
                 self._tell().task_progressed(task, step, steps)
             case StageReport(task=task):
@@ -186,6 +184,12 @@ class LocalExecutor:
                 slot.mailbox.refuse(f"load {stage}", StageFailedError(error, retryable=False))
             case StageUnloaded(stage):
                 slot.mailbox.deliver(f"unload {stage}", message)
+
+    def _share_of(self, found_bytes: int) -> int:
+        """Return what a device may hold: CPU devices share the machine's memory equally."""
+        if self._memory_bytes is not None:
+            return self._memory_bytes
+        return found_bytes if self._device_kind == "cuda" else found_bytes // len(self._slots)
 
     def _tell(self) -> DeviceListener:
         assert self._listener is not None  # messages arrive only after start

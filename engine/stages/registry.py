@@ -44,6 +44,7 @@ def dtype_for(device_kind: str) -> torch.dtype:
 
 
 def _load_components(folder: Path, family: Family, kind: StageKind, device: torch.device) -> Any:
+    diffusers.utils.logging.disable_progress_bar()
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     mine = family.components[kind]
     others = {

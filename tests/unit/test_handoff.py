@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import LedgerError
-from engine.handoff import HandoffStore, handoff_path, sweep_stale
+from engine.handoff import HandoffStore, handoff_path, private_folder, sweep_stale
 from engine.types import HandoffRef, NodeId, TaskId
 
 
@@ -20,7 +20,7 @@ def written(store: HandoffStore, task: str) -> HandoffRef:
 
 
 def test_a_hand_off_is_deleted_when_released_and_only_once(tmp_path: Path) -> None:
-    store = HandoffStore(tmp_path)
+    store = HandoffStore(tmp_path / "handoff")
     ref = written(store, "r/encode/1")
     store.adopt(ref)
     store.check_integrity()
@@ -32,7 +32,7 @@ def test_a_hand_off_is_deleted_when_released_and_only_once(tmp_path: Path) -> No
 
 
 def test_a_lost_file_is_noticed_by_the_audit(tmp_path: Path) -> None:
-    store = HandoffStore(tmp_path)
+    store = HandoffStore(tmp_path / "handoff")
     ref = written(store, "r/encode/1")
     store.adopt(ref)
     Path(ref.path).unlink()
@@ -41,13 +41,13 @@ def test_a_lost_file_is_noticed_by_the_audit(tmp_path: Path) -> None:
 
 
 def test_hostile_ids_cannot_leave_the_folder(tmp_path: Path) -> None:
-    store = HandoffStore(tmp_path)
+    store = HandoffStore(tmp_path / "handoff")
     path = handoff_path(store.folder, TaskId("../../etc/passwd/x/1"))
     assert path.parent == store.folder
 
 
 def test_closing_deletes_everything(tmp_path: Path) -> None:
-    store = HandoffStore(tmp_path)
+    store = HandoffStore(tmp_path / "handoff")
     store.adopt(written(store, "a"))
     store.close()
     store.close()
@@ -61,8 +61,8 @@ def test_folders_of_dead_controllers_are_swept_and_those_of_living_ones_kept(
         [sys.executable, "-c", "import os; print(os.getpid())"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    dead = tmp_path / f"trident-handoff-{probe.stdout.strip()}-x"
+    dead = tmp_path / f"trident-{probe.stdout.strip()}-x"
     dead.mkdir()
-    living = HandoffStore(tmp_path)
+    living = private_folder(tmp_path)
     sweep_stale(tmp_path)
-    assert list(tmp_path.iterdir()) == [living.folder]
+    assert list(tmp_path.iterdir()) == [living]
