@@ -52,7 +52,7 @@ class Execution:
             semconv.ATTR_STAGE: task.stage.kind.value,
             semconv.ATTR_SHAPE: str(task.request.shape),
             semconv.ATTR_STEPS: task.request.steps,
-            semconv.ATTR_REQUEST_ID: task.request.id,
+            semconv.ATTR_JOB_ID: task.request.id,
             semconv.ATTR_TENANT: task.request.tenant,
             semconv.ATTR_NODE: task.node,
             semconv.ATTR_ATTEMPT: task.attempt,

@@ -138,8 +138,7 @@ def open_pipeline(
     family = _family_of(folder, index)
     configs = _component_configs(folder, index)
     card = _serving_card(folder)
-    multiple = family.size_multiple_px(configs)
-    max_side = family.max_side_px(configs)
+    multiple, max_side = _size_rules(folder, family, configs)
     return PipelineSpec(
         id=ModelId(model_id or folder.resolve().name),
         folder=str(folder.resolve()),
@@ -160,6 +159,19 @@ def open_pipeline(
         created_s=int((folder / "model_index.json").stat().st_mtime),
         description=card.description,
     )
+
+
+def _size_rules(
+    folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]
+) -> tuple[int, int | None]:
+    try:
+        return family.size_multiple_px(configs), family.max_side_px(configs)
+    except (KeyError, TypeError, ValueError) as error:
+        message = (
+            f"{folder} is no complete {family.pipeline_class}: {error} is missing or malformed in "
+            "model_index.json or a component's config.json."
+        )
+        raise PipelineError(message) from error
 
 
 def _first(value: float | None, default: float) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -193,7 +192,7 @@ def device_memory_bytes(device: torch.device) -> int:
 
 
 def _exit_with_controller() -> NoReturn:
-    sys.stdin.buffer.read()  # ends only when the controller closes the pipe or dies
+    os.read(0, 1)  # ends only when the controller closes the pipe or dies
     os._exit(0)
 
 

@@ -275,9 +275,7 @@ def test_each_stage_gets_one_span_with_its_waits_and_device() -> None:
         return sim
 
     sim = run_virtual(scenario())
-    spans = [
-        s for s in sim.spans.get_finished_spans() if s.attributes[semconv.ATTR_REQUEST_ID] == "r2"
-    ]
+    spans = [s for s in sim.spans.get_finished_spans() if s.attributes[semconv.ATTR_JOB_ID] == "r2"]
     assert [s.name for s in spans] == ["stage encode", "stage diffuse", "stage decode"]
     encode = spans[0].attributes
     assert encode[semconv.ATTR_QUEUE_WAIT_S] == pytest.approx(13.0)

@@ -75,6 +75,8 @@ def test_trident_json_sets_defaults_and_limits(sd3_folder: Path) -> None:
             '{"_class_name": "WanPipeline"}',
             "'WanPipeline', which is not served",
         ),
+        ("model_index.json", '{"_class_name": "StableDiffusion3Pipeline"}', "'vae' is missing"),
+        ("transformer/config.json", "{}", "'patch_size' is missing"),
         ("vae/config.json", None, "is missing"),
         ("trident.json", '{"defaults": {"steps": "many"}}', "trident.json is malformed"),
         ("vae/model.safetensors", "short", "not a readable safetensors file"),

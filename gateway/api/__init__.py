@@ -1,0 +1,1 @@
+"""Routes. Handlers translate, call one service and answer; nothing else."""

@@ -1,0 +1,58 @@
+"""`POST /v1/images/generations`: a job like any other, with a caller who waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Controller, Request, Response, post
+from litestar.di import NamedDependency, Provide
+from litestar.types import Receive
+from opentelemetry import trace
+
+from gateway.api.base_url import BaseUrl
+from gateway.api.body import json_body, takes
+from gateway.images import ImageService
+from gateway.request_id import request_id_of
+from gateway.schemas.images import ImageGenerationBody, ImagesResponse
+from gateway.translate import images_response, server_timing
+from observability.tracing import traceparent_of
+
+
+async def disconnect(receive: Receive) -> None:
+    """Return when the client has closed the connection; the body must have been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class ImageController(Controller):
+    """Images."""
+
+    path = "/images"
+    tags = ("images",)
+
+    @post(
+        "/generations",
+        status_code=200,
+        operation_class=takes(ImageGenerationBody),
+        dependencies={"wanted": Provide(json_body(ImageGenerationBody))},
+    )
+    async def generate(
+        self,
+        request: Request[Any, Any, Any],
+        wanted: NamedDependency[ImageGenerationBody],
+        images: NamedDependency[ImageService],
+        base_url: NamedDependency[BaseUrl],
+    ) -> Response[ImagesResponse]:
+        """Create images from a prompt."""
+        job = await images.admit(
+            wanted,
+            request.user,
+            request_id=request_id_of(request.scope),
+            traceparent=traceparent_of(trace.get_current_span()),
+        )
+        job = await images.follow(job, caller_left=disconnect(request.receive))
+        as_links = wanted.response_format == "url"
+        data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)
+        return Response(
+            images_response(job, wanted, data), headers={"server-timing": server_timing(job)}
+        )

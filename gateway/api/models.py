@@ -1,0 +1,40 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from engine import ModelId, PipelineSpec
+from gateway.engine_client import EngineClient
+from gateway.errors import ModelNotFoundError
+from gateway.schemas.models import Model, ModelList
+from observability.semconv import SERVICE_NAME
+
+
+def _model_of(spec: PipelineSpec) -> Model:
+    return Model(id=spec.id, created=spec.created_s, owned_by=SERVICE_NAME)
+
+
+class ModelController(Controller):
+    """The models that are served."""
+
+    path = "/models"
+    tags = ("models",)
+
+    @get()
+    async def list_models(self, engine: NamedDependency[EngineClient]) -> ModelList:
+        """List all models."""
+        return ModelList(data=tuple(_model_of(spec) for spec in engine.specs.values()))
+
+    @get("/{model_id:path}")
+    async def get_model(
+        self, model_id: FromPath[str], engine: NamedDependency[EngineClient]
+    ) -> Model:
+        """Return one model; its id may hold slashes."""
+        name = model_id.removeprefix("/")
+        spec = engine.specs.get(ModelId(name))
+        if spec is None:
+            raise ModelNotFoundError(name)
+        return _model_of(spec)

@@ -1,0 +1,199 @@
+"""Composition root of the API process: settings in, Litestar app out.
+
+The embedded runner is started here as well; it shares nothing with the routes but the job table,
+the artifact store and the events port.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import msgspec
+from litestar import Litestar, Router
+from litestar.di import Provide
+from uuid_utils.compat import uuid7
+
+from engine import SystemClock
+from gateway import http
+from gateway.api.base_url import BaseUrl
+from gateway.api.files import FileController
+from gateway.api.health import HealthController, Probes
+from gateway.api.images import ImageController
+from gateway.api.models import ModelController
+from gateway.artifacts import ArtifactService
+from gateway.auth.authenticate import Authenticate
+from gateway.db.session import Database, sqlite_url
+from gateway.errors import EXCEPTION_HANDLERS
+from gateway.images import ImageService, Terms
+from gateway.jobs.events import InProcessEvents
+from gateway.jobs.leases import JobLeases
+from gateway.jobs.run import Runner
+from gateway.jobs.service import JobService
+from gateway.jobs.store import JobStore
+from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
+from gateway.runner import Telemetry, embedded_engine
+from gateway.settings import Settings
+from gateway.stopping import on_stop_signal
+from gateway.storage.blobs import BlobStore
+from gateway.storage.signing import Signer
+from observability.logging import configure_logging
+from observability.monitor import StageMonitor
+from observability.semconv import GATEWAY_SCOPE, SERVICE_NAME
+from observability.tracing import build_provider
+
+if TYPE_CHECKING:
+    from engine.ports import Clock
+    from gateway.engine_client import EngineClient
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything with a life of its own, made once and handed to the routes."""
+
+    database: Database
+    engine: EngineClient
+    jobs: JobService
+    blobs: BlobStore
+    artifacts: ArtifactService
+    images: ImageService
+    runner: Runner
+    telemetry: Telemetry
+
+
+def create_app(
+    settings: Settings,
+    *,
+    engine: EngineClient | None = None,
+    clock: Clock | None = None,
+    owns_process: bool = False,
+) -> Litestar:
+    """Build the app.
+
+    Args:
+        settings: what the operator wants.
+        engine: replaces the embedded one in tests.
+        clock: replaces the real one in tests.
+        owns_process: whether stop signals to this process are meant for the app.
+
+    Raises:
+        PipelineError: a model folder cannot be served.
+    """
+    parts = _build(settings, engine, clock or SystemClock())
+    v1 = Router(
+        "/v1",
+        route_handlers=[ImageController, ModelController, FileController],
+        guards=[Authenticate(settings.keys)],
+    )
+    return Litestar(
+        route_handlers=[v1, HealthController, http.openapi_document],
+        dependencies=_dependencies(settings, parts),
+        middleware=[RequestLog(), RouteSpan(), DrainBody()],
+        before_send=[stamp],
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=[_lifespan(parts, owns_process=owns_process)],
+        plugins=[http.server_spans(parts.telemetry.provider)],
+        cors_config=http.cors(settings.cors_origins),
+        openapi_config=http.openapi(version(SERVICE_NAME)),
+        request_max_body_size=http.MAX_JSON_BYTES,
+        logging_config=None,
+    )
+
+
+def create_app_from_env() -> Litestar:
+    """Build the app of a server process; granian calls this in its worker."""
+    settings = Settings.from_env()
+    configure_logging(settings.log_format)
+    return create_app(settings, owns_process=True)
+
+
+def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Parts:
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    monitor = StageMonitor()
+    provider = build_provider(trace_file=settings.trace_file, processors=(monitor,))
+    telemetry = Telemetry(provider, monitor)
+    engine = engine or embedded_engine(settings, telemetry)
+    database = Database(sqlite_url(settings.data_dir))
+    store, events = JobStore(database), InProcessEvents()
+    blobs = BlobStore.in_folder(settings.data_dir / "artifacts")
+    signer = Signer.from_file(settings.data_dir / "signing.key")
+    artifacts = ArtifactService(store, blobs, signer, clock, url_ttl_s=settings.url_ttl_s)
+    jobs = JobService(store, events, clock, queue_limit=settings.queue_limit)
+    images = ImageService(
+        engine=engine,
+        jobs=jobs,
+        artifacts=artifacts,
+        clock=clock,
+        terms=Terms(request_timeout_s=settings.request_timeout_s, slo_scale=settings.slo_scale),
+    )
+    runner = Runner(
+        engine=engine,
+        leases=JobLeases(database, owner=_owner()),
+        events=events,
+        blobs=blobs,
+        clock=clock,
+        tracer=provider.get_tracer(GATEWAY_SCOPE),
+        max_concurrent=settings.max_concurrent,
+    )
+    return Parts(
+        database=database,
+        engine=engine,
+        jobs=jobs,
+        blobs=blobs,
+        artifacts=artifacts,
+        images=images,
+        runner=runner,
+        telemetry=telemetry,
+    )
+
+
+def _owner() -> str:
+    """Return a name that no earlier process had: in containers host and pid are always the same."""
+    return f"{socket.gethostname()[:24]}:{uuid7().hex}"
+
+
+def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
+    probes = Probes(
+        reasons=(parts.runner.readiness,),
+        writable=(
+            ("job database", parts.database.check_writable),
+            ("artifact store", parts.blobs.check_writable),
+        ),
+    )
+    values: dict[str, object] = {
+        "engine": parts.engine,
+        "artifacts": parts.artifacts,
+        "images": parts.images,
+        "base_url": BaseUrl(settings.public_base_url),
+        "probes": probes,
+    }
+    return {name: _constant(value) for name, value in values.items()}
+
+
+def _constant(value: object) -> Provide:
+    def provide() -> object:
+        return value
+
+    return Provide(provide, sync_to_thread=False)
+
+
+def _lifespan(
+    parts: Parts, *, owns_process: bool
+) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        """Start in this order, stop in the opposite one."""
+        async with AsyncExitStack() as stack:
+            stack.callback(parts.telemetry.provider.shutdown)
+            stack.push_async_callback(parts.database.close)
+            await parts.database.open()
+            stack.push_async_callback(parts.runner.close)
+            parts.runner.start()
+            if owns_process:
+                stack.enter_context(on_stop_signal(parts.jobs.close))
+            stack.callback(parts.jobs.close)
+            yield
+
+    return lifespan

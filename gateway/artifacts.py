@@ -1,0 +1,74 @@
+"""Finished images on their way to the caller: as bytes, or as links that need no key and expire."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import ForbiddenError, MissingError
+from gateway.storage.blobs import BlobMissingError
+from gateway.storage.signing import Verdict
+
+if TYPE_CHECKING:
+    from engine.ports import Clock
+    from gateway.jobs.record import ArtifactId, StoredArtifact
+    from gateway.jobs.store import JobStore
+    from gateway.storage.blobs import BlobStore
+    from gateway.storage.signing import SignedLink, Signer
+
+_REFUSALS: Final = {
+    Verdict.FORGED: "This link is not valid; use the url of an answer exactly as it was given.",
+    Verdict.EXPIRED: "This link has expired; generate the image again.",
+}
+
+
+class ArtifactService:
+    """Reads artifacts, and signs and checks links to them."""
+
+    def __init__(
+        self, store: JobStore, blobs: BlobStore, signer: Signer, clock: Clock, *, url_ttl_s: int
+    ) -> None:
+        """Let links live for `url_ttl_s` seconds."""
+        self._store = store
+        self._blobs = blobs
+        self._signer = signer
+        self._clock = clock
+        self._url_ttl_s = url_ttl_s
+
+    def link(self, artifact: StoredArtifact) -> SignedLink:
+        """Return a fresh link."""
+        expires_s = int(self._clock.now()) + self._url_ttl_s
+        return self._signer.sign(artifact.id, expires_s=expires_s)
+
+    async def follow(self, link: SignedLink) -> StoredArtifact:
+        """Return what a link leads to; the signature is the authorisation.
+
+        Raises:
+            ForbiddenError: the link is forged or too old.
+            MissingError: the artifact is gone.
+        """
+        verdict = self._signer.check(link, now_s=self._clock.now())
+        if verdict is not Verdict.VALID:
+            raise ForbiddenError(_REFUSALS[verdict], code=f"link_{verdict.name.lower()}")
+        artifact = await self._store.artifact(link.artifact)
+        if artifact is None:
+            raise _missing(link.artifact)
+        return artifact
+
+    async def content(self, artifact: StoredArtifact) -> bytes:
+        """Return an artifact's bytes.
+
+        Raises:
+            MissingError: somebody removed them.
+        """
+        try:
+            return await self._blobs.get(artifact.blob)
+        except BlobMissingError as error:
+            raise _missing(artifact.id) from error
+
+    def seconds_left(self, link: SignedLink) -> int:
+        """Return how long a valid link will stay valid."""
+        return max(0, link.expires_s - int(self._clock.now()))
+
+
+def _missing(artifact: ArtifactId) -> MissingError:
+    return MissingError(f"No such file: {artifact}. It may have been removed.")

@@ -1,0 +1,173 @@
+"""The `trident` command: serve models, make a model folder to try things with.
+
+Flags of `serve` become `TRIDENT_*` variables, because the server process that granian starts
+builds its own settings from them. Everything that can be wrong is found out before that.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from granian import Granian
+from granian.constants import Interfaces
+from granian.log import LogLevels
+
+from engine import PipelineError
+from gateway.runner import open_models
+from gateway.settings import Settings, SettingsError
+from observability.logging import configure_logging, granian_log_config
+
+if TYPE_CHECKING:
+    from engine import PipelineSpec
+
+BUNDLED: Final = "shapes"
+_STOP_WITHIN_S: Final = 15
+_INSTALL_HINT: Final = "pip install 'tridentserve[engine]'"
+
+
+class RefusalError(click.ClickException):
+    """Something the user can mend: one sentence, exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+@click.group()
+@click.version_option(package_name="tridentserve")
+def main() -> None:
+    """Serve diffusion models behind an OpenAI-compatible API."""
+
+
+@main.command()
+@click.option("--model", "models", multiple=True, metavar="PATH", help="Model folder; repeatable.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What stages run on [cpu].")
+@click.option("--devices", metavar="N", help="Worker processes, one per device [3 on cpu].")
+@click.option("--device-memory", metavar="SIZE", help="Limit per device, such as 512MiB or 24GiB.")
+@click.option("--threads", metavar="N", help="CPU threads per device.")
+@click.option("--host", help="Address to listen on [127.0.0.1].")
+@click.option("--port", metavar="N", help="Port to listen on [8000].")
+@click.option("--data-dir", metavar="PATH", help="Where jobs and pictures are kept.")
+@click.option("--trace-file", metavar="PATH", help="Append spans to this file, one JSON a line.")
+@click.option("--log-format", type=click.Choice(["auto", "json", "console"]), help="[auto]")
+def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> None:
+    """Serve models until interrupted.
+
+    Every flag has a TRIDENT_ variable: --data-dir is TRIDENT_DATA_DIR. TRIDENT_API_KEYS holds
+    keys; without keys the server listens on this machine only.
+    """
+    wanted = {f"TRIDENT_{name.upper()}": value for name, value in flags.items()}
+    wanted["TRIDENT_THREADS_PER_DEVICE"] = threads
+    wanted["TRIDENT_MODEL"] = os.pathsep.join(models) or os.environ.get("TRIDENT_MODEL")
+    os.environ.update({name: value for name, value in wanted.items() if value})
+    if not os.environ.get("TRIDENT_MODEL"):
+        os.environ["TRIDENT_MODEL"] = str(bundled_model())
+    try:
+        settings = Settings.from_env()
+        specs = open_models(settings.models, device=settings.device)
+    except (SettingsError, PipelineError) as error:
+        raise RefusalError(str(error)) from error
+    _need_engine()
+    _need_port(settings.host, settings.port)
+    configure_logging(settings.log_format)
+    _serve(settings, specs)
+
+
+def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
+    server = Granian(
+        "gateway.app:create_app_from_env",
+        factory=True,
+        interface=Interfaces.ASGI,
+        address=settings.host,
+        port=settings.port,
+        workers=1,  # the engine is embedded: a second worker would start a second engine
+        websockets=False,
+        log_level=LogLevels.warning,
+        log_dictconfig=granian_log_config(),
+        workers_kill_timeout=_STOP_WITHIN_S,
+    )
+
+    @server.on_startup
+    def greet() -> None:
+        click.echo(greeting(settings, specs[0].id), err=True)
+
+    server.serve()
+
+
+def greeting(settings: Settings, model: str) -> str:
+    """Return what a newcomer needs once the server listens."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.keys else ""
+    return (
+        f"TridentServe listens on {url} (model {model}, {settings.devices} x {settings.device}). "
+        "Try:\n"
+        f"  curl -s {url}/v1/images/generations {key}-H 'Content-Type: application/json' \\\n"
+        f"""    -d '{{"model": "{model}", "prompt": "a red circle"}}' \\\n"""
+        "    | python3 -c 'import sys,json,base64; sys.stdout.buffer.write("
+        'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\' > picture.png'
+    )
+
+
+def bundled_model() -> Path:
+    """Return the folder of the model that ships with the project.
+
+    Raises:
+        RefusalError: this installation holds none.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package.parent / "models" / BUNDLED, package / "bundled" / BUNDLED)
+    for folder in candidates:
+        if (folder / "model_index.json").is_file():
+            return folder
+    message = (
+        "No model to serve: none ships with this installation. Name one with --model PATH, or "
+        "make one to try things with: trident model new my-model."
+    )
+    raise RefusalError(message)
+
+
+def _need_engine() -> None:
+    if find_spec("torch") is None:
+        message = f"The engine's packages are not installed here; run: {_INSTALL_HINT}"
+        raise RefusalError(message)
+
+
+def _need_port(host: str, port: int) -> None:
+    """Find out in words what granian would answer with a traceback."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        message = (
+            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another --port, or "
+            "stop the program that uses this one."
+        )
+        raise RefusalError(message) from error
+
+
+@main.group()
+def model() -> None:
+    """Work with model folders."""
+
+
+@model.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--family", type=click.Choice(["flux", "sd3", "sd"]), default="flux")
+@click.option("--seed", type=int, default=0, show_default=True)
+def new(path: Path, family: str, seed: int) -> None:
+    """Make a small model with random weights at PATH: real architecture, no skill."""
+    _need_engine()
+    command = [sys.executable, "-m", "engine.stages.random_model", str(path)]
+    done = subprocess.run([*command, "--family", family, "--seed", str(seed)], check=False)
+    if done.returncode:
+        message = f"Model {path} was not made; the reason stands above."
+        raise RefusalError(message)
+    click.echo(f"Made {path}. Serve it with: trident serve --model {path}")

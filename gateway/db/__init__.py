@@ -1,0 +1,1 @@
+"""The database: tables and connections. Only jobs/ reads and writes them."""

@@ -1,0 +1,103 @@
+"""How the app speaks HTTP, apart from its routes: CORS, the OpenAPI document, server spans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from litestar import Request, get
+from litestar.config.cors import CORSConfig
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
+from opentelemetry.metrics import NoOpMeterProvider
+
+if TYPE_CHECKING:
+    from litestar.types import Scope
+    from opentelemetry.sdk.trace import TracerProvider
+
+MAX_JSON_BYTES: Final = 1024 * 1024
+_CORS_METHODS: Final[list[Literal["GET", "POST", "DELETE"]]] = ["GET", "POST", "DELETE"]
+# By name: a wildcard does not cover Authorization, and browsers ask for each that the SDK sends.
+_CORS_REQUEST_HEADERS: Final = (
+    "authorization",
+    "content-type",
+    "idempotency-key",
+    "openai-beta",
+    "openai-organization",
+    "openai-project",
+    "traceparent",
+    "x-client-request-id",
+    "x-stainless-arch",
+    "x-stainless-async",
+    "x-stainless-custom-poll-interval",
+    "x-stainless-helper-method",
+    "x-stainless-lang",
+    "x-stainless-os",
+    "x-stainless-package-version",
+    "x-stainless-poll-helper",
+    "x-stainless-read-timeout",
+    "x-stainless-retry-count",
+    "x-stainless-runtime",
+    "x-stainless-runtime-version",
+    "x-stainless-timeout",
+)
+_CORS_RESPONSE_HEADERS: Final = (
+    "openai-processing-ms",
+    "retry-after",
+    "retry-after-ms",
+    "server-timing",
+    "x-request-id",
+    "x-should-retry",
+)
+
+
+def cors(origins: Sequence[str]) -> CORSConfig | None:
+    """Let pages of these origins call us; without any, no page may, which is the default.
+
+    In open mode a page that may call us needs no key: any site could then use this machine.
+    """
+    if not origins:
+        return None
+    return CORSConfig(
+        allow_origins=list(origins),
+        allow_methods=list(_CORS_METHODS),
+        allow_headers=list(_CORS_REQUEST_HEADERS),
+        expose_headers=list(_CORS_RESPONSE_HEADERS),
+        max_age=600,
+    )
+
+
+def openapi(version: str) -> OpenAPIConfig:
+    """Describe the API; no viewer, because viewers load from a CDN."""
+    return OpenAPIConfig(
+        title="TridentServe",
+        version=version,
+        description="OpenAI-compatible image generation.",
+        render_plugins=[JsonRenderPlugin()],
+    )
+
+
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+def openapi_document(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    """Return the document; litestar's own route for it would answer every path beside it."""
+    return request.app.openapi_schema.to_schema()
+
+
+def server_spans(provider: TracerProvider) -> OpenTelemetryPlugin:
+    """Make one span per request on our provider; `RouteSpan` names it after the route.
+
+    The default name would be the concrete path, and HTTP metrics without a route are useless.
+    """
+
+    def method_only(scope: Scope) -> tuple[str, dict[str, Any]]:
+        return str(scope.get("method", "WS")), {}
+
+    config = OpenTelemetryConfig(
+        tracer_provider=provider,
+        meter_provider=NoOpMeterProvider(),
+        scope_span_details_extractor=method_only,
+        exclude_spans=["send", "receive"],
+        exclude=[r"^/healthz$", r"^/readyz$"],  # asked every second by those who watch us
+    )
+    return OpenTelemetryPlugin(config)

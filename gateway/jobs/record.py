@@ -1,0 +1,108 @@
+"""The nouns of jobs: frozen values that the API, the store and the runner hand to each other.
+
+Database rows never leave the store; these do. Times are Unix seconds of the engine's clock.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+from uuid import UUID
+
+import msgspec
+from uuid_utils.compat import uuid7
+
+from engine import GenerationRequest, StageTiming
+from gateway.auth.principal import TenantId
+from gateway.jobs.state import JobStatus
+
+JobId = NewType("JobId", str)
+ArtifactId = NewType("ArtifactId", str)
+
+_JOB = "job_"
+_ARTIFACT = "art_"
+
+
+def new_job_id() -> JobId:
+    """Return a fresh id; ids sort by the time they were made."""
+    return job_id_of(uuid7())
+
+
+def new_artifact_id() -> ArtifactId:
+    """Return a fresh id; ids sort by the time they were made."""
+    return artifact_id_of(uuid7())
+
+
+def job_id_of(key: UUID) -> JobId:
+    """Return the id that clients and logs see for a row's key."""
+    return JobId(_JOB + key.hex)
+
+
+def artifact_id_of(key: UUID) -> ArtifactId:
+    """Return the id that links name for a row's key."""
+    return ArtifactId(_ARTIFACT + key.hex)
+
+
+def key_of(identifier: JobId | ArtifactId) -> UUID | None:
+    """Return the row's key, or None if no row can have this id."""
+    prefix, _, digits = identifier.partition("_")
+    if prefix + "_" not in {_JOB, _ARTIFACT}:
+        return None
+    try:
+        return UUID(hex=digits)
+    except ValueError:
+        return None
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job failed.
+
+    `message` is shown to the caller only if `caller_can_fix` it; otherwise it is for operators.
+    """
+
+    code: str
+    message: str
+    param: str | None = None
+    caller_can_fix: bool = False
+
+
+class StoredArtifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A published output: what is known of it, and under which key its bytes are stored."""
+
+    id: ArtifactId
+    index: int
+    blob: str
+    media_type: str
+    width_px: int
+    height_px: int
+    size_bytes: int
+    seed: int
+    sha256: str
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    """Accepted work on its way into the table."""
+
+    id: JobId
+    tenant: TenantId
+    request: GenerationRequest
+    request_id: str
+    traceparent: str | None
+    expires_at_s: float
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it was when it was read."""
+
+    id: JobId
+    tenant: TenantId
+    status: JobStatus
+    request: GenerationRequest
+    request_id: str
+    traceparent: str | None
+    attempts: int
+    cancel_requested: bool
+    started_s: float | None
+    finished_s: float | None
+    error: JobError | None
+    timeline: tuple[StageTiming, ...]
+    artifacts: tuple[StoredArtifact, ...]

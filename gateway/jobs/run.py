@@ -1,0 +1,279 @@
+"""The other half of the server: leases jobs, has the engine run them, publishes what it made.
+
+Talks to the API through the job table and the events port only, so that it can move to a process
+of its own. A job leaves its hands completed, failed, cancelled, or back in the queue; never lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from engine import (
+    EngineBusyError,
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+    RequestCancelledError,
+    RequestImpossibleError,
+)
+from gateway.jobs.events import JobEvent, event_of
+from gateway.jobs.record import JobError, StoredArtifact, new_artifact_id
+from gateway.jobs.state import TERMINAL, JobStatus
+from observability import semconv
+from observability.tracing import context_of, traceparent_of
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+    from engine import Artifact, GenerationResult
+    from engine.ports import Clock
+    from gateway.engine_client import EngineClient
+    from gateway.jobs.events import JobEvents
+    from gateway.jobs.leases import JobLeases
+    from gateway.jobs.record import Job, JobId
+    from gateway.storage.blobs import BlobStore
+
+_POLL_S: Final = 1.0
+_RENEWALS_PER_LEASE: Final = 3
+
+_log = structlog.get_logger(__name__)
+
+
+class Runner:
+    """Runs jobs. `start` returns at once; `close` gives back what is unfinished."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        leases: JobLeases,
+        events: JobEvents,
+        blobs: BlobStore,
+        clock: Clock,
+        tracer: Tracer,
+        max_concurrent: int,
+    ) -> None:
+        """Keep at most `max_concurrent` jobs in the engine."""
+        self._engine = engine
+        self._leases = leases
+        self._events = events
+        self._blobs = blobs
+        self._clock = clock
+        self._tracer = tracer
+        self._max_concurrent = max_concurrent
+        self._generations: dict[JobId, asyncio.Task[GenerationResult]] = {}
+        self._jobs: dict[JobId, asyncio.Task[None]] = {}
+        self._to_cancel: set[JobId] = set()
+        self._upkeep_due_s = 0.0
+        self._closing = False
+        self._obstacle: str | None = "The engine is starting."
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin in the background: the engine may take long to load its models."""
+        self._loop = asyncio.create_task(self._run(), name="runner")
+
+    def readiness(self) -> tuple[str, ...]:
+        """Return why jobs would not be run now; empty means they would."""
+        return (self._obstacle,) if self._obstacle else self._engine.readiness()
+
+    async def close(self) -> None:
+        """Stop leasing, stop running jobs at their next step and queue them again."""
+        self._closing = True
+        self._events.nudge()
+        if self._loop is not None:
+            if self._obstacle:
+                self._loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._loop
+        for generation in self._generations.values():
+            generation.cancel()
+        await asyncio.gather(*self._jobs.values())
+        await self._leases.give_all_back()
+        await self._engine.close()
+
+    async def _run(self) -> None:
+        try:
+            await self._engine.start()
+        except Exception as error:  # noqa: BLE001 - the process lives on to say why it is not ready
+            self._obstacle = f"The engine could not start: {error}"
+            _log.exception("engine_start_failed")
+            return
+        self._obstacle = None
+        with self._events.watch() as watch:
+            while not self._closing:
+                await self._try_tick()
+                for event in await watch.next(timeout_s=_POLL_S):
+                    self._heed(event)
+
+    async def _try_tick(self) -> None:
+        try:
+            await self.tick()
+        except Exception:  # noqa: BLE001 - a database in trouble must not end the runner
+            _log.exception("runner_tick_failed")
+
+    async def tick(self) -> None:
+        """Look after leases if it is time, then lease as many jobs as there is room for."""
+        now_s = self._clock.now()
+        if now_s >= self._upkeep_due_s:
+            await self._upkeep(now_s)
+            self._upkeep_due_s = now_s + self._leases.lease_s / _RENEWALS_PER_LEASE
+        room = self._max_concurrent - len(self._jobs)
+        if room > 0 and not self._closing:
+            models = tuple(self._engine.specs)
+            for job in await self._leases.take(room, models=models, now_s=self._clock.now()):
+                self._begin(job)
+
+    async def _upkeep(self, now_s: float) -> None:
+        """Renew our leases, drop what we lost, and take jobs from holders that died."""
+        running = frozenset(self._jobs)
+        renewal = await self._leases.renew(running, now_s=now_s)
+        for job in renewal.to_cancel:
+            self._cancel(job)
+        for job in running - renewal.held:
+            self._stop(job)
+        for changed in await self._leases.recover(now_s=now_s):
+            _log.warning("job_recovered", job_id=changed.id, status=changed.status.value)
+            self._events.publish(event_of(changed))
+
+    def _heed(self, event: JobEvent) -> None:
+        if event.cancel_requested and event.status is JobStatus.IN_PROGRESS:
+            self._cancel(event.job)
+
+    def _cancel(self, job: JobId) -> None:
+        if job in self._jobs:
+            self._to_cancel.add(job)
+            self._stop(job)
+
+    def _stop(self, job: JobId) -> None:
+        """Interrupt the engine only, never the writing of a job's end."""
+        if job in self._generations:
+            self._generations[job].cancel()
+
+    def _begin(self, job: Job) -> None:
+        self._events.publish(event_of(job))
+        self._jobs[job.id] = asyncio.create_task(self._carry_out(job), name=job.id)
+
+    async def _carry_out(self, job: Job) -> None:
+        with (
+            structlog.contextvars.bound_contextvars(
+                job_id=job.id, request_id=job.request_id, tenant=job.tenant
+            ),
+            self._span(job) as span,
+        ):
+            try:
+                status = await self._settle(job, span)
+            except Exception as error:  # noqa: BLE001 - the lease runs out and the job is retried
+                _log.exception("job_not_settled")
+                _mark(span, type(error).__name__)
+                status = JobStatus.IN_PROGRESS
+        # Make room first: the event wakes this runner's own loop, too.
+        del self._jobs[job.id]
+        self._to_cancel.discard(job.id)
+        if status in TERMINAL:  # a queued one would wake the loop in a circle
+            self._events.publish(JobEvent(job.id, status))
+
+    def _span(self, job: Job) -> AbstractContextManager[Span]:
+        waited_s = self._clock.now() - job.request.arrival_s
+        return self._tracer.start_as_current_span(
+            semconv.job_span_name(job.request.model),
+            context=context_of(job.traceparent),
+            kind=SpanKind.INTERNAL,
+            attributes={
+                semconv.ATTR_OPERATION: semconv.GEN_AI_OPERATION,
+                semconv.ATTR_PROVIDER: semconv.SERVICE_NAME,
+                semconv.ATTR_REQUEST_MODEL: job.request.model,
+                semconv.ATTR_REQUEST_SEED: job.request.seed,
+                semconv.ATTR_CHOICE_COUNT: job.request.n,
+                semconv.ATTR_OUTPUT_TYPE: "image",
+                semconv.ATTR_JOB_ID: job.id,
+                semconv.ATTR_REQUEST_ID: job.request_id,
+                semconv.ATTR_TENANT: job.tenant,
+                semconv.ATTR_MODEL: job.request.model,
+                semconv.ATTR_ATTEMPT: job.attempts,
+                semconv.ATTR_QUEUE_WAIT_S: waited_s,
+            },
+        )
+
+    async def _settle(self, job: Job, span: Span) -> JobStatus:
+        """Run a job to its end, write the end down, and return it."""
+        now_s = self._clock.now
+        try:
+            result = await self._generate(job, span)
+            artifacts = await self._publish(job, result)
+        except (asyncio.CancelledError, RequestCancelledError):
+            if job.id in self._to_cancel:
+                await self._leases.cancel(job, now_s=now_s())
+                return JobStatus.CANCELLED
+            await self._leases.give_back(job)
+            return JobStatus.QUEUED
+        except (EngineBusyError, EngineClosedError):
+            await self._leases.give_back(job)
+            return JobStatus.QUEUED
+        except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
+            _mark(span, type(error).__name__)
+            _log.warning("job_failed", error_type=type(error).__name__, reason=str(error))
+            await self._leases.fail(job, error_of(error), now_s=now_s())
+            return JobStatus.FAILED
+        await self._leases.complete(job, artifacts, result.timeline, now_s=now_s())
+        return JobStatus.COMPLETED
+
+    async def _generate(self, job: Job, span: Span) -> GenerationResult:
+        if job.id in self._to_cancel:
+            message = f"Job {job.id} was cancelled before the engine got it."
+            raise RequestCancelledError(message)
+        request = msgspec.structs.replace(job.request, traceparent=traceparent_of(span))
+        generation = asyncio.ensure_future(self._engine.generate(request))
+        self._generations[job.id] = generation
+        try:
+            return await generation
+        finally:
+            del self._generations[job.id]
+
+    async def _publish(self, job: Job, result: GenerationResult) -> list[StoredArtifact]:
+        """Store the bytes first: the table never names a blob that is not there."""
+        published = []
+        for artifact in result.artifacts:
+            stored = _stored(job, artifact)
+            await self._blobs.put(stored.blob, artifact.content)
+            published.append(stored)
+        return published
+
+
+def _stored(job: Job, artifact: Artifact) -> StoredArtifact:
+    identifier = new_artifact_id()
+    return StoredArtifact(
+        id=identifier,
+        index=artifact.index,
+        blob=f"{job.id}/{identifier}.{job.request.media.value}",
+        media_type=artifact.media_type,
+        width_px=artifact.shape.width_px,
+        height_px=artifact.shape.height_px,
+        size_bytes=len(artifact.content),
+        seed=artifact.seed,
+        sha256=artifact.sha256,
+    )
+
+
+def error_of(error: Exception) -> JobError:
+    """Return what the job's row says of an exception."""
+    match error:
+        case InvalidRequestError():
+            return JobError(error.code, str(error), error.param, caller_can_fix=True)
+        case RequestImpossibleError():
+            return JobError(error.code, str(error), caller_can_fix=True)
+        case EngineError():
+            return JobError(error.code, str(error))
+        case _:
+            return JobError("internal_error", f"{type(error).__name__}: {error}")
+
+
+def _mark(span: Span, error_type: str) -> None:
+    span.set_attribute(semconv.ATTR_ERROR_TYPE, error_type)
+    span.set_status(Status(StatusCode.ERROR, error_type))

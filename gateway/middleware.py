@@ -1,0 +1,140 @@
+"""What surrounds every request: its id, its log line, its span's name, its time.
+
+Litestar runs middleware after routing. Answers made before that (404, 405) still pass the
+`before_send` hook, which is therefore where headers are set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+import structlog
+from litestar.datastructures import Headers, MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.middleware import ASGIMiddleware
+from opentelemetry import trace
+
+from gateway.request_id import REQUEST_ID_HEADER, request_id_of
+from observability.semconv import ATTR_HTTP_ROUTE, ATTR_REQUEST_ID
+
+if TYPE_CHECKING:
+    from litestar.types import (
+        ASGIApp,
+        HTTPScope,
+        Message,
+        Receive,
+        ReceiveMessage,
+        Scope,
+        Send,
+    )
+
+_MAX_CLIENT_ID: Final = 512
+_MAX_DRAIN_BYTES: Final = 8 * 1024 * 1024
+_MAX_DRAIN_S: Final = 5.0
+_FIRST_ERROR: Final = 400
+_STARTED: Final = "trident_started_s"
+_STATUS: Final = "trident_status"
+QUIET: Final = "quiet"  # handler opt: asked so often that a log line each would drown the rest
+
+_log = structlog.get_logger(__name__)
+
+
+async def stamp(message: Message, scope: Scope) -> None:
+    """Put the headers that every answer carries on it; a `before_send` hook."""
+    if message["type"] != "http.response.start":
+        return
+    state = scope["state"]
+    state[_STATUS] = message["status"]
+    headers = MutableScopeHeaders.from_message(message)
+    headers[REQUEST_ID_HEADER] = request_id_of(scope)
+    headers["openai-version"] = "2020-10-01"
+    if (started_s := state.get(_STARTED)) is not None:
+        headers["openai-processing-ms"] = str(round((time.monotonic() - started_s) * 1000))
+
+
+class RequestLog(ASGIMiddleware):
+    """Binds the request id to all logs of the request, and writes one line when it is over."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Run the request with its ids bound."""
+        started_s = scope["state"][_STARTED] = time.monotonic()
+        with structlog.contextvars.bound_contextvars(request_id=request_id_of(scope), tenant=None):
+            try:
+                await next_app(scope, receive, send)
+            finally:
+                write = _log.debug if scope["route_handler"].opt.get(QUIET) else _log.info
+                write(
+                    "request",
+                    method=_method(scope),
+                    route=scope["path_template"],
+                    status=scope["state"].get(_STATUS),
+                    duration_s=round(time.monotonic() - started_s, 4),
+                    client_request_id=_client_request_id(scope),
+                )
+
+
+def _method(scope: Scope) -> str:
+    # The middlewares here admit HTTP only, which the type of a middleware's scope cannot say.
+    return cast("HTTPScope", scope)["method"]
+
+
+def _client_request_id(scope: Scope) -> str | None:
+    """Return the caller's own id for our log, or None if it is not what a header may hold."""
+    value = Headers.from_scope(scope).get("x-client-request-id")
+    if value is None or not value.isascii() or not value.isprintable():
+        return None
+    return value[:_MAX_CLIENT_ID]
+
+
+class RouteSpan(ASGIMiddleware):
+    """Names the server span after the route, so that span names stay few."""
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Rename the current span and go on."""
+        span = trace.get_current_span()
+        span.update_name(f"{_method(scope)} {scope['path_template']}")
+        span.set_attribute(ATTR_HTTP_ROUTE, scope["path_template"])
+        span.set_attribute(ATTR_REQUEST_ID, request_id_of(scope))
+        await next_app(scope, receive, send)
+
+
+class DrainBody(ASGIMiddleware):
+    """Reads what is left of a body before an error is answered.
+
+    A server that answers and closes while the client still sends resets the connection, and the
+    client never sees why it was refused. Bounded, because not everyone who sends is honest.
+    """
+
+    scopes = (ScopeType.HTTP,)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
+        """Watch how far the body has been read, and read on if the answer is an error."""
+        unread = True
+
+        async def watched() -> ReceiveMessage:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            left = _MAX_DRAIN_BYTES
+            while unread and left > 0:
+                message = await watched()
+                left -= len(message.get("body", b"")) if message["type"] == "http.request" else 0
+
+        async def after_body(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= _FIRST_ERROR:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_MAX_DRAIN_S):
+                        await drain()
+            await send(message)
+
+        await next_app(scope, watched, after_body)

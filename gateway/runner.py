@@ -1,0 +1,135 @@
+"""Composition root of the engine: the only place where policies, executor and core meet.
+
+An embedded engine runs in the API's process; its stages run in worker processes of their own, so
+torch is never imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from engine import EngineCore, PipelineError, SystemClock, open_pipeline
+from engine.executors.local import LocalExecutor
+from observability.tracing import StageSpans
+from schedulers.cost import CostModel
+from schedulers.edf import EdfDispatcher
+from schedulers.static import StaticPlanner
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec
+    from gateway.engine_client import EngineClient
+    from gateway.settings import Settings
+    from observability.monitor import StageMonitor
+
+_DTYPE_BYTES: Final = {"cpu": 4, "cuda": 2}  # float32 and bfloat16, as workers load weights
+
+
+class Telemetry(msgspec.Struct, frozen=True):
+    """What watches the server; `monitor` is one of `provider`'s span processors."""
+
+    provider: TracerProvider
+    monitor: StageMonitor
+
+
+def open_models(folders: Sequence[Path], *, device: str) -> tuple[PipelineSpec, ...]:
+    """Read all model folders; no weights are loaded.
+
+    Raises:
+        PipelineError: a folder cannot be served, or two of them have the same name.
+    """
+    specs = tuple(open_pipeline(folder, dtype_bytes=_DTYPE_BYTES[device]) for folder in folders)
+    if not specs:
+        message = "No model to serve. Name a model folder with --model PATH or TRIDENT_MODEL."
+        raise PipelineError(message)
+    by_name: dict[ModelId, PipelineSpec] = {}
+    for spec in specs:
+        if spec.id in by_name:
+            message = (
+                f"Models {by_name[spec.id].folder} and {spec.folder} would both be called "
+                f"{spec.id!r}; rename one of the folders."
+            )
+            raise PipelineError(message)
+        by_name[spec.id] = spec
+    return specs
+
+
+def build_engine(
+    settings: Settings,
+    specs: Sequence[PipelineSpec],
+    cost: CostModel,
+    telemetry: Telemetry,
+) -> EngineCore:
+    """Wire the engine; must be called on the event loop that will run it."""
+    executor = LocalExecutor(
+        specs,
+        devices=settings.devices,
+        device_kind=settings.device,
+        memory_bytes=settings.device_memory_bytes,
+        threads=settings.threads_per_device,
+    )
+    return EngineCore(
+        specs,
+        executor=executor,
+        dispatcher=EdfDispatcher(cost),
+        planner=StaticPlanner(specs),
+        clock=SystemClock(),
+        spans=StageSpans(telemetry.provider),
+        monitor=telemetry.monitor,
+        max_requests=settings.max_concurrent,
+    )
+
+
+class EmbeddedEngine:
+    """An `EngineClient` in this process; its core is made when it starts, on the running loop."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        """Read the model folders; nothing runs yet."""
+        self._settings = settings
+        self._telemetry = telemetry
+        self._models = open_models(settings.models, device=settings.device)
+        self._cost = CostModel(self._models)
+        self._core: EngineCore | None = None
+
+    @property
+    def specs(self) -> Mapping[ModelId, PipelineSpec]:
+        """Models by the name that clients use."""
+        return {spec.id: spec for spec in self._models}
+
+    def latency_s(self, request: GenerationRequest) -> float:
+        """Return what the cost model expects on idle devices, by what it has learnt so far."""
+        return self._cost.latency_s(request)
+
+    async def start(self) -> None:
+        """Start the worker processes."""
+        self._core = build_engine(self._settings, self._models, self._cost, self._telemetry)
+        await self._core.start()
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Run a request; see `EngineCore.generate`."""
+        return await self._started().generate(request)
+
+    def readiness(self) -> tuple[str, ...]:
+        """Return the core's reasons, or that there is no core yet."""
+        return ("The engine is not started.",) if self._core is None else self._core.readiness()
+
+    async def close(self) -> None:
+        """Stop the workers; does nothing if they never started."""
+        if self._core is not None:
+            await self._core.close()
+
+    def _started(self) -> EngineCore:
+        if self._core is None:
+            message = "EmbeddedEngine.generate was called before start."
+            raise RuntimeError(message)
+        return self._core
+
+
+def embedded_engine(settings: Settings, telemetry: Telemetry) -> EngineClient:
+    """Return the engine that a single-process server uses."""
+    return EmbeddedEngine(settings, telemetry)

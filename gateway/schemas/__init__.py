@@ -1,0 +1,1 @@
+"""Wire types: what travels in request and response bodies, and nothing else."""

@@ -1,0 +1,187 @@
+"""What an operator can set: one frozen object, read once from `TRIDENT_*` and validated.
+
+Command line flags set the same variables, because the server process builds its own `Settings`.
+It knows nothing of models: whether a folder can be served is found out when it is opened.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from gateway.auth.keys import KeyRing, parse_keys
+from gateway.sizes import parse_size
+
+LogFormat = Literal["auto", "json", "console"]
+Device = Literal["cpu", "cuda"]
+_Choice = TypeVar("_Choice", bound=str)
+
+_DEVICES: Final[tuple[Device, ...]] = ("cpu", "cuda")
+_LOG_FORMATS: Final[tuple[LogFormat, ...]] = ("auto", "json", "console")
+_MAX_PORT: Final = 65_535
+# One device per stage on a CPU; all the devices there are is the executor's business on GPUs.
+_DEFAULT_DEVICES: Final[Mapping[Device, int]] = {"cpu": 3, "cuda": 1}
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong; the message names the variable and says what to do."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the server process is told from outside. Printing it shows no key."""
+
+    models: tuple[Path, ...]
+    data_dir: Path
+    device: Device = "cpu"
+    devices: int = 3
+    device_memory_bytes: int | None = None
+    threads_per_device: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: KeyRing = KeyRing()
+    public_base_url: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    url_ttl_s: int = 3600
+    queue_limit: int = 256
+    max_concurrent: int = 64
+    request_timeout_s: float = 600.0
+    slo_scale: float = 2.5
+    log_format: LogFormat = "auto"
+    trace_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to serve strangers without keys."""
+        if not self.keys and not is_loopback(self.host):
+            message = (
+                f"Without API keys the server only listens on this machine, but TRIDENT_HOST is "
+                f"{self.host}. Set TRIDENT_API_KEYS=tenant:key (or TRIDENT_API_KEYS_FILE), or use "
+                f"--host 127.0.0.1."
+            )
+            raise SettingsError(message)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
+        """Build settings from environment variables; an empty variable counts as unset."""
+        read = _Reader(env)
+        device = read.choice("TRIDENT_DEVICE", _DEVICES, "cpu")
+        return cls(
+            models=read.paths("TRIDENT_MODEL"),
+            data_dir=read.path("TRIDENT_DATA_DIR") or default_data_dir(env),
+            device=device,
+            devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
+            device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
+            threads_per_device=read.optional_integer("TRIDENT_THREADS_PER_DEVICE"),
+            host=read.text("TRIDENT_HOST") or "127.0.0.1",
+            port=read.integer("TRIDENT_PORT", 8000, most=_MAX_PORT),
+            keys=read.keys(),
+            public_base_url=(read.text("TRIDENT_PUBLIC_BASE_URL") or "").rstrip("/") or None,
+            cors_origins=read.words("TRIDENT_CORS_ORIGINS"),
+            url_ttl_s=read.integer("TRIDENT_URL_TTL_S", 3600),
+            queue_limit=read.integer("TRIDENT_QUEUE_LIMIT", 256),
+            max_concurrent=read.integer("TRIDENT_MAX_CONCURRENT", 64),
+            request_timeout_s=read.number("TRIDENT_REQUEST_TIMEOUT_S", 600.0),
+            slo_scale=read.number("TRIDENT_SLO_SCALE", 2.5),
+            log_format=read.choice("TRIDENT_LOG_FORMAT", _LOG_FORMATS, "auto"),
+            trace_file=read.path("TRIDENT_TRACE_FILE"),
+        )
+
+
+def default_data_dir(env: Mapping[str, str]) -> Path:
+    """Return the user's data folder by the XDG rules."""
+    base = env.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "tridentserve"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Reader:
+    """Turns variables into values; every complaint names its variable."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def text(self, name: str) -> str | None:
+        return self._env.get(name, "").strip() or None
+
+    def words(self, name: str) -> tuple[str, ...]:
+        words = (word.strip() for word in (self.text(name) or "").split(","))
+        return tuple(word for word in words if word)
+
+    def path(self, name: str) -> Path | None:
+        text = self.text(name)
+        return None if text is None else Path(text).expanduser()
+
+    def paths(self, name: str) -> tuple[Path, ...]:
+        parts = (self.text(name) or "").split(os.pathsep)
+        return tuple(Path(part).expanduser() for part in parts if part)
+
+    def optional_integer(self, name: str, *, most: int | None = None) -> int | None:
+        text = self.text(name)
+        if text is None:
+            return None
+        if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
+            upper = "" if most is None else f" and at most {most}"
+            message = f"{name} must be a whole number of at least 1{upper}, not {text!r}."
+            raise SettingsError(message)
+        return int(text)
+
+    def integer(self, name: str, default: int, *, most: int | None = None) -> int:
+        value = self.optional_integer(name, most=most)
+        return default if value is None else value
+
+    def number(self, name: str, default: float) -> float:
+        text = self.text(name)
+        try:
+            value = default if text is None else float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            message = f"{name} must be a number above 0, not {text!r}."
+            raise SettingsError(message)
+        return value
+
+    def size(self, name: str) -> int | None:
+        text = self.text(name)
+        try:
+            return None if text is None else parse_size(text)
+        except ValueError as error:
+            message = f"{name}: {error}"
+            raise SettingsError(message) from error
+
+    def choice(self, name: str, choices: tuple[_Choice, ...], default: _Choice) -> _Choice:
+        text = self.text(name)
+        if text is None:
+            return default
+        for choice in choices:
+            if choice == text:
+                return choice
+        message = f"{name} must be one of {', '.join(choices)}, not {text!r}."
+        raise SettingsError(message)
+
+    def keys(self) -> KeyRing:
+        """Join the keys of the variable and of the file; complaints never quote a key."""
+        lines = [self._env.get("TRIDENT_API_KEYS", "")]
+        if (path := self.path("TRIDENT_API_KEYS_FILE")) is not None:
+            try:
+                lines.append(path.read_text(encoding="utf-8"))
+            except OSError as error:
+                message = f"TRIDENT_API_KEYS_FILE {path} cannot be read: {error.strerror}."
+                raise SettingsError(message) from error
+        try:
+            return parse_keys("\n".join(lines))
+        except ValueError as error:
+            message = f"TRIDENT_API_KEYS: {error}"
+            raise SettingsError(message) from error

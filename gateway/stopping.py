@@ -1,0 +1,35 @@
+"""Hearing of the end in time.
+
+A server that was told to stop waits for the requests in progress before it ends the app's
+lifespan, and those wait for their pictures. So the app listens to the signals itself and sends
+the callers away first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` on the loop at SIGINT and SIGTERM, besides what the server does with them.
+
+    The server's own handlers are unharmed: asyncio learns of signals through a wake-up file
+    descriptor, which is written whatever handler is installed here.
+    """
+    loop = asyncio.get_running_loop()
+
+    def notice(_signal: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(callback)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, notice) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

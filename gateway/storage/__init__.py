@@ -1,0 +1,1 @@
+"""Finished bytes: where they lie, and links to them that expire."""

@@ -1,0 +1,104 @@
+"""Logging for all processes: structlog events and the standard library's, in one format.
+
+JSON lines by default, readable lines on a terminal. Ids that are bound to the context (request,
+job, tenant) and the ids of the current span are on every line. Prompts and keys are on none.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from opentelemetry import trace
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+# A last net: nobody should log these, and if somebody does, their values are not written.
+SECRET_FIELDS: Final = frozenset(
+    {"prompt", "negative_prompt", "authorization", "api_key", "key", "secret"}
+)
+REDACTED: Final = "[redacted]"
+
+
+def configure_logging(log_format: str = "auto", *, level: int = logging.INFO) -> None:
+    """Set up structlog and the root logger of this process.
+
+    Args:
+        log_format: `json`, `console`, or `auto`: console if stderr is a terminal.
+        level: what is less urgent is dropped.
+    """
+    readable = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared = _shared_processors()
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=_rendering(readable=readable)
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    # These are chatty at INFO and say nothing that our own events do not.
+    for name in ("sqlalchemy.engine", "aiosqlite", "httpx"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+def granian_log_config() -> dict[str, object]:
+    """Return a `logging.config` dictionary that sends granian's lines to our root handler."""
+    passing_on = {"handlers": [], "level": "WARNING", "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "loggers": {"_granian": passing_on, "granian.access": passing_on},
+    }
+
+
+def _shared_processors() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_trace_ids,
+        redact,
+        structlog.processors.StackInfoRenderer(),
+    ]
+
+
+def _rendering(*, readable: bool) -> list[Processor]:
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if readable:
+        return [remove_meta, structlog.dev.ConsoleRenderer()]
+    return [
+        remove_meta,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+def add_trace_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the ids of the current span, if there is one that records."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        context = span.get_span_context()
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+        event["span_id"] = trace.format_span_id(context.span_id)
+    return event
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Blank the values of fields that must not be written, and drop ids that are unset."""
+    return {
+        name: REDACTED if name in SECRET_FIELDS else value
+        for name, value in event.items()
+        if value is not None or name == "event"
+    }

@@ -1,0 +1,101 @@
+"""The command: what is wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway import cli
+from gateway.settings import Settings
+
+INDEX = {
+    "_class_name": "FluxPipeline",
+    "vae": ["diffusers", "AutoencoderKL"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MODEL", "HOST", "PORT", "API_KEYS", "DEVICE", "DEVICES", "DEVICE_MEMORY"):
+        monkeypatch.setenv(f"TRIDENT_{name}", "")
+    monkeypatch.setenv("TRIDENT_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that can be opened; there are no weights to load."""
+    folder = tmp_path / "tiny"
+    for part in ("vae", "transformer"):
+        (folder / part).mkdir(parents=True)
+    (folder / "vae/config.json").write_text(json.dumps({"block_out_channels": [8, 8]}))
+    (folder / "transformer/config.json").write_text(json.dumps({"patch_size": 2}))
+    (folder / "model_index.json").write_text(json.dumps(INDEX))
+    return folder
+
+
+def serve(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["serve", *arguments])
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("Error: ")
+    assert all(word in result.output for word in words)
+    assert "Traceback" not in result.output
+
+
+def test_a_wrong_model_path_is_named() -> None:
+    assert_refused(serve("--model", "/does/not/exist"), "/does/not/exist", "model folder")
+
+
+def test_a_wrong_size_is_named() -> None:
+    assert_refused(serve("--model", "/m", "--device-memory", "plenty"), "'plenty'", "512MiB")
+
+
+def test_an_open_server_for_everyone_is_refused() -> None:
+    assert_refused(serve("--model", "/m", "--host", "0.0.0.0"), "TRIDENT_API_KEYS")  # noqa: S104
+
+
+def test_a_taken_port_is_named(model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert_refused(serve("--model", str(model), "--port", port), port, "--port")
+
+
+def test_two_models_of_one_name_are_refused(model: Path) -> None:
+    assert_refused(serve("--model", str(model), "--model", str(model)), "rename one")
+
+
+def test_without_the_engines_packages_the_hint_says_what_to_install(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda _: None)
+    assert_refused(serve("--model", str(model)), "pip install 'tridentserve[engine]'")
+    made = CliRunner().invoke(cli.main, ["model", "new", "somewhere"])
+    assert_refused(made, "pip install 'tridentserve[engine]'")
+
+
+def test_the_greeting_has_the_url_and_a_line_to_try(tmp_path: Path) -> None:
+    settings = Settings(models=(), data_dir=tmp_path, port=8123)
+    text = cli.greeting(settings, "shapes")
+    assert "http://127.0.0.1:8123/v1/images/generations" in text
+    assert "curl" in text
+
+
+def test_the_api_process_never_imports_torch() -> None:
+    code = (
+        "import sys, gateway.app, gateway.cli; "
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,188 @@
+"""The runner's life: stop, crash, start again; seen through the table only."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import httpx
+from opentelemetry.trace import NoOpTracer
+
+from gateway.db.session import Database, sqlite_url
+from gateway.jobs.events import InProcessEvents
+from gateway.jobs.leases import JobLeases
+from gateway.jobs.run import Runner
+from gateway.jobs.store import JobStore
+from gateway.storage.blobs import BlobStore
+from tests.gateway.conftest import Serve
+from tests.gateway.test_leases import a_job
+from tests.support.fake_engine import FakeEngine
+
+
+async def draw(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post("/v1/images/generations", json={"prompt": "x"})
+
+
+def rows(data_dir: Path, columns: str) -> list[Any]:
+    with sqlite3.connect(data_dir / "trident.db") as connection:
+        found = connection.execute(f"SELECT {columns} FROM job").fetchall()  # noqa: S608
+    connection.close()
+    return found
+
+
+async def test_a_stopping_server_sends_callers_away_and_keeps_their_jobs(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    async with serve() as client:
+        call = asyncio.create_task(draw(client))
+        await engine.asked.wait()
+    response = await call
+    assert response.status_code == 503
+    assert "shutting down" in response.json()["error"]["message"]
+    assert engine.closed
+    assert rows(tmp_path, "status, attempts, lease_owner") == [("queued", 0, None)]
+
+
+async def test_a_job_left_in_the_queue_is_run_after_a_restart(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    async with serve() as client:
+        call = asyncio.create_task(draw(client))
+        await engine.asked.wait()
+    await call
+    engine.gate.set()
+    async with serve(max_concurrent=1) as client:  # one after the other: the old job first
+        await draw(client)
+    assert rows(tmp_path, "status") == [("completed",), ("completed",)]
+
+
+async def test_at_most_max_concurrent_jobs_are_in_the_engine(
+    serve: Serve, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    async with serve(max_concurrent=2) as client:
+        calls = [asyncio.create_task(draw(client)) for _ in range(5)]
+        while len(engine.requests) < 2:
+            engine.asked.clear()
+            await engine.asked.wait()
+        assert len(engine.requests) == 2
+        engine.gate.set()
+        responses = await asyncio.gather(*calls)
+    assert [response.status_code for response in responses] == [200] * 5
+
+
+async def test_work_stops_when_the_callers_task_is_cancelled(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    async with serve() as client:
+        call = asyncio.create_task(draw(client))
+        await engine.asked.wait()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert engine.cancelled == [engine.requests[0].id]
+    assert rows(tmp_path, "status") == [("cancelled",)]
+
+
+async def test_work_stops_when_the_caller_disconnects(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    statuses = []
+    bodies = iter([b'{"prompt": "x"}'])
+
+    async def receive() -> Any:
+        if (body := next(bodies, None)) is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        await engine.asked.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    async with serve() as client:
+        transport = client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        await transport.app(a_scope(), receive, send)
+    assert statuses[0] == 499
+    assert rows(tmp_path, "status") == [("cancelled",)]
+
+
+def a_scope() -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/images/generations",
+        "raw_path": b"/v1/images/generations",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json"), (b"host", b"test")],
+        "client": ("127.0.0.1", 1),
+        "server": ("test", 80),
+    }
+
+
+class FakeClock:
+    """Time that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+    async def sleep(self, duration_s: float) -> None:
+        self.now_s += duration_s
+
+
+async def test_a_runner_that_lost_its_lease_stops_the_work(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    clock, database = FakeClock(), Database(sqlite_url(tmp_path))
+    await database.open()
+    await JobStore(database).add(a_job(), queue_limit=9)
+    runner = Runner(
+        engine=engine,
+        leases=JobLeases(database, "slow", lease_s=30.0),
+        events=InProcessEvents(),
+        blobs=BlobStore.in_folder(tmp_path / "artifacts"),
+        clock=clock,
+        tracer=NoOpTracer(),
+        max_concurrent=1,
+    )
+    await runner.tick()
+    await engine.asked.wait()
+    clock.now_s = 31.0  # the runner was stuck for longer than its lease
+    await JobLeases(database, "quick").recover(now_s=clock.now_s)
+    (again,) = await JobLeases(database, "quick").take(1, models=("shapes",), now_s=clock.now_s)
+    await runner.tick()
+    await runner.close()
+    await database.close()
+    assert engine.cancelled == [engine.requests[0].id]
+    assert rows(tmp_path, "status, lease_owner, attempts") == [("in_progress", "quick", 2)]
+    assert str(again.id) == engine.requests[0].id
+
+
+async def test_the_row_is_written_before_work_starts(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    async with serve() as client:
+        call = asyncio.create_task(draw(client))
+        await engine.asked.wait()
+        ((status, tenant, traceparent, request),) = rows(
+            tmp_path, "status, tenant, traceparent, request"
+        )
+        engine.gate.set()
+        await call
+    assert (status, tenant) == ("in_progress", "default")
+    assert traceparent.startswith("00-")
+    assert '"prompt":"x"' in request

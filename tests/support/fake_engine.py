@@ -1,0 +1,156 @@
+"""An engine that draws solid colours at once, and does as a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+import zlib
+from collections.abc import Mapping
+
+from engine import (
+    Artifact,
+    GenerationRequest,
+    GenerationResult,
+    ModelId,
+    PipelineSpec,
+    Shape,
+    StageKind,
+    StageTiming,
+)
+from engine.pipelines import Limits
+from engine.types import DeviceId, NodeId
+
+
+def spec_of(name: str = "shapes") -> PipelineSpec:
+    """Return a small model: sizes in steps of 16 up to 512, eight steps by default."""
+    return PipelineSpec(
+        id=ModelId(name),
+        folder=f"/models/{name}",
+        family="flux",
+        weight_bytes=dict.fromkeys(StageKind, 1000),
+        size_multiple_px=16,
+        max_side_px=512,
+        default_shape=Shape(64, 48),
+        default_steps=8,
+        default_guidance=3.5,
+        uses_negative_prompt=False,
+        limits=Limits(max_steps=10),
+        created_s=1_700_000_000,
+    )
+
+
+class FakeEngine:
+    """An `EngineClient` without an engine.
+
+    Attributes:
+        requests: what it was asked for, in order.
+        cancelled: ids of requests whose caller gave up.
+        gate: requests wait here; open from the start.
+        failure: raised instead of an answer.
+        obstacles: what `readiness` says.
+    """
+
+    def __init__(self, *specs: PipelineSpec) -> None:
+        """Serve `specs`, or one small model."""
+        self._specs = {spec.id: spec for spec in specs or (spec_of(),)}
+        self.requests: list[GenerationRequest] = []
+        self.cancelled: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = asyncio.Event()
+        self.failure: Exception | None = None
+        self.start_failure: Exception | None = None
+        self.obstacles: tuple[str, ...] = ()
+        self.closed = False
+
+    @property
+    def specs(self) -> Mapping[ModelId, PipelineSpec]:
+        """Models by name."""
+        return self._specs
+
+    def latency_s(self, request: GenerationRequest) -> float:
+        """One second per step."""
+        return float(request.steps)
+
+    async def start(self) -> None:
+        """Start, or fail as told."""
+        if self.start_failure is not None:
+            raise self.start_failure
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Wait at the gate, then fail or draw."""
+        self.requests.append(request)
+        self.asked.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        if self.failure is not None:
+            raise self.failure
+        artifacts = tuple(_artifact(request, index) for index in range(request.n))
+        return GenerationResult(artifacts, _timeline(request))
+
+    def readiness(self) -> tuple[str, ...]:
+        """Return what the test says."""
+        return self.obstacles
+
+    async def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True
+
+
+def _artifact(request: GenerationRequest, index: int) -> Artifact:
+    seed = request.seed + index
+    colour = hashlib.sha256(f"{request.prompt}:{seed}".encode()).digest()[:3]
+    content = png(request.shape.width_px, request.shape.height_px, colour)
+    return Artifact(
+        index=index,
+        content=content,
+        media_type=f"image/{request.media.value}",
+        shape=request.shape,
+        seed=seed,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _timeline(request: GenerationRequest) -> tuple[StageTiming, ...]:
+    return tuple(
+        StageTiming(
+            node=NodeId(kind.value),
+            stage=kind,
+            device=DeviceId("cpu:0"),
+            attempt=1,
+            started_s=request.arrival_s,
+            queue_wait_s=0.001,
+            load_s=0.01,
+            run_s=0.1,
+        )
+        for kind in StageKind
+    )
+
+
+def png(width: int, height: int, colour: bytes) -> bytes:
+    """Return a PNG file of one RGB colour."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = (b"\0" + colour * width) * height
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    """Return width and height of a PNG file."""
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", content[16:24])
+    return int(width), int(height)
