@@ -7,11 +7,11 @@ import io
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from shutil import copytree
 
 import pytest
+import pytest_asyncio
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -28,13 +28,14 @@ from engine import (
     open_pipeline,
 )
 from engine.executors.local import LocalExecutor
-from engine.types import DeviceId, MediaFormat
+from engine.types import DeviceId, MediaFormat, StageKind
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
 from schedulers.edf import EdfDispatcher
 from schedulers.static import StaticPlanner
 
 FAMILIES = ("flux", "sd3", "sd")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class RunningEngine:
@@ -64,19 +65,27 @@ class RunningEngine:
             while self.core.readiness():
                 await asyncio.sleep(0.05)
 
+    async def idle(self) -> None:
+        """Wait until no team works and audit what is left: nothing."""
+        async with asyncio.timeout(10):
+            while self.core.cluster.teams.busy:
+                await asyncio.sleep(0.01)
+        self.core.check_integrity()
+        assert self.executor._handoffs.used_bytes == 0
+        assert list(self.executor._handoffs.folder.iterdir()) == []
 
-@asynccontextmanager
-async def running_engine(folders: list[Path], devices: int = 3) -> AsyncIterator[RunningEngine]:
-    engine = RunningEngine([open_pipeline(folder) for folder in folders], devices)
-    await engine.core.start()
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(model_folder: Callable[[str], Path]) -> AsyncIterator[RunningEngine]:
+    """Three processes, one per stage, that serve all families."""
+    running = RunningEngine([open_pipeline(model_folder(family)) for family in FAMILIES], devices=3)
+    await running.core.start()
     try:
-        await engine.ready()
-        yield engine
-        engine.core.check_integrity()
-        assert engine.executor._handoffs.used_bytes == 0
-        assert list(engine.executor._handoffs.folder.iterdir()) == []
+        await running.ready()
+        yield running
+        await running.idle()
     finally:
-        await engine.core.close()
+        await running.core.close()
 
 
 def request(model: str, **changes: object) -> GenerationRequest:
@@ -114,89 +123,73 @@ def monolithic(folder: Path, seed: int, **arguments: object) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 async def test_three_processes_draw_bit_for_bit_what_one_diffusers_call_draws(
-    model_folder: Callable[[str], Path],
+    engine: RunningEngine, model_folder: Callable[[str], Path], family: str
 ) -> None:
-    folders = [model_folder(family) for family in FAMILIES]
-    async with running_engine(folders) as engine:
-        for family in FAMILIES:
-            negative = None if family == "flux" else "a blue square"
-            result = await engine.core.generate(request(family, n=2, negative_prompt=negative))
-            devices = {timing.stage: timing.device for timing in result.timeline}
-            assert len(set(devices.values())) == 3
-            extras = {} if family == "flux" else {"negative_prompt": negative}
-            for index, artifact in enumerate(result.artifacts):
-                expected = monolithic(
-                    model_folder(family), seed=7 + index, guidance_scale=3.5, **extras
-                )
-                assert artifact.content == expected, (family, index)
+    negative = None if family == "flux" else "a blue square"
+    result = await engine.core.generate(request(family, n=2, negative_prompt=negative))
+    devices = {timing.stage: timing.device for timing in result.timeline}
+    assert len(set(devices.values())) == 3
+    extras = {} if family == "flux" else {"negative_prompt": negative}
+    for index, artifact in enumerate(result.artifacts):
+        expected = monolithic(model_folder(family), seed=7 + index, guidance_scale=3.5, **extras)
+        assert artifact.content == expected, index
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd"])
 async def test_without_guidance_the_split_is_bit_equal_too(
-    model_folder: Callable[[str], Path], family: str
+    engine: RunningEngine, model_folder: Callable[[str], Path], family: str
 ) -> None:
-    async with running_engine([model_folder(family)], devices=1) as engine:
-        result = await engine.core.generate(request(family, guidance_scale=1.0))
+    result = await engine.core.generate(request(family, guidance_scale=1.0))
     expected = monolithic(model_folder(family), seed=7, guidance_scale=1.0)
     assert result.artifacts[0].content == expected
 
 
-async def test_each_process_holds_only_the_weights_of_its_stage(
-    model_folder: Callable[[str], Path],
-) -> None:
-    async with running_engine([model_folder("flux")]) as engine:
-        held = [sorted(m.weights) for m in engine.core.cluster.memories.values()]
-        sizes = [m.used_bytes for m in engine.core.cluster.memories.values()]
-    assert [[stage.kind for stage in stages] for stages in sorted(held)] == [
-        ["decode"],
-        ["diffuse"],
-        ["encode"],
-    ]
-    assert all(size > 0 for size in sizes)
+async def test_each_process_holds_only_the_weights_of_its_stage(engine: RunningEngine) -> None:
+    memories = engine.core.cluster.memories.values()
+    kinds = [{stage.kind for stage in memory.weights} for memory in memories]
+    assert sorted(kinds, key=str) == [{StageKind.DECODE}, {StageKind.DIFFUSE}, {StageKind.ENCODE}]
+    assert all(memory.used_bytes > 0 for memory in memories)
 
 
 async def test_a_worker_killed_in_mid_request_is_restarted_and_the_stage_retried(
-    model_folder: Callable[[str], Path],
+    engine: RunningEngine,
 ) -> None:
-    async with running_engine([model_folder("sd")]) as engine:
-        undisturbed = await engine.core.generate(request("sd", steps=60))
-        engine.steps.clear()
-        work = asyncio.create_task(engine.core.generate(request("sd", steps=60)))
-        await engine.steps.wait()
-        old = engine.executor.process_ids()[DeviceId("cpu:1")]
-        os.kill(old, signal.SIGKILL)
-        result = await asyncio.wait_for(work, 60)
-        await engine.ready()
-        assert engine.executor.process_ids()[DeviceId("cpu:1")] != old
+    undisturbed = await engine.core.generate(request("sd", steps=60))
+    engine.steps.clear()
+    work = asyncio.create_task(engine.core.generate(request("sd", steps=60)))
+    await engine.steps.wait()
+    old = engine.executor.process_ids()[DeviceId("cpu:1")]
+    os.kill(old, signal.SIGKILL)
+    result = await asyncio.wait_for(work, 60)
+    await engine.ready()
+    assert engine.executor.process_ids()[DeviceId("cpu:1")] != old
     assert result.artifacts[0].content == undisturbed.artifacts[0].content
     assert [t.attempt for t in result.timeline] == [1, 2, 1]
 
 
-async def test_cancelling_stops_the_denoise_loop_within_a_step(
-    model_folder: Callable[[str], Path],
-) -> None:
-    async with running_engine([model_folder("sd")]) as engine:
-        work = asyncio.create_task(engine.core.generate(request("sd", steps=200)))
-        await engine.steps.wait()
-        work.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-        async with asyncio.timeout(5):
-            while engine.core.cluster.teams.busy:
-                await asyncio.sleep(0.01)
-        done = await engine.core.generate(request("sd", id=RequestId("next")))
-        assert len(done.artifacts) == 1
+async def test_cancelling_stops_the_denoise_loop_within_a_step(engine: RunningEngine) -> None:
+    engine.steps.clear()
+    work = asyncio.create_task(engine.core.generate(request("sd", steps=200)))
+    await engine.steps.wait()
+    [run] = engine.core._requests.values()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    await engine.idle()
+    assert run.steps_done["diffuse-0"] < 100
+    done = await engine.core.generate(request("sd", id=RequestId("next")))
+    assert len(done.artifacts) == 1
 
 
 @pytest.mark.parametrize("media", list(MediaFormat))
 async def test_every_format_is_written_at_the_exact_size(
-    model_folder: Callable[[str], Path], media: MediaFormat
+    engine: RunningEngine, media: MediaFormat
 ) -> None:
-    async with running_engine([model_folder("sd3")], devices=1) as engine:
-        result = await engine.core.generate(
-            request("sd3", shape=Shape(96, 64), media=media, compression=80)
-        )
+    result = await engine.core.generate(
+        request("sd3", shape=Shape(96, 64), media=media, compression=80)
+    )
     image = Image.open(io.BytesIO(result.artifacts[0].content))
     assert (image.size, image.format) == ((96, 64), media.value.upper())
 
