@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine.types import StageKind
+from engine.types import Modality, StageKind
 
 ComponentConfigs = Mapping[str, Mapping[str, Any]]
 
@@ -32,6 +32,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     default_steps: int
     default_guidance: float
     uses_negative_prompt: bool
+    modality: Modality = Modality.IMAGE
 
 
 def vae_scale_factor(configs: ComponentConfigs) -> int:
@@ -108,6 +109,22 @@ STABLE_DIFFUSION = Family(
     uses_negative_prompt=True,
 )
 
+ANIMATEDIFF = Family(
+    name="animatediff",
+    pipeline_class="AnimateDiffPipeline",
+    components={
+        StageKind.ENCODE: ("tokenizer", "text_encoder"),
+        StageKind.DIFFUSE: ("unet", "motion_adapter", "scheduler"),
+        StageKind.DECODE: ("vae",),
+    },
+    size_multiple_px=_sd_multiple,
+    max_side_px=_unbounded,
+    default_steps=25,
+    default_guidance=7.5,
+    uses_negative_prompt=True,
+    modality=Modality.VIDEO,
+)
+
 FAMILIES: Mapping[str, Family] = {
-    family.pipeline_class: family for family in (FLUX, SD3, STABLE_DIFFUSION)
+    family.pipeline_class: family for family in (FLUX, SD3, STABLE_DIFFUSION, ANIMATEDIFF)
 }

@@ -17,10 +17,21 @@ import msgspec
 from engine.errors import InvalidRequestError, PipelineError
 from engine.families import FAMILIES, Family
 from engine.graph import Edge, StageGraph, StageNode
-from engine.types import GenerationRequest, ModelId, NodeId, Shape, StageKey, StageKind
+from engine.types import (
+    GenerationRequest,
+    Modality,
+    ModelId,
+    NodeId,
+    Shape,
+    StageKey,
+    StageKind,
+)
 
 MAX_STEPS = 200
-MAX_GUIDANCE = 30.0
+DEFAULT_FPS = 8
+DEFAULT_FRAMES = 16
+DEFAULT_SIDE_PX = {Modality.IMAGE: 1024, Modality.VIDEO: 512}
+MAX_SIDE_PX = 8192
 _HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own bound
 
 
@@ -29,14 +40,17 @@ class Defaults(msgspec.Struct, frozen=True):
 
     width_px: int | None = None
     height_px: int | None = None
+    frames: int | None = None
+    fps: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How large a picture of this model may be."""
+    """How large an output of this model may be; `max_pixels` is per frame."""
 
     max_pixels: int = 4_194_304
+    max_frames: int = 129
     max_steps: int = MAX_STEPS
 
 
@@ -57,10 +71,12 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     id: ModelId
     folder: str
     family: str
+    modality: Modality
     weight_bytes: Mapping[StageKind, int]
     size_multiple_px: int
     max_side_px: int | None
     default_shape: Shape
+    default_fps: int
     default_steps: int
     default_guidance: float
     uses_negative_prompt: bool
@@ -86,12 +102,20 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
         if min(shape.width_px, shape.height_px) < multiple:
             message = f"Size {shape} is too small: each side needs at least {multiple} pixels."
             raise InvalidRequestError(message, param="size")
-        if shape.pixels > self.limits.max_pixels:
-            message = f"Size {shape} has {shape.pixels} pixels; model {self.id} draws at most {self.limits.max_pixels}."
+        pixels = shape.width_px * shape.height_px
+        if pixels > self.limits.max_pixels:
+            message = f"Size {shape} has {pixels} pixels; model {self.id} draws at most {self.limits.max_pixels}."
             raise InvalidRequestError(message, param="size")
         if self.max_side_px is not None and max(shape.width_px, shape.height_px) > self.max_side_px:
             message = f"Size {shape} is too long: model {self.id} draws sides of at most {self.max_side_px} pixels."
             raise InvalidRequestError(message, param="size")
+
+    def check_frames(self, frames: int) -> None:
+        """Raise `InvalidRequestError` (param `seconds`) for more frames than the model makes."""
+        most = 1 if self.modality is Modality.IMAGE else self.limits.max_frames
+        if not 1 <= frames <= most:
+            message = f"Model {self.id} makes 1 to {most} frames, not {frames}."
+            raise InvalidRequestError(message, param="seconds")
 
     def check_steps(self, steps: int) -> None:
         """Raise `InvalidRequestError` (param `num_inference_steps`) outside 1..max_steps."""
@@ -101,7 +125,13 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self, request: GenerationRequest) -> None:
         """Raise `InvalidRequestError` if this model cannot do what the request asks."""
+        if request.media.modality is not self.modality:
+            message = (
+                f"Model {self.id} makes {self.modality.value}s, not {request.media.value} files."
+            )
+            raise InvalidRequestError(message, param="model")
         self.check_shape(request.shape)
+        self.check_frames(request.shape.frames)
         self.check_steps(request.steps)
         if request.negative_prompt and not self.uses_negative_prompt:
             message = f"Model {self.id} does not use a negative prompt; leave negative_prompt out."
@@ -143,6 +173,7 @@ def open_pipeline(
         id=ModelId(model_id or folder.resolve().name),
         folder=str(folder.resolve()),
         family=family.name,
+        modality=family.modality,
         weight_bytes={
             kind: sum(
                 _weight_bytes(folder / name, dtype_bytes) for name in names if index.get(name)
@@ -151,7 +182,8 @@ def open_pipeline(
         },
         size_multiple_px=multiple,
         max_side_px=max_side,
-        default_shape=_default_shape(card, multiple, max_side),
+        default_shape=_default_shape(card, family, multiple, max_side),
+        default_fps=card.defaults.fps or DEFAULT_FPS,
         default_steps=card.defaults.steps or family.default_steps,
         default_guidance=_first(card.defaults.guidance_scale, family.default_guidance),
         uses_negative_prompt=family.uses_negative_prompt,
@@ -178,13 +210,13 @@ def _first(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _default_shape(card: ServingCard, multiple: int, max_side: int | None) -> Shape:
-    width, height = card.defaults.width_px, card.defaults.height_px
-    if width and height:
-        return Shape(width, height)
-    side = min(1024, max_side or 1024)
+def _default_shape(card: ServingCard, family: Family, multiple: int, max_side: int | None) -> Shape:
+    frames = 1
+    if family.modality is Modality.VIDEO:
+        frames = card.defaults.frames or DEFAULT_FRAMES
+    side = min(DEFAULT_SIDE_PX[family.modality], max_side or MAX_SIDE_PX)
     side -= side % multiple
-    return Shape(side, side)
+    return Shape(card.defaults.width_px or side, card.defaults.height_px or side, frames)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

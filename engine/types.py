@@ -28,12 +28,30 @@ class StageKind(StrEnum):
     DECODE = "decode"
 
 
+class Modality(StrEnum):
+    """What a model makes."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
 class MediaFormat(StrEnum):
     """File formats that a decode stage can write."""
 
     PNG = "png"
     JPEG = "jpeg"
     WEBP = "webp"
+    MP4 = "mp4"
+
+    @property
+    def modality(self) -> Modality:
+        """Return what a file of this format holds."""
+        return Modality.VIDEO if self is MediaFormat.MP4 else Modality.IMAGE
+
+    @property
+    def media_type(self) -> str:
+        """Return the MIME type."""
+        return f"{self.modality.value}/{self.value}"
 
 
 class StageKey(msgspec.Struct, frozen=True, order=True):
@@ -69,7 +87,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated wish for `n` outputs of one model.
 
     Output `i` is drawn with seed `seed + i`, so the first of several equals the single one.
-    `compression` is 0..100, OpenAI's `output_compression`; it has no meaning for PNG.
+    `compression` is 0..100, OpenAI's `output_compression`; it has no meaning for PNG and MP4.
+    `fps` is frames per second of a video.
     """
 
     id: RequestId
@@ -85,6 +104,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     media: MediaFormat = MediaFormat.PNG
     compression: int = 100
+    fps: int = 8
     tenant: str = "default"
     traceparent: str | None = None
 
@@ -203,7 +223,7 @@ class DispatchPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """Finished bytes of one output: a complete image file."""
+    """Finished bytes of one output: a complete image or video file."""
 
     index: int
     content: bytes

@@ -160,7 +160,7 @@ def model() -> None:
 
 @model.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--family", type=click.Choice(["flux", "sd3", "sd"]), default="flux")
+@click.option("--family", type=click.Choice(["flux", "sd3", "sd", "animatediff"]), default="flux")
 @click.option("--seed", type=int, default=0, show_default=True)
 def new(path: Path, family: str, seed: int) -> None:
     """Make a small model with random weights at PATH: real architecture, no skill."""

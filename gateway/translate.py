@@ -170,7 +170,7 @@ def images_response(
         created=int(job.finished_s or request.arrival_s),
         data=images,
         background="opaque",
-        output_format=request.media.value,
+        output_format=body.output_format or "png",
         quality=resolved_quality(body),
         size=str(request.shape),
         usage=usage_of(request),

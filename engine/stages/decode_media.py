@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from engine.stages.base import FamilyCode, OnStep, StageResult
 from engine.stages.denoise import LATENTS
-from engine.types import Artifact, GenerationRequest, MediaFormat, Shape, StageTask
+from engine.stages.media import write_image, write_video
+from engine.types import Artifact, Modality, StageTask
 
 
 class DecodeMedia:
-    """Autoencoder of one model, and the image writer."""
+    """Autoencoder of one model, and the file writers."""
 
     def __init__(self, pipe: Any, code: FamilyCode) -> None:
         """Take the loaded components and the family's way to use them."""
@@ -28,27 +27,23 @@ class DecodeMedia:
         """Decode one output and write it in the request's format."""
         del on_step
         pixels = self._code.decode(self._pipe, task.request, inputs[LATENTS])
+        return StageResult({}, _artifact(task, self._write(task, pixels)))
+
+    def _write(self, task: StageTask, pixels: Tensor) -> bytes:
+        request = task.request
+        if request.media.modality is Modality.VIDEO:
+            frames = self._pipe.video_processor.postprocess_video(pixels, output_type="np")[0]
+            return write_video(frames, request.fps)
         image = self._pipe.image_processor.postprocess(pixels, output_type="pil")[0]
-        return StageResult({}, _artifact(task, image))
+        return write_image(image, request.media, request.compression)
 
 
-def _artifact(task: StageTask, image: Image.Image) -> Artifact:
-    content = write_image(image, task.request)
+def _artifact(task: StageTask, content: bytes) -> Artifact:
     return Artifact(
         index=task.image_index,
         content=content,
-        media_type=f"image/{task.request.media.value}",
-        shape=Shape(image.width, image.height),
+        media_type=task.request.media.media_type,
+        shape=task.request.shape,
         seed=task.request.seed + task.image_index,
         sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def write_image(image: Image.Image, request: GenerationRequest) -> bytes:
-    """Return the image as PNG, or as JPEG or WebP of quality `request.compression`."""
-    buffer = io.BytesIO()
-    if request.media is MediaFormat.PNG:
-        image.save(buffer, "PNG")
-    else:
-        image.save(buffer, request.media.value.upper(), quality=request.compression)
-    return buffer.getvalue()

@@ -1,7 +1,7 @@
 """Writes small diffusers folders with random weights: real architectures, meaningless pictures.
 
 For tests, and to try the serving path of a family without its weights. Run as
-`python -m engine.stages.random_model FOLDER --family flux|sd3|sd --seed N`.
+`python -m engine.stages.random_model FOLDER --family NAME --seed N`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimateDiffPipeline,
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    MotionAdapter,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNetMotionModel,
 )
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -203,7 +206,32 @@ def new_sd() -> StableDiffusionPipeline:
     )
 
 
-MAKERS: dict[str, Callable[[], Any]] = {"flux": new_flux, "sd3": new_sd3, "sd": new_sd}
+def new_animatediff() -> AnimateDiffPipeline:
+    """Return an AnimateDiff pipeline of about 0.8 M weights."""
+    still = new_sd()
+    adapter = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=8,
+        use_motion_mid_block=False,
+    )
+    return AnimateDiffPipeline(
+        vae=still.vae,
+        text_encoder=still.text_encoder,
+        tokenizer=still.tokenizer,
+        unet=UNetMotionModel.from_unet2d(still.unet, adapter).eval(),
+        motion_adapter=adapter.eval(),
+        scheduler=still.scheduler,
+    )
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "flux": new_flux,
+    "sd3": new_sd3,
+    "sd": new_sd,
+    "animatediff": new_animatediff,
+}
 
 
 def write_model(folder: Path, family: str, seed: int) -> None:
@@ -211,7 +239,7 @@ def write_model(folder: Path, family: str, seed: int) -> None:
     torch.manual_seed(seed)
     MAKERS[family]().save_pretrained(folder)
     card = {
-        "defaults": {"width_px": 64, "height_px": 64, "steps": 4},
+        "defaults": {"width_px": 64, "height_px": 64, "frames": 9, "steps": 4},
         "limits": {"max_pixels": 512 * 512},
         "description": f"Random {family} weights (seed {seed}): real architecture, no meaning.",
     }

@@ -14,7 +14,7 @@ from engine.stages.base import FamilyCode, Stage
 from engine.stages.decode_media import DecodeMedia
 from engine.stages.denoise import Denoise
 from engine.stages.families.flux import Flux
-from engine.stages.families.sd import StableDiffusion
+from engine.stages.families.sd import AnimateDiff, StableDiffusion
 from engine.stages.families.sd3 import StableDiffusion3
 from engine.stages.text_encode import TextEncode
 from engine.types import StageKind
@@ -23,6 +23,7 @@ _CODE: dict[str, type[FamilyCode]] = {
     "flux": Flux,
     "sd3": StableDiffusion3,
     "sd": StableDiffusion,
+    "animatediff": AnimateDiff,
 }
 _STAGES: dict[StageKind, type[TextEncode | Denoise | DecodeMedia]] = {
     StageKind.ENCODE: TextEncode,

@@ -9,7 +9,10 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
+import av
+import numpy as np
 import pytest
 import pytest_asyncio
 import torch
@@ -28,13 +31,15 @@ from engine import (
     open_pipeline,
 )
 from engine.executors.local import LocalExecutor
+from engine.stages.media import write_video
 from engine.types import DeviceId, MediaFormat, StageKind
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
 from schedulers.edf import EdfDispatcher
 from schedulers.static import StaticPlanner
 
-FAMILIES = ("flux", "sd3", "sd")
+STILLS = ("flux", "sd3", "sd")
+FAMILIES = (*STILLS, "animatediff")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -103,27 +108,28 @@ def request(model: str, **changes: object) -> GenerationRequest:
     return GenerationRequest(**(values | changes))
 
 
-def monolithic(folder: Path, seed: int, **arguments: object) -> bytes:
-    """Return the PNG of one plain diffusers call on one thread."""
+def call_diffusers(folder: Path, seed: int, **arguments: object) -> Any:
+    """Run the whole pipeline of a folder on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    image = pipe(
-        prompt="a red circle",
-        width=64,
-        height=96,
-        num_inference_steps=4,
-        generator=torch.Generator().manual_seed(seed),
-        **arguments,
-    ).images[0]
+    generator = torch.Generator().manual_seed(seed)
+    size = {"width": 64, "height": 96, "num_inference_steps": 4, "generator": generator}
+    result = pipe(prompt="a red circle", **size, **arguments)
     torch.set_num_threads(threads)
+    return result
+
+
+def monolithic(folder: Path, seed: int, **arguments: object) -> bytes:
+    """Return the PNG of one plain diffusers call on one thread."""
+    image = call_diffusers(folder, seed, **arguments).images[0]
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STILLS)
 async def test_three_processes_draw_bit_for_bit_what_one_diffusers_call_draws(
     engine: RunningEngine, model_folder: Callable[[str], Path], family: str
 ) -> None:
@@ -135,6 +141,27 @@ async def test_three_processes_draw_bit_for_bit_what_one_diffusers_call_draws(
     for index, artifact in enumerate(result.artifacts):
         expected = monolithic(model_folder(family), seed=7 + index, guidance_scale=3.5, **extras)
         assert artifact.content == expected, index
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+async def test_a_video_is_bit_equal_too_and_has_the_exact_size_and_rate(
+    engine: RunningEngine, model_folder: Callable[[str], Path], guidance: float
+) -> None:
+    shape = Shape(64, 96, frames=5)
+    wanted = request(
+        "animatediff", shape=shape, guidance_scale=guidance, media=MediaFormat.MP4, fps=6
+    )
+    [artifact] = (await engine.core.generate(wanted)).artifacts
+    arguments = {"num_frames": 5, "guidance_scale": guidance, "output_type": "np"}
+    frames = call_diffusers(model_folder("animatediff"), seed=7, **arguments).frames[0]
+    assert artifact.content == write_video(frames, fps=6)
+    with av.open(io.BytesIO(artifact.content)) as file:
+        stream = file.streams.video[0]
+        assert (stream.codec_context.name, stream.average_rate) == ("h264", 6)
+        decoded = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
+    assert np.array(decoded).shape == (5, 96, 64, 3)
+    assert np.abs(np.array(decoded) / 255 - frames).mean() < 0.05
+    assert artifact.content.index(b"moov") < artifact.content.index(b"mdat")
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd"])
@@ -183,7 +210,7 @@ async def test_cancelling_stops_the_denoise_loop_within_a_step(engine: RunningEn
     assert len(done.artifacts) == 1
 
 
-@pytest.mark.parametrize("media", list(MediaFormat))
+@pytest.mark.parametrize("media", [MediaFormat.PNG, MediaFormat.JPEG, MediaFormat.WEBP])
 async def test_every_format_is_written_at_the_exact_size(
     engine: RunningEngine, media: MediaFormat
 ) -> None:

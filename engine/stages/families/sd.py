@@ -1,7 +1,7 @@
-"""Stable Diffusion 1 and 2: UNet with cross-attention and classifier-free guidance.
+"""Stable Diffusion 1 and 2, and AnimateDiff: UNet with cross-attention and guidance.
 
-Follows `StableDiffusionPipeline.__call__` of diffusers 0.42 operation by operation; the safety
-checker is not part of any stage.
+Follows `StableDiffusionPipeline.__call__` and `AnimateDiffPipeline.__call__` of diffusers 0.42
+operation by operation; the safety checker is not part of any stage.
 """
 
 from __future__ import annotations
@@ -49,8 +49,24 @@ class StableDiffusion:
         return pixels
 
 
+class AnimateDiff(StableDiffusion):
+    """The three stages of `AnimateDiffPipeline`: the same, with a frame axis."""
+
+    def begin(
+        self, pipe: Any, request: GenerationRequest, seed: int, inputs: Mapping[str, Tensor]
+    ) -> SdTrajectory:
+        """Draw independent noise for every frame; each frame sees the same prompt."""
+        return SdTrajectory(pipe, request, seed, inputs, frames=request.shape.frames)
+
+    def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
+        """Return pixels (1, 3, F, H, W)."""
+        del request
+        pixels: Tensor = pipe.decode_latents(latents)
+        return pixels
+
+
 class SdTrajectory:
-    """One request's latent (1, C, h, w), step and sampler."""
+    """One request's latent (1, C, h, w), or (1, C, F, h, w) with frames; step and sampler."""
 
     def __init__(
         self,
@@ -58,12 +74,15 @@ class SdTrajectory:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        frames: int | None = None,
     ) -> None:
         """Begin at step 0."""
         self._unet, self._guidance = pipe.unet, request.guidance_scale
         self._prompt = inputs["prompt_embeds"]  # (B, T, D); B = 2 with guidance
         if self._guided:
             self._prompt = torch.cat([inputs["negative_prompt_embeds"], self._prompt])
+        if frames is not None:
+            self._prompt = self._prompt.repeat_interleave(repeats=frames, dim=0)
         self._scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
         self._timesteps = retrieve_timesteps(self._scheduler, request.steps, pipe.device)[0]
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -72,7 +91,7 @@ class SdTrajectory:
             request.shape.width_px // pipe.vae_scale_factor,
         )
         noise = randn_tensor(
-            (1, pipe.unet.config.in_channels, *cells),
+            (1, pipe.unet.config.in_channels, *(() if frames is None else (frames,)), *cells),
             generator=generator,
             device=pipe.device,
             dtype=self._prompt.dtype,
