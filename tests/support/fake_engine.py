@@ -12,6 +12,7 @@ from engine import (
     Artifact,
     GenerationRequest,
     GenerationResult,
+    Modality,
     ModelId,
     PipelineSpec,
     Shape,
@@ -25,6 +26,8 @@ from engine.types import DeviceId, NodeId
 def spec_of(name: str = "shapes") -> PipelineSpec:
     """Return a small model: sizes in steps of 16 up to 512, eight steps by default."""
     return PipelineSpec(
+        modality=Modality.IMAGE,
+        default_fps=8,
         id=ModelId(name),
         folder=f"/models/{name}",
         family="flux",
