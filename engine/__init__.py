@@ -8,6 +8,7 @@ from engine.core import EngineCore
 from engine.errors import (
     EngineBusyError,
     EngineClosedError,
+    EngineCrashedError,
     EngineError,
     InvalidRequestError,
     PipelineError,
@@ -36,6 +37,7 @@ __all__ = [
     "EngineBusyError",
     "EngineClosedError",
     "EngineCore",
+    "EngineCrashedError",
     "EngineError",
     "GenerationRequest",
     "GenerationResult",

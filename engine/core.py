@@ -7,15 +7,18 @@ server and, with a virtual clock and the fake executor, the simulator.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
+from engine.background import Background
 from engine.cluster import Cluster
 from engine.errors import (
     EngineBusyError,
     EngineClosedError,
+    EngineCrashedError,
     EngineError,
     InvalidRequestError,
     RequestCancelledError,
@@ -26,6 +29,7 @@ from engine.errors import (
 from engine.execution import Execution
 from engine.loading import Loader
 from engine.pipelines import PipelineSpec, build
+from engine.readiness import obstacles
 from engine.runs import RequestRun
 from engine.types import (
     Assignment,
@@ -49,7 +53,6 @@ if TYPE_CHECKING:
     from observability.tracing import StageSpans
 
 MAX_ATTEMPTS = 3
-SNAPSHOT_INTERVAL_S = 1.0
 log = structlog.get_logger(__name__)
 
 
@@ -80,21 +83,19 @@ class EngineCore:
         self.specs = {spec.id: spec for spec in specs}
         self._executor, self._dispatcher, self._planner = executor, dispatcher, planner
         self._clock, self._spans, self._monitor = clock, spans, monitor
-        self._next_snapshot_s = 0.0
-        self._max_requests = max_requests
         self._requests: dict[RequestId, RequestRun] = {}
-        self._sequence = 0
+        self._max_requests, self._sequence = max_requests, 0
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self.cluster = Cluster(executor.devices, weights, reserve_bytes)
         self._loader = Loader(self.cluster, executor)
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed: EngineError | None = EngineClosedError("The engine has not been started.")
+        self._background = Background(self._crash)
+        self._closed: str | None = "The engine has not been started."
 
     async def start(self) -> None:
         """Start the workers and the loop; returns before any weights are loaded."""
         self._closed = None
-        self._spawn(self._loop())
+        self._background.spawn(self._loop())
         await self._executor.start(self)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
@@ -106,7 +107,7 @@ class EngineCore:
             InvalidRequestError, RequestImpossibleError: the request can never run here.
             EngineBusyError: the engine is full; try later.
             StageFailedError, WorkerLostError: a stage failed on every attempt.
-            EngineClosedError: the engine stopped; the request may be run elsewhere.
+            EngineClosedError: the engine stopped; run it elsewhere.
         """
         run = self._admit(request)
         try:
@@ -117,7 +118,7 @@ class EngineCore:
 
     def _admit(self, request: GenerationRequest) -> RequestRun:
         if self._closed is not None:
-            raise self._closed
+            raise EngineClosedError(self._closed)
         if len(self._requests) >= self._max_requests or request.id in self._requests:
             message = f"The engine holds {len(self._requests)} requests; {request.id} must wait."
             raise EngineBusyError(message)
@@ -136,7 +137,7 @@ class EngineCore:
             self._wake.clear()
             if not self._requests:
                 self.check_integrity()  # an idle engine audits its ledgers
-            self._adopt(self._planner.place(self._view(), self._fresh_snapshot()))
+            self._adopt(self._planner.place(self._view(), self._snapshot()))
             plan = self._dispatcher.plan(self._ready_tasks(), self._view())
             self._refuse_impossible(plan)
             for assignment in plan.assignments:
@@ -145,7 +146,8 @@ class EngineCore:
                     until_s = self._clock.now() + assignment.expected_s
                     self.cluster.teams.acquire(assignment.task.id, assignment.team, until_s)
                     run.begin(assignment)
-                    self._spawn(self._run(run, assignment, plan.id))
+                    self._background.spawn(self._run(run, assignment, plan.id))
+            self._preload_idle()
             await self._sleep_until(plan.next_decision_at_s)
 
     def _refuse_impossible(self, plan: DispatchPlan) -> None:
@@ -154,28 +156,21 @@ class EngineCore:
             if held.impossible and run is not None:
                 self._give_up(run, RequestImpossibleError(held.reason))
 
-    def _fresh_snapshot(self) -> MonitorSnapshot | None:
-        """Return what the monitor saw, at most once per `SNAPSHOT_INTERVAL_S`."""
-        now_s = self._clock.now()
-        if self._monitor is None or now_s < self._next_snapshot_s:
-            return None
-        self._next_snapshot_s = now_s + SNAPSHOT_INTERVAL_S
-        return self._monitor.snapshot(now_s)
+    def _snapshot(self) -> MonitorSnapshot | None:
+        return None if self._monitor is None else self._monitor.fresh_snapshot(self._clock.now())
 
     def _view(self) -> ClusterView:
         return self.cluster.view(self._clock.now())
 
     def _ready_tasks(self) -> list[StageTask]:
-        tasks = [task for run in self._requests.values() for task in run.ready_tasks()]
+        tasks = (task for run in self._requests.values() for task in run.ready_tasks())
         return sorted(tasks, key=lambda task: task.order)
 
     async def _sleep_until(self, at_s: float | None) -> None:
         timeout_s = None if at_s is None else max(0.0, at_s - self._clock.now())
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
-        except TimeoutError:
-            return
 
     async def _run(self, run: RequestRun, assignment: Assignment, plan_id: PlanId) -> None:
         """Carry one assignment from launch to its report, whatever comes of it."""
@@ -185,9 +180,11 @@ class EngineCore:
         )
         try:
             execution.loaded(await self._loader.prepare(assignment))
+            run.expect_wanted()
             report = await self._executor.run(assignment)
         except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
             execution.failed(error)
+            await self._loader.relieve(assignment, error)
             self._retry_or_fail(run, assignment, error)
         else:
             self._dispatcher.observe(assignment, report)
@@ -223,16 +220,19 @@ class EngineCore:
                 self._executor.release(ref)
 
     def _adopt(self, placement: Placement | None) -> None:
-        """Take a new placement: metadata only; weights move when idle devices preload them."""
+        """Take a new placement: metadata only; weights move when devices are idle or need them."""
         if placement is not None:
             self.cluster.placement = placement
-            self._loader.start_over(self.cluster.configured)
+            self._loader.start_over()
             log.info("placement_adopted", version=placement.version)
-        for device in self.cluster.memories:
-            if self._loader.wants_preload(device) and device not in self.cluster.teams.busy:
+
+    def _preload_idle(self) -> None:
+        """Let every idle device load one stage that it should hold; requests come first."""
+        for device in self._loader.unfilled():
+            if device not in self.cluster.teams.busy:
                 preload = TaskId(f"preload/{device}")
                 self.cluster.teams.acquire(preload, (device,), self._clock.now())
-                self._spawn(self._preload(device, preload))
+                self._background.spawn(self._preload(device, preload))
 
     async def _preload(self, device: DeviceId, holder: TaskId) -> None:
         try:
@@ -244,29 +244,29 @@ class EngineCore:
     def device_ready(self, info: DeviceInfo) -> None:
         """Open a ledger for a device whose worker came up (called by the executor)."""
         self.cluster.add(info)
-        self._loader.start_over([info.id])
+        self._loader.restarted(info.id)
         self._wake.set()
 
     def device_lost(self, device: DeviceId, reason: str) -> None:
         """Close the ledger of a device whose worker died (called by the executor)."""
-        log.warning("device_lost", device=device, reason=reason)
+        log.warning("device_lost", reason=reason)
         self.cluster.remove(device)
         self._wake.set()
 
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
         """Note a finished denoise step (called by the executor)."""
-        del steps
-        run = self._requests.get(RequestId(task.split("/", 1)[0]))
-        if run is not None and task in run.running:
-            run.steps_done[run.running[task].task.node] = step
+        if (run := self._requests.get(RequestId(task.split("/", 1)[0]))) is not None:
+            run.note_step(task, step, steps)
+
+    def progress(self, request: RequestId) -> float:
+        """Return the share of its denoise steps that a request has done; 0 if it is not here."""
+        return self._requests[request].share_done if request in self._requests else 0.0
 
     def readiness(self) -> tuple[str, ...]:
         """Return why a request would not succeed now; empty if it would."""
         if self._closed is not None:
-            return (str(self._closed),)
-        stages = [stage for spec in self.specs.values() for stage in spec.stages]
-        reasons = (self._loader.why_not_servable(stage) for stage in stages)
-        return tuple(reason for reason in reasons if reason is not None)
+            return (self._closed,)
+        return obstacles(self.specs.values(), self._loader, self._dispatcher, self._view())
 
     def check_integrity(self) -> None:
         """Raise if any ledger, team or graph contradicts itself."""
@@ -274,27 +274,27 @@ class EngineCore:
         for run in self._requests.values():
             run.check_integrity()
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
+    def executor_failed(self, reason: str) -> None:
+        """Stop, because nothing would run any more (called by the executor)."""
+        self._stop(f"The engine stopped because its executor failed: {reason}", EngineCrashedError)
 
-    def _reap(self, task: asyncio.Task[None]) -> None:
+    def _crash(self, error: BaseException) -> None:
         """Stop loudly on a bug: an engine that lost a task of its own must not look healthy."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("engine_crashed", exc_info=error)
-            self._stop(EngineError(f"The engine stopped on an internal error: {error!r}."))
+        log.critical("engine_crashed", exc_info=error)
+        self._stop(f"The engine stopped on an internal error: {error!r}.", EngineCrashedError)
 
-    def _stop(self, reason: EngineError) -> None:
-        self._closed = reason
+    def _stop(self, reason: str, error: type[EngineError]) -> None:
+        self._closed = self._closed or reason
         for run in list(self._requests.values()):
-            self._give_up(run, reason)
+            self._give_up(run, error(reason))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it runs nothing, because it was closed or had to stop."""
+        return self._closed is not None
 
     async def close(self) -> None:
         """Fail what is unfinished with `EngineClosedError`, stop the workers; idempotent."""
-        self._stop(EngineClosedError("The engine is shutting down."))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stop("The engine is shutting down.", EngineClosedError)
+        await self._background.close()
         await self._executor.close()

@@ -6,6 +6,7 @@ EngineError
 ├── GraphError               a stage graph is malformed
 ├── EngineBusyError          the bounded set of requests in the engine is full
 ├── EngineClosedError        the engine is shutting down; the request can be tried elsewhere
+│   └── EngineCrashedError       it stopped on an internal error while it held the request
 ├── RequestCancelledError    the request was cancelled by its owner
 ├── RequestImpossibleError   no device of this deployment can ever run a stage of the request
 ├── StageFailedError         a stage failed on a live worker (out of memory, bad weights, bug)
@@ -61,6 +62,12 @@ class EngineClosedError(EngineError):
     """The engine is shutting down."""
 
     code = "engine_closed"
+
+
+class EngineCrashedError(EngineClosedError):
+    """The engine stopped on an internal error, which this request may have caused."""
+
+    code = "engine_crashed"
 
 
 class RequestCancelledError(EngineError):

@@ -1,14 +1,15 @@
 """The folder in shared memory where stages leave tensors for each other, and who may delete them.
 
 Torch-free: the controller accounts and deletes; workers write and read through
-`engine.stages.transport`. The folder lies in a private one that carries its owner's process id, so
-that a later start can sweep what a killed controller left behind.
+`engine.stages.transport`. The folder lies in a private one that its owner keeps locked, so that a
+later start can sweep what a killed controller left behind.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,13 +19,13 @@ from engine.types import HandoffRef, TaskId
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
 _LEAST_FREE_BYTES = 256 << 20  # containers often get 64 MiB, too little for latents of videos
-_PREFIX = "trident-"
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
+_PREFIX = "trident-engine-"
 
 
 def handoff_path(folder: Path, task: TaskId) -> Path:
-    """Return the file that `task` leaves its output in."""
-    return folder / f"{_UNSAFE.sub('_', task)}.safetensors"
+    """Return the file that `task` leaves its output in; safe for any id."""
+    name = hashlib.sha256(task.encode()).hexdigest()[:32]
+    return folder / f"{name}.safetensors"
 
 
 class HandoffStore:
@@ -74,11 +75,38 @@ class HandoffStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def private_folder(root: Path | None = None) -> Path:
-    """Make a folder for this process alone under `root`, by default in shared memory."""
-    root = root or _roomiest_root()
-    sweep_stale(root)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
+class PrivateFolder:
+    """A folder for this process alone, by default in shared memory.
+
+    It is locked for as long as the process lives, however that ends; what is not locked was left
+    behind and is swept by the next one. Process ids would not do: containers share memory folders
+    but not ids.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Sweep what others left under `root` and make the folder."""
+        root = root or _roomiest_root()
+        sweep_stale(root)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        self._lock = _lock(self.path)
+
+    def close(self) -> None:
+        """Delete the folder; idempotent."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder and return the file descriptor that holds the lock; None if it is taken."""
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _roomiest_root() -> Path:
@@ -89,18 +117,12 @@ def _roomiest_root() -> Path:
 
 
 def sweep_stale(root: Path) -> None:
-    """Delete private folders under `root` whose process is gone."""
+    """Delete private folders under `root` that no living process holds."""
     for folder in root.glob(f"{_PREFIX}*"):
-        pid = folder.name.removeprefix(_PREFIX).split("-", 1)[0]
-        if pid.isdecimal() and not _is_running(int(pid)):
+        try:
+            descriptor = _lock(folder)
+        except OSError:
+            continue  # another user's, or swept by another process this moment
+        if descriptor is not None:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            os.close(descriptor)

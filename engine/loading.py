@@ -5,12 +5,12 @@ The caller holds the device's team, so at most one operation changes a device at
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
-from engine.errors import StageFailedError, WorkerLostError
+from engine.errors import EngineError, StageFailedError, WorkerLostError
 from engine.types import Assignment, DeviceId, StageKey, StageKind
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.ports import Executor
     from engine.residency import DeviceMemory
 
+DEATHS_ALLOWED = 3  # of a worker while it loads one stage; then the stage is to blame
 _PIPELINE_ORDER = tuple(StageKind)
 log = structlog.get_logger(__name__)
 
@@ -30,6 +31,7 @@ class Loader:
         self._cluster = cluster
         self._executor = executor
         self._refused: dict[tuple[DeviceId, StageKey], str] = {}
+        self._deaths: dict[tuple[DeviceId, StageKey], int] = {}
         self._filled: set[DeviceId] = set()
 
     async def prepare(self, assignment: Assignment) -> float:
@@ -58,30 +60,55 @@ class Loader:
             if device in self._cluster.memories:
                 self._cluster.memories[device].settle(assignment.task.id)
 
+    async def relieve(self, assignment: Assignment, error: EngineError) -> None:
+        """After a failure that may be for want of memory, clear the device for the next try."""
+        if not isinstance(error, StageFailedError) or not error.retryable:
+            return
+        device = assignment.team[0]
+        with suppress(WorkerLostError, StageFailedError):
+            memory = self._memory(device)
+            for stage in [s for s in memory.weights if s != assignment.task.stage]:
+                await self._executor.unload(device, stage)
+                memory.evict(stage)
+
     async def preload(self, device: DeviceId) -> None:
-        """Load the stages that placement wants on an idle device, as far as they fit."""
-        while missing := self._missing(device):
-            stage = min(missing, key=lambda stage: (_PIPELINE_ORDER.index(stage.kind), stage.model))
-            try:
-                await self._load(self._memory(device), stage)
-            except WorkerLostError:
-                return
-            except StageFailedError as error:
-                log.error("preload_failed", stage=str(stage), detail=str(error))  # noqa: TRY400 - the worker logged the traceback
-        self._filled.add(device)
+        """Load the first stage that placement wants on an idle device and that fits."""
+        missing = self._missing(device)
+        if not missing:
+            return
+        stage = min(missing, key=lambda stage: (_PIPELINE_ORDER.index(stage.kind), stage.model))
+        try:
+            await self._load(self._memory(device), stage)
+        except WorkerLostError:
+            return
+        except StageFailedError as error:
+            log.error("preload_failed", stage=str(stage), detail=str(error))  # noqa: TRY400 - the worker logged the traceback
+        if not self._missing(device):
+            self._filled.add(device)
 
-    def wants_preload(self, device: DeviceId) -> bool:
-        """Whether a live device has not yet been filled for the current placement."""
-        return device not in self._filled and bool(self._missing(device))
+    def unfilled(self) -> tuple[DeviceId, ...]:
+        """Return live devices that lack stages of the current placement which would fit.
 
-    def start_over(self, devices: Iterable[DeviceId]) -> None:
-        """Forget what was preloaded or refused on devices that restarted or got a new placement."""
-        fresh = set(devices)
-        self._filled -= fresh
-        self._refused = {key: why for key, why in self._refused.items() if key[0] not in fresh}
+        A device is filled once per placement; what is swapped out later comes back on demand.
+        """
+        memories = self._cluster.memories
+        lacking = [d for d in memories if d not in self._filled and self._missing(d)]
+        self._filled |= {d for d in memories if d not in lacking}
+        return tuple(lacking)
+
+    def restarted(self, device: DeviceId) -> None:
+        """Forget what a device held before its worker was restarted."""
+        self._filled.discard(device)
+        self._refused = {key: why for key, why in self._refused.items() if key[0] != device}
+
+    def start_over(self) -> None:
+        """Forget everything about the old placement."""
+        self._filled.clear()
+        self._refused.clear()
+        self._deaths.clear()
 
     def _missing(self, device: DeviceId) -> frozenset[StageKey]:
-        """Return desired stages that a device lacks, that fit and that were not refused."""
+        """Return desired stages that a device lacks, that fit and that may be loaded."""
         memory = self._cluster.memories.get(device)
         if memory is None:
             return frozenset()
@@ -89,30 +116,31 @@ class Loader:
             stage
             for stage in self._cluster.desired(device)
             if stage not in memory.weights
-            and (device, stage) not in self._refused
+            and self._why_refused(device, stage) is None
             and self._cluster.weight_bytes[stage] <= memory.free_bytes
         )
 
-    def why_not_servable(self, stage: StageKey) -> str | None:
-        """Return why no live device could run `stage` now; None if one could."""
-        placed = self._cluster.placement.stages
-        holders = [device for device, stages in placed.items() if stage in stages]
-        if any(stage in memory.loaded for memory in self._cluster.memories.values()):
-            return None
-        live = [device for device in holders if device in self._cluster.memories]
-        if not live:
-            return f"{stage}: no live device has a place for it (of {len(holders)} planned)."
-        refused = [self._refused[d, stage] for d in live if (d, stage) in self._refused]
-        if refused:
-            return f"{stage}: {refused[0]}"
-        if all(self._swaps_in(device, stage) for device in live):
-            return None
-        return f"{stage}: weights are being loaded on {', '.join(live)}."
+    def _why_refused(self, device: DeviceId, stage: StageKey) -> str | None:
+        deaths = self._deaths.get((device, stage), 0)
+        if deaths >= DEATHS_ALLOWED:
+            return f"The worker of {device} died {deaths} times while it loaded {stage}."
+        return self._refused.get((device, stage))
 
-    def _swaps_in(self, device: DeviceId, stage: StageKey) -> bool:
-        """Whether a stage is not resident because others fill the memory: loaded on demand."""
-        fits = self._cluster.weight_bytes[stage] <= self._cluster.memories[device].capacity_bytes
-        return fits and device in self._filled
+    def why_not_servable(self, stage: StageKey) -> tuple[str, ...]:
+        """Return why no live device could run `stage` now; empty if one could."""
+        if any(stage in memory.loaded for memory in self._cluster.memories.values()):
+            return ()
+        placed = self._cluster.placement.stages
+        planned = [device for device, stages in placed.items() if stage in stages]
+        live = [device for device in planned if device in self._cluster.memories]
+        if not live:
+            return (f"{stage}: no live device has a place for it (of {len(planned)} planned).",)
+        refusals = [why for d in live if (why := self._why_refused(d, stage)) is not None]
+        if refusals:
+            return (f"{stage}: {refusals[0]}",)
+        if all(device in self._filled for device in live):
+            return ()  # others fill the memory: it is loaded on demand
+        return (f"{stage}: weights are being loaded on {', '.join(live)}.",)
 
     def _memory(self, device: DeviceId) -> DeviceMemory:
         try:
@@ -132,6 +160,8 @@ class Loader:
 
     async def _load(self, memory: DeviceMemory, stage: StageKey) -> float:
         device = memory.info.id
+        if self._deaths.get((device, stage), 0) >= DEATHS_ALLOWED:
+            raise StageFailedError(self._why_refused(device, stage) or "", retryable=False)
         memory.admit(stage, self._cluster.weight_bytes[stage])
         try:
             load_s = await self._executor.load(device, stage)
@@ -139,6 +169,11 @@ class Loader:
             memory.evict(stage)
             self._refused[device, stage] = str(error)
             raise
+        except WorkerLostError:
+            self._deaths[device, stage] = self._deaths.get((device, stage), 0) + 1
+            raise
         memory.loaded.add(stage)
+        self._refused.pop((device, stage), None)
+        self._deaths.pop((device, stage), None)
         log.info("stage_loaded", device=device, stage=str(stage), load_s=round(load_s, 3))
         return load_s

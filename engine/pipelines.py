@@ -6,16 +6,14 @@ with defaults and limits; without it the family's defaults apply.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from engine.errors import InvalidRequestError, PipelineError
-from engine.families import FAMILIES, Family
+from engine.families import FAMILIES, Family, vae_scale_factor
 from engine.graph import Edge, StageGraph, StageNode
 from engine.types import (
     GenerationRequest,
@@ -26,13 +24,13 @@ from engine.types import (
     StageKey,
     StageKind,
 )
+from engine.weights import read_json, weight_bytes
 
 MAX_STEPS = 200
 DEFAULT_FPS = 8
 DEFAULT_FRAMES = 16
-DEFAULT_SIDE_PX = {Modality.IMAGE: 1024, Modality.VIDEO: 512}
-MAX_SIDE_PX = 8192
-_HEADER_LIMIT_BYTES = 100_000_000  # the safetensors format's own bound
+DEFAULT_SIDE_PX = 1024
+MAX_SIDE_PX = 8192  # below what every file format holds
 
 
 class Defaults(msgspec.Struct, frozen=True):
@@ -74,7 +72,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     modality: Modality
     weight_bytes: Mapping[StageKind, int]
     size_multiple_px: int
-    max_side_px: int | None
+    max_side_px: int
     default_shape: Shape
     default_fps: int
     default_steps: int
@@ -106,7 +104,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
         if pixels > self.limits.max_pixels:
             message = f"Size {shape} has {pixels} pixels; model {self.id} draws at most {self.limits.max_pixels}."
             raise InvalidRequestError(message, param="size")
-        if self.max_side_px is not None and max(shape.width_px, shape.height_px) > self.max_side_px:
+        if max(shape.width_px, shape.height_px) > self.max_side_px:
             message = f"Size {shape} is too long: model {self.id} draws sides of at most {self.max_side_px} pixels."
             raise InvalidRequestError(message, param="size")
 
@@ -164,40 +162,51 @@ def open_pipeline(
     Raises:
         PipelineError: a file is missing or malformed, or the pipeline class is not served.
     """
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     family = _family_of(folder, index)
     configs = _component_configs(folder, index)
     card = _serving_card(folder)
     multiple, max_side = _size_rules(folder, family, configs)
-    return PipelineSpec(
+    spec = PipelineSpec(
         id=ModelId(model_id or folder.resolve().name),
         folder=str(folder.resolve()),
         family=family.name,
         modality=family.modality,
         weight_bytes={
-            kind: sum(
-                _weight_bytes(folder / name, dtype_bytes) for name in names if index.get(name)
-            )
+            kind: sum(weight_bytes(folder / name, dtype_bytes) for name in names if index.get(name))
             for kind, names in family.components.items()
         },
         size_multiple_px=multiple,
         max_side_px=max_side,
-        default_shape=_default_shape(card, family, multiple, max_side),
+        default_shape=_default_shape(card, family, configs, (multiple, max_side)),
         default_fps=card.defaults.fps or DEFAULT_FPS,
         default_steps=card.defaults.steps or family.default_steps,
         default_guidance=_first(card.defaults.guidance_scale, family.default_guidance),
         uses_negative_prompt=family.uses_negative_prompt,
-        limits=card.limits,
+        limits=_limits(card, configs),
         created_s=int((folder / "model_index.json").stat().st_mtime),
         description=card.description,
     )
+    _check_defaults(folder, spec)
+    return spec
+
+
+def _check_defaults(folder: Path, spec: PipelineSpec) -> None:
+    try:
+        spec.check_shape(spec.default_shape)
+        spec.check_frames(spec.default_shape.frames)
+        spec.check_steps(spec.default_steps)
+    except InvalidRequestError as error:
+        message = f"The defaults in {folder / 'trident.json'} do not fit the model: {error}"
+        raise PipelineError(message) from error
 
 
 def _size_rules(
     folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]
-) -> tuple[int, int | None]:
+) -> tuple[int, int]:
     try:
-        return family.size_multiple_px(configs), family.max_side_px(configs)
+        multiple = family.size_multiple_px(configs)
+        return multiple, min(MAX_SIDE_PX, family.max_side_px(configs) or MAX_SIDE_PX)
     except (KeyError, TypeError, ValueError) as error:
         message = (
             f"{folder} is no complete {family.pipeline_class}: {error} is missing or malformed in "
@@ -210,28 +219,30 @@ def _first(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
-def _default_shape(card: ServingCard, family: Family, multiple: int, max_side: int | None) -> Shape:
+def _default_shape(
+    card: ServingCard,
+    family: Family,
+    configs: Mapping[str, Mapping[str, Any]],
+    sides: tuple[int, int],
+) -> Shape:
+    """Return the card's size, or the one that the denoiser was configured for."""
+    denoiser = configs.get("transformer") or configs.get("unet") or {}
+    cells = denoiser.get("sample_size")
+    side = cells * vae_scale_factor(configs) if isinstance(cells, int) else DEFAULT_SIDE_PX
+    multiple, most = sides
+    side = min(most, max(multiple, side)) // multiple * multiple
     frames = 1
     if family.modality is Modality.VIDEO:
         frames = card.defaults.frames or DEFAULT_FRAMES
-    side = min(DEFAULT_SIDE_PX[family.modality], max_side or MAX_SIDE_PX)
-    side -= side % multiple
     return Shape(card.defaults.width_px or side, card.defaults.height_px or side, frames)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        message = f"{path} is missing; {path.parent} is not a complete diffusers model folder."
-        raise PipelineError(message) from error
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read as JSON: {error}."
-        raise PipelineError(message) from error
-    if not isinstance(content, dict):
-        message = f"{path} must hold a JSON object, not {type(content).__name__}."
-        raise PipelineError(message)
-    return content
+def _limits(card: ServingCard, configs: Mapping[str, Mapping[str, Any]]) -> Limits:
+    """Return the card's limits, cut to the frames that a motion module has positions for."""
+    positions = configs.get("unet", {}).get("motion_max_seq_length")
+    most = card.limits.max_frames
+    frames = min(most, positions) if isinstance(positions, int) else most
+    return msgspec.structs.replace(card.limits, max_frames=frames)
 
 
 def _family_of(folder: Path, index: Mapping[str, Any]) -> Family:
@@ -248,7 +259,7 @@ def _family_of(folder: Path, index: Mapping[str, Any]) -> Family:
 
 def _component_configs(folder: Path, index: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     present = [name for name in ("vae", "transformer", "unet") if name in index]
-    return {name: _read_json(folder / name / "config.json") for name in present}
+    return {name: read_json(folder / name / "config.json") for name in present}
 
 
 def _serving_card(folder: Path) -> ServingCard:
@@ -259,21 +270,4 @@ def _serving_card(folder: Path) -> ServingCard:
         return msgspec.json.decode(path.read_bytes(), type=ServingCard)
     except (OSError, msgspec.MsgspecError) as error:
         message = f"{path} is malformed: {error}."
-        raise PipelineError(message) from error
-
-
-def _weight_bytes(component: Path, dtype_bytes: int) -> int:
-    files = sorted(component.glob("*.safetensors"))
-    return sum(_numbers_in(path) for path in files) * dtype_bytes
-
-
-def _numbers_in(path: Path) -> int:
-    """Count the numbers in a safetensors file from its header (little-endian length, JSON)."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _HEADER_LIMIT_BYTES)))
-        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{path} is not a readable safetensors file: {error}."
         raise PipelineError(message) from error

@@ -71,6 +71,10 @@ class DeviceListener(Protocol):
         """A worker process died; everything it held is gone."""
         ...
 
+    def executor_failed(self, reason: str) -> None:
+        """The executor itself broke; nothing will run any more."""
+        ...
+
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
         """A running task finished denoise step `step` of `steps`."""
         ...

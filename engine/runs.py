@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from engine.errors import EngineError
+from engine.errors import EngineError, RequestCancelledError
 from engine.graph import GraphRun, NodeState, StageGraph, StageNode
 from engine.messages import StageReport
 from engine.types import (
@@ -17,6 +17,7 @@ from engine.types import (
     GenerationResult,
     HandoffRef,
     NodeId,
+    StageKind,
     StageTask,
     StageTiming,
     TaskId,
@@ -29,7 +30,7 @@ class RequestRun:
     Attributes:
         outcome: resolves to the result or an `EngineError`; set exactly once.
         running: assignments that a worker holds now, by task.
-        steps_done: denoise steps finished per node, for progress.
+        steps_done, steps: denoise steps finished and in all per node, as the worker counts them.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RequestRun:
         self.outcome: asyncio.Future[GenerationResult] = asyncio.get_running_loop().create_future()
         self.running: dict[TaskId, Assignment] = {}
         self.steps_done: dict[NodeId, int] = {}
+        self.steps: dict[NodeId, int] = {}
         self._sequence = sequence
         self._ready_s = dict.fromkeys(graph.nodes, now_s)
         self._artifacts: dict[int, Artifact] = {}
@@ -72,7 +74,36 @@ class RequestRun:
     def begin(self, assignment: Assignment) -> None:
         """Note that a team works on a task."""
         self.progress.start(assignment.task.node)
+        self.steps_done.pop(assignment.task.node, None)
         self.running[assignment.task.id] = assignment
+
+    def expect_wanted(self) -> None:
+        """Raise `RequestCancelledError` if the outcome is known, so that more work is wasted."""
+        if self.is_over:
+            message = f"Request {self.request.id} ended before its stage could start."
+            raise RequestCancelledError(message)
+
+    def note_step(self, task: TaskId, step: int, steps: int) -> None:
+        """Note that a running task has finished denoise step `step` of `steps`."""
+        if task in self.running:
+            node = self.running[task].task.node
+            self.steps_done[node], self.steps[node] = step, steps
+
+    @property
+    def share_done(self) -> float:
+        """Share of all outputs' denoise steps that are done, 0 to 1; a retry may lower it."""
+        nodes = self.progress.graph.nodes.values()
+        shares = [self._share(node) for node in nodes if node.stage.kind is StageKind.DIFFUSE]
+        return sum(shares) / len(shares) if shares else 0.0
+
+    def _share(self, diffuse: StageNode) -> float:
+        match self.progress.states[diffuse.id]:
+            case NodeState.DONE:
+                return 1.0
+            case NodeState.RUNNING:
+                return self.steps_done.get(diffuse.id, 0) / self.steps.get(diffuse.id, 1)
+            case NodeState.PENDING:
+                return 0.0
 
     def retry(self, task: StageTask, now_s: float) -> None:
         """Offer a failed task again."""

@@ -21,6 +21,7 @@ import structlog
 import torch
 import zmq
 
+from engine.executors.slot import BEAT_SUFFIX
 from engine.messages import (
     CancelTask,
     FromWorker,
@@ -42,7 +43,10 @@ from engine.stages.base import CancelledAtStep, Stage
 from engine.stages.registry import load_stage
 from engine.stages.transport import FileTransport
 from engine.types import StageKey, StageTask, TaskId
+from observability.logging import configure_logging
 
+BEAT_INTERVAL_S = 1.0
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 log = structlog.get_logger(__name__)
 
 
@@ -56,6 +60,7 @@ class Worker:
         self._socket, self._device, self._transport = socket, device, transport
         self._stages: dict[StageKey, Stage] = {}
         self._inbox: deque[ToWorker] = deque()
+        self._current: TaskId | None = None
         self._cancelled: set[TaskId] = set()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
 
@@ -70,7 +75,9 @@ class Worker:
                     self._unload(stage)
                     self._send(StageUnloaded(stage))
                 case RunStage(task):
+                    self._current = task.id
                     self._send(self._run(task))
+                    self._current = None
                     self._cancelled.discard(task.id)
 
     def _next(self) -> ToWorker:
@@ -81,10 +88,13 @@ class Worker:
 
     def _accept(self, payload: bytes) -> None:
         message = self._decoder.decode(payload)
-        if isinstance(message, CancelTask):
-            self._cancelled.add(message.task)
-        else:
+        if not isinstance(message, CancelTask):
             self._inbox.append(message)
+        elif message.task == self._current or self._is_queued(message.task):
+            self._cancelled.add(message.task)  # others are over: their cancellation came too late
+
+    def _is_queued(self, task: TaskId) -> bool:
+        return any(isinstance(m, RunStage) and m.task.id == task for m in self._inbox)
 
     def _send(self, message: FromWorker) -> None:
         self._socket.send(msgspec.msgpack.encode(message))
@@ -185,15 +195,27 @@ def _describe(error: Exception) -> str:
 
 
 def device_memory_bytes(device: torch.device) -> int:
-    """Return a GPU's memory, or this machine's for a CPU device."""
+    """Return a GPU's memory, or for a CPU device this machine's or this container's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    return min(physical, int(limit)) if limit.isdecimal() else physical
 
 
 def _exit_with_controller() -> NoReturn:
     os.read(0, 1)  # ends only when the controller closes the pipe or dies
     os._exit(0)
+
+
+def _beat(endpoint: str, identity: str) -> NoReturn:
+    """Show once a second that this process lives, whatever the stage is doing."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, f"{identity}{BEAT_SUFFIX}".encode())
+    socket.connect(endpoint)
+    while True:
+        socket.send(b"")
+        time.sleep(BEAT_INTERVAL_S)
 
 
 def main() -> None:
@@ -204,16 +226,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; we obey stdin
+    configure_logging(os.environ.get("TRIDENT_LOG_FORMAT", "auto"))
     threading.Thread(target=_exit_with_controller, daemon=True).start()
+    threading.Thread(target=_beat, args=(args.endpoint, args.identity), daemon=True).start()
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.device.startswith("cpu") else args.device)
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, args.identity.encode())
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(args.endpoint)
     Worker(socket, device, FileTransport(Path(args.handoff_folder), device)).serve()
-    context.destroy(linger=1000)
+    socket.close(linger=1000)
+    os._exit(0)  # threads wait on sockets and on standard input; nothing is left to flush
 
 
 if __name__ == "__main__":

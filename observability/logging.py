@@ -77,7 +77,9 @@ def _shared_processors() -> list[Processor]:
 def _rendering(*, readable: bool) -> list[Processor]:
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if readable:
-        return [remove_meta, structlog.dev.ConsoleRenderer()]
+        # Not rich's tracebacks: they print local variables, prompts among them.
+        plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        return [remove_meta, plain]
     return [
         remove_meta,
         structlog.processors.format_exc_info,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
+SNAPSHOT_INTERVAL_S = 1.0
 _NS_PER_S = 1e9
 
 
@@ -50,6 +51,7 @@ class StageMonitor(SpanProcessor):
         self._incoming: deque[_Event] = deque(maxlen=max_events)
         self._window: deque[_Event] = deque(maxlen=max_events)
         self._in_flight: dict[StageClass, int] = {}
+        self._next_snapshot_s = 0.0
         self._appended = 0
         self._folded = 0
 
@@ -80,6 +82,13 @@ class StageMonitor(SpanProcessor):
         self._appended += 1
         self._incoming.append(event)
 
+    def fresh_snapshot(self, now_s: float) -> MonitorSnapshot | None:
+        """Return a snapshot, or None if the last one is younger than `SNAPSHOT_INTERVAL_S`."""
+        if now_s < self._next_snapshot_s:
+            return None
+        self._next_snapshot_s = now_s + SNAPSHOT_INTERVAL_S
+        return self.snapshot(now_s)
+
     def snapshot(self, now_s: float) -> MonitorSnapshot:
         """Fold what happened since the last call and describe the window that ends now."""
         self._fold()
@@ -109,15 +118,15 @@ class StageMonitor(SpanProcessor):
 
     def _describe(self, key: StageClass, events: list[_Event]) -> StageWindow:
         starts = sum(event.service_s is None for event in events)
-        services = [event.service_s for event in events if event.service_s is not None]
         ends = [event for event in events if event.service_s is not None]
+        done = [event for event in ends if not event.failed]
         return StageWindow(
             started=starts,
             finished=len(ends),
             failed=sum(event.failed for event in ends),
             in_flight=self._in_flight.get(key, 0),
             arrivals_per_s=starts / self._window_s,
-            mean_service_s=_mean(services),
+            mean_service_s=_mean([event.service_s or 0.0 for event in done]),
             mean_queue_wait_s=_mean([event.queue_wait_s for event in ends]),
         )
 

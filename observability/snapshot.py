@@ -16,7 +16,11 @@ class StageClass(msgspec.Struct, frozen=True, order=True):
 
 
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage class over the window. Times are mean seconds of executions that ended in it."""
+    """One stage class over the window.
+
+    Times are mean seconds of executions that ended in it; service times leave out those that
+    failed or were cancelled.
+    """
 
     started: int
     finished: int

@@ -51,7 +51,8 @@ class FakeExecutor:
         self._clock, self._duration_s, self._load_s = clock, duration_s, load_s
         self._restart_s = restart_s
         self._listener: DeviceListener | None = None
-        self._running: dict[TaskId, tuple[DeviceId, asyncio.Future[None]]] = {}
+        self._running: dict[str, tuple[DeviceId, asyncio.Future[None]]] = {}
+        self._down: set[DeviceId] = set()
         self._restarts: set[asyncio.Task[None]] = set()
         self.alive: dict[str, HandoffRef] = {}
         self.launches: list[tuple[TaskId, DeviceId, float]] = []
@@ -68,9 +69,8 @@ class FakeExecutor:
             listener.device_ready(info)
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
-        """Let the load time pass."""
-        del device
-        await self._clock.sleep(self._load_s(stage))
+        """Let the load time pass, unless the device is killed meanwhile."""
+        await self._spend(f"load {stage} on {device}", device, self._load_s(stage))
         return self._load_s(stage)
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
@@ -80,17 +80,23 @@ class FakeExecutor:
         """Let the stage's time pass, unless the device is killed or the task cancelled."""
         task, device = assignment.task, assignment.team[0]
         self.launches.append((task.id, device, self._clock.now()))
-        interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._running[task.id] = (device, interrupted)
         duration_s = self._duration_s(task)
+        await self._spend(task.id, device, duration_s)
+        return self._report(task, duration_s)
+
+    async def _spend(self, work: str, device: DeviceId, duration_s: float) -> None:
+        """Wait for `duration_s`, or raise what `cancel` or `kill` interrupts the work with."""
+        if device in self._down:
+            raise WorkerLostError(f"Device {device} is down.")
+        interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running[work] = (device, interrupted)
         try:
             async with asyncio.timeout(duration_s):
                 await interrupted
         except TimeoutError:
-            return self._report(task, duration_s)
+            return
         finally:
-            del self._running[task.id]
-        raise AssertionError  # an interruption always carries an error
+            del self._running[work]
 
     def _report(self, task: StageTask, duration_s: float) -> StageReport:
         is_last = task.stage.kind is StageKind.DECODE
@@ -116,16 +122,17 @@ class FakeExecutor:
             assignment.task.id, RequestCancelledError(f"Task {assignment.task.id} was cancelled.")
         )
 
-    def _interrupt(self, task: TaskId, error: Exception) -> None:
-        _device, interrupted = self._running.get(task, (None, None))
+    def _interrupt(self, work: str, error: Exception) -> None:
+        _device, interrupted = self._running.get(work, (None, None))
         if interrupted is not None and not interrupted.done():
             interrupted.set_exception(error)
 
     def kill(self, device: DeviceId) -> None:
         """Let a device die; it comes back, empty, after `restart_s`."""
-        for task, (holder, _future) in list(self._running.items()):
+        self._down.add(device)
+        for work, (holder, _future) in list(self._running.items()):
             if holder == device:
-                self._interrupt(task, WorkerLostError(f"Device {device} was killed."))
+                self._interrupt(work, WorkerLostError(f"Device {device} was killed."))
         if self._listener is not None:
             self._listener.device_lost(device, "killed")
         restart = asyncio.create_task(self._restart(device))
@@ -134,6 +141,7 @@ class FakeExecutor:
 
     async def _restart(self, device: DeviceId) -> None:
         await self._clock.sleep(self._restart_s)
+        self._down.discard(device)
         if self._listener is not None:
             self._listener.device_ready(self._infos[device])
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -20,8 +19,8 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import RequestCancelledError, StageFailedError, WorkerLostError
-from engine.executors.mailbox import Mailbox
-from engine.handoff import HandoffStore, private_folder
+from engine.executors.slot import BEAT_SUFFIX, WorkerSettings, WorkerSlot
+from engine.handoff import HandoffStore, PrivateFolder
 from engine.messages import (
     CancelTask,
     FromWorker,
@@ -45,15 +44,10 @@ if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
     from engine.ports import DeviceListener
 
-WORKER_MODULE = "engine.worker"
 NODE = "local"
 _FIRST_RESTART_S, _LONGEST_RESTART_S = 0.1, 10.0
-_SHUTDOWN_S = 3.0
-_QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
+_LONG_LIFE_S = 30.0
+_WATCH_S = 1.0
 log = structlog.get_logger(__name__)
 
 
@@ -78,31 +72,47 @@ class LocalExecutor:
     ) -> None:
         """Prepare; no process starts before `start`."""
         self._specs = {spec.id: spec for spec in specs}
-        self._slots = {
-            f"{device_kind}:{i}": _Slot(DeviceId(f"{device_kind}:{i}")) for i in range(devices)
-        }
         self._memory_bytes, self._device_kind = memory_bytes, device_kind
-        self._threads = threads or max(1, (os.cpu_count() or 1) // devices)
         self._decoder = msgspec.msgpack.Decoder(FromWorker)
         self._listener: DeviceListener | None = None
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._folder = private_folder()
-        self._endpoint = f"ipc://{self._folder}/engine.sock"
-        self._handoffs = HandoffStore(self._folder / "handoff")
+        self._folder = PrivateFolder()
+        self._endpoint = f"ipc://{self._folder.path}/engine.sock"
+        self._handoffs = HandoffStore(self._folder.path / "handoff")
+        settings = WorkerSettings(
+            self._endpoint,
+            self._handoffs.folder,
+            threads or max(1, (os.cpu_count() or 1) // devices),
+        )
+        names = [DeviceId(f"{device_kind}:{i}") for i in range(devices)]
+        self._slots = {name: WorkerSlot(name, settings) for name in names}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
         """Ids of all devices, whether their workers are up or not."""
-        return tuple(slot.device for slot in self._slots.values())
+        return tuple(self._slots)
 
     async def start(self, listener: DeviceListener) -> None:
         """Bind the socket and start supervising one process per device."""
         self._listener = listener
         self._socket.bind(self._endpoint)
-        self._tasks = [asyncio.create_task(self._receive())]
-        self._tasks += [asyncio.create_task(self._supervise(s)) for s in self._slots.values()]
+        self._guard(self._receive())
+        self._guard(self._watch())
+        for slot in self._slots.values():
+            self._guard(self._supervise(slot))
+
+    def _guard(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._notice_end)
+        self._tasks.append(task)
+
+    def _notice_end(self, task: asyncio.Task[None]) -> None:
+        """Tell the core of a bug: an executor that lost a task of its own serves nobody."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("executor_crashed", exc_info=error)
+            self._tell().executor_failed(repr(error))
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Load a stage; return the seconds the worker measured."""
@@ -140,7 +150,8 @@ class LocalExecutor:
 
     def process_ids(self) -> dict[DeviceId, int]:
         """Return the process id of every live worker, for operators and tests."""
-        return {s.device: s.process.pid for s in self._slots.values() if s.process is not None}
+        found = {device: slot.process_id for device, slot in self._slots.items()}
+        return {device: pid for device, pid in found.items() if pid is not None}
 
     async def _call(self, device: DeviceId, key: str, message: ToWorker) -> FromWorker:
         slot = self._slots[device]
@@ -148,22 +159,38 @@ class LocalExecutor:
             message_text = f"Device {device} has no live worker."
             raise WorkerLostError(message_text)
         reply = slot.mailbox.expect(key)
+        slot.answered()  # the time to answer begins now
         self._send(slot, message)
         return await reply
 
-    def _send(self, slot: _Slot, message: ToWorker) -> None:
+    def _send(self, slot: WorkerSlot, message: ToWorker) -> None:
         if slot.is_ready:  # ROUTER drops messages to unknown peers; a dead one is handled by exit
-            payload = [slot.identity, msgspec.msgpack.encode(message)]
+            payload = [slot.identity.encode(), msgspec.msgpack.encode(message)]
             self._socket.send_multipart(payload, flags=zmq.NOBLOCK)
 
     async def _receive(self) -> None:
+        by_beat = BEAT_SUFFIX.encode()
         while True:
-            identity, payload = await self._socket.recv_multipart()
-            slot = next((s for s in self._slots.values() if s.identity == identity), None)
-            if slot is not None:  # otherwise a last word of a process that was replaced
-                self._accept(slot, self._decoder.decode(payload))
+            identity, *payload = await self._socket.recv_multipart()
+            slot = self._slot_of(identity.removesuffix(by_beat).decode(errors="replace"))
+            if slot is None:
+                continue  # a last word of a process that was replaced
+            if identity.endswith(by_beat):
+                slot.beat()
+                continue
+            try:
+                message = self._decoder.decode(b"".join(payload))
+            except msgspec.MsgspecError as error:
+                log.error("worker_speaks_nonsense", device=slot.device, detail=str(error))  # noqa: TRY400 - the traceback is ours and says nothing
+                slot.kill()
+            else:
+                slot.answered()
+                self._accept(slot, message)
 
-    def _accept(self, slot: _Slot, message: FromWorker) -> None:
+    def _slot_of(self, identity: str) -> WorkerSlot | None:
+        return next((slot for slot in self._slots.values() if slot.identity == identity), None)
+
+    def _accept(self, slot: WorkerSlot, message: FromWorker) -> None:
         match message:
             case WorkerReady(memory_bytes):
                 slot.is_ready = True
@@ -195,31 +222,34 @@ class LocalExecutor:
         assert self._listener is not None  # messages arrive only after start
         return self._listener
 
-    async def _supervise(self, slot: _Slot) -> None:
-        """Keep one worker process alive, with growing pauses while it dies before it is ready."""
+    async def _supervise(self, slot: WorkerSlot) -> None:
+        """Keep one worker process alive, with growing pauses while none lives long."""
         pause_s = _FIRST_RESTART_S
         while True:
-            slot.process = await self._spawn(slot)
-            code = await slot.process.wait()
-            was_ready, slot.is_ready, slot.process = slot.is_ready, False, None
-            reason = f"Worker of {slot.device} ended with code {code}."
-            if was_ready:
+            try:
+                await slot.spawn()
+            except OSError as error:
+                log.error("worker_not_started", device=slot.device, detail=str(error))  # noqa: TRY400 - the machine refused, no bug
+            else:
+                reason = await slot.wait()
+                log.warning("worker_exited", reason=reason, restart_in_s=pause_s)
                 self._tell().device_lost(slot.device, reason)
-            slot.mailbox.fail_all(WorkerLostError(reason))
-            log.warning("worker_exited", device=slot.device, code=code, restart_in_s=pause_s)
             await asyncio.sleep(pause_s)
-            pause_s = _FIRST_RESTART_S if was_ready else min(2 * pause_s, _LONGEST_RESTART_S)
+            lived_long = slot.lived_s > _LONG_LIFE_S
+            pause_s = _FIRST_RESTART_S if lived_long else min(2 * pause_s, _LONGEST_RESTART_S)
 
-    async def _spawn(self, slot: _Slot) -> asyncio.subprocess.Process:
-        slot.incarnation += 1
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", WORKER_MODULE),
-            *("--endpoint", self._endpoint, "--identity", slot.identity.decode()),
-            *("--device", slot.device, "--handoff-folder", str(self._handoffs.folder)),
-            *("--threads", str(self._threads)),
-            stdin=asyncio.subprocess.PIPE,  # never written: its end tells the worker that we died
-            env={**os.environ, **_QUIET, "OMP_NUM_THREADS": str(self._threads)},
-        )
+    async def _watch(self) -> None:
+        """Kill workers that hang; each is then restarted like one that died."""
+        while True:
+            slept_s = -time.monotonic()
+            await asyncio.sleep(_WATCH_S)
+            slept_s += time.monotonic()
+            for slot in self._slots.values():
+                if slept_s > 2 * _WATCH_S:  # this process was stopped, not the worker
+                    slot.excuse_silence()
+                elif (why := slot.why_hung()) is not None:
+                    log.error("worker_hangs", device=slot.device, why=why)
+                    slot.kill()
 
     async def close(self) -> None:
         """Stop the workers, politely then firmly, and delete what they left; idempotent."""
@@ -229,39 +259,7 @@ class LocalExecutor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        await asyncio.gather(*(_stop(slot) for slot in self._slots.values()))
+        await asyncio.gather(*(slot.stop() for slot in self._slots.values()))
         self._context.destroy(linger=0)
         self._handoffs.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class _Slot:
-    """One device's place: the process that serves it now and the calls that wait for it."""
-
-    def __init__(self, device: DeviceId) -> None:
-        self.device = device
-        self.incarnation = 0
-        self.is_ready = False
-        self.process: asyncio.subprocess.Process | None = None
-        self.mailbox = Mailbox()
-
-    @property
-    def identity(self) -> bytes:
-        """Name on the socket; a new one per process, so that stale messages are recognised."""
-        return f"{self.device}#{self.incarnation}".encode()
-
-
-async def _stop(slot: _Slot) -> None:
-    slot.is_ready = False
-    slot.mailbox.fail_all(WorkerLostError(f"Worker of {slot.device} was stopped."))
-    process, slot.process = slot.process, None
-    if process is None or process.returncode is not None:
-        return
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        async with asyncio.timeout(_SHUTDOWN_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        self._folder.close()

@@ -15,6 +15,11 @@ class Mailbox:
         """Begin empty."""
         self._waiting: dict[str, asyncio.Future[FromWorker]] = {}
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits for a reply."""
+        return bool(self._waiting)
+
     def expect(self, key: str) -> asyncio.Future[FromWorker]:
         """Return a future for the reply to `key`; asking twice at once is a bug."""
         assert key not in self._waiting, key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -46,19 +47,37 @@ def dtype_for(device_kind: str) -> torch.dtype:
 
 def _load_components(folder: Path, family: Family, kind: StageKind, device: torch.device) -> Any:
     diffusers.utils.logging.disable_progress_bar()
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    mine = family.components[kind]
-    others = {
-        name: None for name, value in index.items() if _is_component(value) and name not in mine
-    }
+    index = _json(folder / "model_index.json")
+    mine = [name for name in family.components[kind] if _is_component(index.get(name))]
+    known = {name for names in family.components.values() for name in names}
+    known |= {name for name, value in index.items() if isinstance(value, list)}
     pipeline_class = getattr(diffusers, family.pipeline_class)
     pipe = pipeline_class.from_pretrained(
-        folder, dtype=dtype_for(device.type), local_files_only=True, **others
+        folder,
+        dtype=dtype_for(device.type),
+        local_files_only=True,
+        use_safetensors=True,
+        **{name: None for name in known if name not in mine},
     )
-    vae_config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    pipe.vae_scale_factor = vae_scale_factor({"vae": vae_config})  # 8 is assumed without a VAE
+    pipe.vae_scale_factor = vae_scale_factor({"vae": _json(folder / "vae" / "config.json")})
+    if kind is StageKind.ENCODE and "transformer" in index:
+        _stand_in_for_transformer(pipe, _json(folder / "transformer" / "config.json"))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _stand_in_for_transformer(pipe: Any, config: dict[str, Any]) -> None:
+    """Let prompt encoding read the transformer's widths without its weights.
+
+    SD3 without T5 fills the missing embedding with zeros of `joint_attention_dim`.
+    """
+    if pipe.transformer is None:
+        object.__setattr__(pipe, "transformer", SimpleNamespace(config=SimpleNamespace(**config)))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _is_component(value: object) -> bool:

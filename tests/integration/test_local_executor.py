@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 import av
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
+import zmq.asyncio
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -30,6 +32,7 @@ from engine import (
     SystemClock,
     open_pipeline,
 )
+from engine.executors import slot
 from engine.executors.local import LocalExecutor
 from engine.stages.media import write_video
 from engine.types import DeviceId, MediaFormat, StageKind
@@ -108,11 +111,13 @@ def request(model: str, **changes: object) -> GenerationRequest:
     return GenerationRequest(**(values | changes))
 
 
-def call_diffusers(folder: Path, seed: int, **arguments: object) -> Any:
+def call_diffusers(
+    folder: Path, seed: int, parts: dict[str, None] | None = None, **arguments: object
+) -> Any:
     """Run the whole pipeline of a folder on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **(parts or {}))
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     size = {"width": 64, "height": 96, "num_inference_steps": 4, "generator": generator}
@@ -196,6 +201,35 @@ async def test_a_worker_killed_in_mid_request_is_restarted_and_the_stage_retried
     assert [t.attempt for t in result.timeline] == [1, 2, 1]
 
 
+async def test_a_worker_that_hangs_is_killed_and_the_stage_retried(
+    engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot, "SILENCE_S", 2.5)
+    engine.steps.clear()
+    work = asyncio.create_task(engine.core.generate(request("sd", steps=60)))
+    await engine.steps.wait()
+    os.kill(engine.executor.process_ids()[DeviceId("cpu:1")], signal.SIGSTOP)
+    result = await asyncio.wait_for(work, 60)
+    assert [t.attempt for t in result.timeline] == [1, 2, 1]
+    await engine.ready()
+
+
+async def test_a_worker_that_speaks_nonsense_is_replaced(engine: RunningEngine) -> None:
+    place = engine.executor._slots[DeviceId("cpu:2")]
+    old = place.process_id
+    place._incarnation += 1  # a stranger takes the name of the worker's next process
+    with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.IDENTITY, place.identity.encode())
+        stranger.connect(engine.executor._endpoint)
+        await stranger.send(b"\xc1 no msgpack")
+        async with asyncio.timeout(30):
+            while place.process_id in {old, None}:
+                await asyncio.sleep(0.05)
+    await engine.ready()
+    done = await engine.core.generate(request("sd", id=RequestId("after-nonsense")))
+    assert len(done.artifacts) == 1
+
+
 async def test_cancelling_stops_the_denoise_loop_within_a_step(engine: RunningEngine) -> None:
     engine.steps.clear()
     work = asyncio.create_task(engine.core.generate(request("sd", steps=200)))
@@ -219,6 +253,29 @@ async def test_every_format_is_written_at_the_exact_size(
     )
     image = Image.open(io.BytesIO(result.artifacts[0].content))
     assert (image.size, image.format) == ((96, 64), media.value.upper())
+
+
+async def test_an_sd3_folder_without_t5_is_served_bit_equal(
+    engine: RunningEngine, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    del engine  # only so that the two engines do not run at once
+    folder = tmp_path / "no-t5"
+    copytree(model_folder("sd3"), folder)
+    for part in ("text_encoder_3", "tokenizer_3"):
+        rmtree(folder / part)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    running = RunningEngine([open_pipeline(folder)], devices=1)
+    await running.core.start()
+    try:
+        await running.ready()
+        [artifact] = (await running.core.generate(request("no-t5"))).artifacts
+    finally:
+        await running.core.close()
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    whole = monolithic(folder, seed=7, guidance_scale=3.5, parts=absent)
+    assert artifact.content == whole
 
 
 async def test_torn_weights_fail_the_request_and_leave_other_models_alone(

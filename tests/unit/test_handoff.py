@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import LedgerError
-from engine.handoff import HandoffStore, handoff_path, private_folder, sweep_stale
+from engine.handoff import HandoffStore, PrivateFolder, handoff_path, sweep_stale
 from engine.types import HandoffRef, NodeId, TaskId
 
 
@@ -57,12 +57,20 @@ def test_closing_deletes_everything(tmp_path: Path) -> None:
 def test_folders_of_dead_controllers_are_swept_and_those_of_living_ones_kept(
     tmp_path: Path,
 ) -> None:
-    probe = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    dead = tmp_path / f"trident-{probe.stdout.strip()}-x"
-    dead.mkdir()
-    living = private_folder(tmp_path)
+    code = (
+        "import os, sys, pathlib; from engine.handoff import PrivateFolder;"
+        "PrivateFolder(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    living = PrivateFolder(tmp_path)
     sweep_stale(tmp_path)
-    assert list(tmp_path.iterdir()) == [living]
+    assert list(tmp_path.iterdir()) == [living.path]
+    living.close()
+    living.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_two_tasks_share_a_file(tmp_path: Path) -> None:
+    names = ["a:b", "a_b", "a/b", "a", "A"]
+    assert len({handoff_path(tmp_path, TaskId(name)) for name in names}) == len(names)

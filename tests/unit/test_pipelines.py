@@ -50,6 +50,41 @@ def test_weight_bytes_are_counted_per_stage_in_the_width_they_are_loaded_in(
     assert sizes == {StageKind.ENCODE: 3 * 210, StageKind.DIFFUSE: 210, StageKind.DECODE: 210}
 
 
+def test_precision_variants_beside_the_weights_are_not_counted_twice(sd3_folder: Path) -> None:
+    for variant in ("model.fp16.safetensors", "model.non_ema.safetensors", "model.bin"):
+        write_safetensors(sd3_folder / "vae" / variant, [[1000]])
+    assert open_pipeline(sd3_folder).weight_bytes[StageKind.DECODE] == 4 * 105
+
+
+def test_sharded_weights_are_counted_by_their_index(sd3_folder: Path) -> None:
+    folder = sd3_folder / "transformer"
+    (folder / "model.safetensors").unlink()
+    names = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name in names:
+        write_safetensors(folder / name, [[50]])
+    index = {"weight_map": {"a": names[0], "b": names[0], "c": names[1]}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_pipeline(sd3_folder).weight_bytes[StageKind.DIFFUSE] == 4 * 100
+
+
+def test_weights_in_another_format_are_refused_by_name(sd3_folder: Path) -> None:
+    (sd3_folder / "vae" / "model.safetensors").rename(sd3_folder / "vae" / "model.bin")
+    with pytest.raises(PipelineError, match=r"only model\.bin; save the model again"):
+        open_pipeline(sd3_folder)
+
+
+def test_a_card_whose_defaults_the_model_cannot_draw_is_refused(sd3_folder: Path) -> None:
+    (sd3_folder / "trident.json").write_text('{"defaults": {"width_px": 65, "height_px": 64}}')
+    with pytest.raises(PipelineError, match=r"defaults in .*trident\.json do not fit"):
+        open_pipeline(sd3_folder)
+
+
+def test_the_default_size_is_the_one_the_denoiser_was_made_for(sd3_folder: Path) -> None:
+    config = {"patch_size": 2, "pos_embed_max_size": 32, "sample_size": 16}
+    (sd3_folder / "transformer" / "config.json").write_text(json.dumps(config))
+    assert open_pipeline(sd3_folder).default_shape == Shape(128, 128)
+
+
 def test_sizes_follow_from_the_autoencoder_and_the_position_embedding(sd3_folder: Path) -> None:
     spec = open_pipeline(sd3_folder)
     assert (spec.size_multiple_px, spec.max_side_px) == (16, 512)

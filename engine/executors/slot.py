@@ -1,0 +1,144 @@
+"""One device's place in the local executor: its worker process, and whether it still lives.
+
+A worker shows that it lives by beats on a socket of their own, sent by a thread, so that a long
+kernel is not taken for a hang; and that it works by answering what it was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import WorkerLostError
+from engine.executors.mailbox import Mailbox
+from engine.types import DeviceId
+
+WORKER_MODULE = "engine.worker"
+BEAT_SUFFIX = "/beat"
+START_S = 120.0  # imports and the first beat
+SILENCE_S = 20.0  # between two beats; they come every second
+STALL_S = 900.0  # between two answers or denoise steps while something is asked for
+_SHUTDOWN_S = 3.0
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+_SECRETS = ("TRIDENT_API_KEYS", "TRIDENT_API_KEYS_FILE")
+
+
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """What every worker of an executor is started with."""
+
+    endpoint: str
+    handoff_folder: Path
+    threads: int
+
+
+class WorkerSlot:
+    """The process that serves a device now, and the calls that wait for it.
+
+    Attributes:
+        is_ready: whether the process has reported for work.
+    """
+
+    def __init__(self, device: DeviceId, settings: WorkerSettings) -> None:
+        """Begin without a process."""
+        self.device = device
+        self.is_ready = False
+        self.mailbox = Mailbox()
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._incarnation = 0
+        self._spawned_s = self._beat_s = self._answer_s = 0.0
+
+    @property
+    def identity(self) -> str:
+        """Name on the socket; a new one per process, so that stale messages are recognised."""
+        return f"{self.device}#{self._incarnation}"
+
+    @property
+    def process_id(self) -> int | None:
+        """The live process, if there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def spawn(self) -> None:
+        """Start a process; raises OSError if the machine cannot."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", WORKER_MODULE),  # -P: no `engine` of the user's folder
+            *("--endpoint", self._settings.endpoint, "--identity", self.identity),
+            *("--device", self.device, "--handoff-folder", str(self._settings.handoff_folder)),
+            *("--threads", str(self._settings.threads)),
+            stdin=asyncio.subprocess.PIPE,  # never written: its end tells the worker that we died
+            env=self._environment(),
+        )
+        self._spawned_s = time.monotonic()
+        self.excuse_silence()
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        return {**inherited, **_QUIET, "OMP_NUM_THREADS": str(self._settings.threads)}
+
+    async def wait(self) -> str:
+        """Wait for the process to end, fail what waits for it, and return why it ended."""
+        assert self._process is not None
+        code = await self._process.wait()
+        self._process, self.is_ready = None, False
+        self._incarnation += 1  # from here on its last words are stale
+        reason = f"Worker of {self.device} ended with code {code}."
+        self.mailbox.fail_all(WorkerLostError(reason))
+        return reason
+
+    @property
+    def lived_s(self) -> float:
+        """Seconds since the last process was started."""
+        return time.monotonic() - self._spawned_s
+
+    def beat(self) -> None:
+        """Note a sign of life."""
+        self._beat_s = time.monotonic()
+
+    def answered(self) -> None:
+        """Note an answer or a finished denoise step."""
+        self._answer_s = time.monotonic()
+
+    def excuse_silence(self) -> None:
+        """Start all waiting anew, because it was us who did not listen."""
+        self._beat_s = self._answer_s = time.monotonic()
+
+    def why_hung(self) -> str | None:
+        """Return what is wrong with a live process that does not answer; None if nothing is."""
+        if self._process is None:
+            return None
+        now_s = time.monotonic()
+        if now_s - self._beat_s > (SILENCE_S if self.is_ready else START_S):
+            return f"no sign of life for {now_s - self._beat_s:.0f} s"
+        if self.mailbox.is_waited_for and now_s - self._answer_s > STALL_S:
+            return f"no progress for {now_s - self._answer_s:.0f} s"
+        return None
+
+    def kill(self) -> None:
+        """End the process at once; its supervisor sees it and starts another."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End the process for good, politely then firmly."""
+        self.is_ready = False
+        self.mailbox.fail_all(WorkerLostError(f"Worker of {self.device} was stopped."))
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            async with asyncio.timeout(_SHUTDOWN_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
