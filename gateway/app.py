@@ -19,16 +19,18 @@ from uuid_utils.compat import uuid7
 
 from engine import SystemClock
 from gateway import http
+from gateway.admission import Admission
 from gateway.api.base_url import BaseUrl
 from gateway.api.files import FileController
 from gateway.api.health import HealthController, Probes
 from gateway.api.images import ImageController
 from gateway.api.models import ModelController
+from gateway.api.videos import VideoController
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import Authenticate
 from gateway.db.session import Database, sqlite_url
 from gateway.errors import EXCEPTION_HANDLERS
-from gateway.images import ImageService, Terms
+from gateway.images import ImageService
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.run import Runner
@@ -37,9 +39,10 @@ from gateway.jobs.store import JobStore
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
 from gateway.runner import Telemetry, embedded_engine
 from gateway.settings import Settings
-from gateway.stopping import on_stop_signal
+from gateway.stopping import end_with_parent, on_stop_signal
 from gateway.storage.blobs import BlobStore
 from gateway.storage.signing import Signer
+from gateway.videos import VideoService
 from observability.logging import configure_logging
 from observability.monitor import StageMonitor
 from observability.semconv import GATEWAY_SCOPE, SERVICE_NAME
@@ -59,6 +62,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     blobs: BlobStore
     artifacts: ArtifactService
     images: ImageService
+    videos: VideoService
     runner: Runner
     telemetry: Telemetry
 
@@ -84,7 +88,7 @@ def create_app(
     parts = _build(settings, engine, clock or SystemClock())
     v1 = Router(
         "/v1",
-        route_handlers=[ImageController, ModelController, FileController],
+        route_handlers=[ImageController, VideoController, ModelController, FileController],
         guards=[Authenticate(settings.keys)],
     )
     return Litestar(
@@ -106,6 +110,7 @@ def create_app_from_env() -> Litestar:
     """Build the app of a server process; granian calls this in its worker."""
     settings = Settings.from_env()
     configure_logging(settings.log_format)
+    end_with_parent()
     return create_app(settings, owns_process=True)
 
 
@@ -121,12 +126,20 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     signer = Signer.from_file(settings.data_dir / "signing.key")
     artifacts = ArtifactService(store, blobs, signer, clock, url_ttl_s=settings.url_ttl_s)
     jobs = JobService(store, events, clock, queue_limit=settings.queue_limit)
+    admission = Admission(engine=engine, jobs=jobs, clock=clock, slo_scale=settings.slo_scale)
     images = ImageService(
         engine=engine,
         jobs=jobs,
         artifacts=artifacts,
-        clock=clock,
-        terms=Terms(request_timeout_s=settings.request_timeout_s, slo_scale=settings.slo_scale),
+        admission=admission,
+        timeout_s=settings.request_timeout_s,
+    )
+    videos = VideoService(
+        engine=engine,
+        jobs=jobs,
+        artifacts=artifacts,
+        admission=admission,
+        timeout_s=settings.video_timeout_s,
     )
     runner = Runner(
         engine=engine,
@@ -144,6 +157,7 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
         blobs=blobs,
         artifacts=artifacts,
         images=images,
+        videos=videos,
         runner=runner,
         telemetry=telemetry,
     )
@@ -166,6 +180,7 @@ def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
         "engine": parts.engine,
         "artifacts": parts.artifacts,
         "images": parts.images,
+        "videos": parts.videos,
         "base_url": BaseUrl(settings.public_base_url),
         "probes": probes,
     }

@@ -1,4 +1,4 @@
-"""Finished images on their way to the caller: as bytes, or as links that need no key and expire."""
+"""Finished files on their way to the caller: as bytes, or as links that need no key and expire."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from gateway.storage.signing import Verdict
 
 if TYPE_CHECKING:
     from engine.ports import Clock
-    from gateway.jobs.record import ArtifactId, StoredArtifact
+    from gateway.byte_ranges import ByteSpan
+    from gateway.jobs.record import ArtifactId, JobId, StoredArtifact
     from gateway.jobs.store import JobStore
     from gateway.storage.blobs import BlobStore
     from gateway.storage.signing import SignedLink, Signer
@@ -64,6 +65,21 @@ class ArtifactService:
             return await self._blobs.get(artifact.blob)
         except BlobMissingError as error:
             raise _missing(artifact.id) from error
+
+    async def part(self, artifact: StoredArtifact, span: ByteSpan) -> bytes:
+        """Return some of an artifact's bytes.
+
+        Raises:
+            MissingError: somebody removed them.
+        """
+        try:
+            return await self._blobs.get_range(artifact.blob, start=span.start, end=span.end)
+        except BlobMissingError as error:
+            raise _missing(artifact.id) from error
+
+    async def remove_all(self, job: JobId) -> None:
+        """Remove the bytes of everything a job made, finished or not."""
+        await self._blobs.delete_folder(job)
 
     def seconds_left(self, link: SignedLink) -> int:
         """Return how long a valid link will stay valid."""

@@ -22,6 +22,7 @@ from granian.log import LogLevels
 from engine import PipelineError
 from gateway.runner import open_models
 from gateway.settings import Settings, SettingsError
+from gateway.stopping import PARENT_VARIABLE
 from observability.logging import configure_logging, granian_log_config
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     _need_engine()
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
     _serve(settings, specs)
 
 
@@ -165,7 +167,7 @@ def model() -> None:
 def new(path: Path, family: str, seed: int) -> None:
     """Make a small model with random weights at PATH: real architecture, no skill."""
     _need_engine()
-    command = [sys.executable, "-m", "engine.stages.random_model", str(path)]
+    command = [sys.executable, "-P", "-m", "engine.stages.random_model", str(path)]
     done = subprocess.run([*command, "--family", family, "--seed", str(seed)], check=False)
     if done.returncode:
         message = f"Model {path} was not made; the reason stands above."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec
+    from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec, RequestId
 
 
 @runtime_checkable  # litestar checks what it injects
@@ -32,6 +32,14 @@ class EngineClient(Protocol):
         Raises:
             EngineError: the request cannot be, or was not, done.
         """
+        ...
+
+    async def revive(self) -> bool:
+        """Start anew if the engine stopped by itself; return whether it runs now."""
+        ...
+
+    def progress(self, request: RequestId) -> float:
+        """Return the share of its denoise steps that a request has done; 0 if it is not here."""
         ...
 
     def readiness(self) -> tuple[str, ...]:

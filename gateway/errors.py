@@ -9,6 +9,7 @@ GatewayError
 ├── WrongMethodError         405  carries `Allow`
 ├── BodyTooLargeError        413
 ├── WrongMediaTypeError      415
+├── RangeError               416  no byte of the file is in the range that was asked for
 ├── JobCancelledError        499  its caller left, so nobody reads this answer
 ├── ServerFault              500  our failure; the answer names the request id and nothing else
 │   └── GenerationFailedError     the job failed; asking again is unlikely to help
@@ -129,9 +130,20 @@ class BodyTooLargeError(GatewayError):
 
 
 class WrongMediaTypeError(GatewayError):
-    """The body is not declared as JSON."""
+    """The body is declared as a type that this route does not take."""
 
     status = 415
+
+
+class RangeError(GatewayError):
+    """The range lies outside the file."""
+
+    status = 416
+
+    def __init__(self, message: str, *, size_bytes: int) -> None:
+        """Say how long the file is, in the header that players read."""
+        headers = {"content-range": f"bytes */{size_bytes}", "accept-ranges": "bytes"}
+        super().__init__(message, code="range_not_satisfiable", headers=headers)
 
 
 class JobCancelledError(GatewayError):

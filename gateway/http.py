@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 MAX_JSON_BYTES: Final = 1024 * 1024
+# A picture in a form is refused by its name, which has to be read first.
+MAX_FORM_BYTES: Final = 8 * 1024 * 1024
 _CORS_METHODS: Final[list[Literal["GET", "POST", "DELETE"]]] = ["GET", "POST", "DELETE"]
 # By name: a wildcard does not cover Authorization, and browsers ask for each that the SDK sends.
 _CORS_REQUEST_HEADERS: Final = (
@@ -26,6 +28,7 @@ _CORS_REQUEST_HEADERS: Final = (
     "openai-beta",
     "openai-organization",
     "openai-project",
+    "range",
     "traceparent",
     "x-client-request-id",
     "x-stainless-arch",
@@ -43,6 +46,10 @@ _CORS_REQUEST_HEADERS: Final = (
     "x-stainless-timeout",
 )
 _CORS_RESPONSE_HEADERS: Final = (
+    "accept-ranges",
+    "content-range",
+    "etag",
+    "openai-poll-after-ms",
     "openai-processing-ms",
     "retry-after",
     "retry-after-ms",
@@ -73,7 +80,7 @@ def openapi(version: str) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="TridentServe",
         version=version,
-        description="OpenAI-compatible image generation.",
+        description="OpenAI-compatible image and video generation.",
         render_plugins=[JsonRenderPlugin()],
     )
 

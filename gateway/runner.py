@@ -6,11 +6,13 @@ torch is never imported here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import structlog
 
 from engine import EngineCore, PipelineError, SystemClock, open_pipeline
 from engine.executors.local import LocalExecutor
@@ -22,12 +24,16 @@ from schedulers.static import StaticPlanner
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-    from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec
+    from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec, RequestId
     from gateway.engine_client import EngineClient
     from gateway.settings import Settings
     from observability.monitor import StageMonitor
 
+_REVIVAL_PAUSE_S: Final = 10.0
+_CUDA_RESERVE_BYTES: Final = 1 << 30  # context, cuDNN and fragmentation, which no profile sees
 _DTYPE_BYTES: Final = {"cpu": 4, "cuda": 2}  # float32 and bfloat16, as workers load weights
+
+_log = structlog.get_logger(__name__)
 
 
 class Telemetry(msgspec.Struct, frozen=True):
@@ -82,6 +88,7 @@ def build_engine(
         spans=StageSpans(telemetry.provider),
         monitor=telemetry.monitor,
         max_requests=settings.max_concurrent,
+        reserve_bytes=_CUDA_RESERVE_BYTES if settings.device == "cuda" else 0,
     )
 
 
@@ -95,6 +102,7 @@ class EmbeddedEngine:
         self._models = open_models(settings.models, device=settings.device)
         self._cost = CostModel(self._models)
         self._core: EngineCore | None = None
+        self._started_s = 0.0
 
     @property
     def specs(self) -> Mapping[ModelId, PipelineSpec]:
@@ -107,12 +115,29 @@ class EmbeddedEngine:
 
     async def start(self) -> None:
         """Start the worker processes."""
+        self._started_s = time.monotonic()
         self._core = build_engine(self._settings, self._models, self._cost, self._telemetry)
         await self._core.start()
+
+    async def revive(self) -> bool:
+        """Replace a core that stopped on an internal error, with a pause between two deaths."""
+        core = self._started()
+        if not core.is_closed:
+            return True
+        if time.monotonic() < self._started_s + _REVIVAL_PAUSE_S:
+            return False
+        _log.critical("engine_revived", reasons=core.readiness())
+        await core.close()
+        await self.start()
+        return True
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
         """Run a request; see `EngineCore.generate`."""
         return await self._started().generate(request)
+
+    def progress(self, request: RequestId) -> float:
+        """Return the core's count; nothing is done before there is a core."""
+        return 0.0 if self._core is None else self._core.progress(request)
 
     def readiness(self) -> tuple[str, ...]:
         """Return the core's reasons, or that there is no core yet."""

@@ -8,10 +8,16 @@ the callers away first.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+PARENT_VARIABLE = "TRIDENT_SERVE_PID"
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 @contextmanager
@@ -33,3 +39,15 @@ def on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent dies; on Linux only.
+
+    A server process that outlived a killed `trident serve` would keep the port and the engine.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(PARENT_VARIABLE) not in {None, str(os.getppid())}:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -7,23 +7,21 @@ response side reports what was resolved.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Final
-
-import msgspec
 
 from engine import (
     GenerationRequest,
     MediaFormat,
+    Modality,
     ModelId,
     PipelineSpec,
     RequestId,
-    Shape,
     StageKind,
 )
-from gateway.errors import ModelNotFoundError, RequestError
-from gateway.jobs.record import Job, JobId
+from gateway.errors import RequestError
+from gateway.jobs.record import Job
+from gateway.resolve import Origin, guidance_for, model_for, size_for, steps_for
 from gateway.schemas.images import (
     UNSUPPORTED,
     Image,
@@ -36,7 +34,6 @@ from gateway.schemas.images import (
 )
 from gateway.wire import missing_parameter
 
-_SIZE: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _IMAGE_TOKEN_PX: Final = 16 * 16
 _QUALITY: Final[Mapping[str, ResolvedQuality]] = {
     "auto": "medium",
@@ -47,15 +44,6 @@ _QUALITY: Final[Mapping[str, ResolvedQuality]] = {
     "high": "high",
 }
 _STEPS_SCALE: Final[Mapping[ResolvedQuality, float]] = {"low": 0.5, "medium": 1.0, "high": 1.5}
-
-
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where and when a request came in; what the body does not say."""
-
-    job: JobId
-    tenant: str
-    arrival_s: float
-    random_seed: int
 
 
 def generation_request(
@@ -73,15 +61,15 @@ def generation_request(
     if body.prompt is None:
         raise missing_parameter("prompt")
     _refuse_unsupported(body)
-    spec = _model(body.model, specs)
+    spec = model_for(body.model, specs, Modality.IMAGE)
     request = GenerationRequest(
         id=RequestId(origin.job),
         model=spec.id,
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or None,
-        shape=_shape(body.size, spec),
+        shape=size_for(body.size, spec),
         steps=_steps(body, spec),
-        guidance_scale=_guidance(body, spec),
+        guidance_scale=guidance_for(body.guidance_scale, spec),
         seed=origin.random_seed if body.seed is None else body.seed,
         n=body.n or 1,
         media=MediaFormat(body.output_format or "png"),
@@ -108,29 +96,6 @@ def _refuse_unsupported(body: ImageGenerationBody) -> None:
         raise RequestError(message, code="invalid_value", param="background")
 
 
-def _model(name: str | None, specs: Mapping[ModelId, PipelineSpec]) -> PipelineSpec:
-    if name is None and len(specs) == 1:
-        return next(iter(specs.values()))
-    if not name:
-        raise missing_parameter("model")
-    spec = specs.get(ModelId(name))
-    if spec is None:
-        raise ModelNotFoundError(name)
-    return spec
-
-
-def _shape(size: str | None, spec: PipelineSpec) -> Shape:
-    if size is None or size == "auto":
-        return spec.default_shape
-    match = _SIZE.fullmatch(size)
-    if match is None:
-        message = (
-            f"Invalid value for 'size': use 'auto' or WIDTHxHEIGHT, such as {spec.default_shape}."
-        )
-        raise RequestError(message, code="invalid_value", param="size")
-    return Shape(int(match[1]), int(match[2]))
-
-
 def resolved_quality(body: ImageGenerationBody) -> ResolvedQuality:
     """Return the quality that was used: never `auto`, nor a legacy word."""
     return _QUALITY[body.quality or "auto"]
@@ -138,18 +103,9 @@ def resolved_quality(body: ImageGenerationBody) -> ResolvedQuality:
 
 def _steps(body: ImageGenerationBody, spec: PipelineSpec) -> int:
     """Explicit steps win; otherwise quality scales the model's default."""
-    most = spec.limits.max_steps
-    if body.num_inference_steps is None:
-        scaled = spec.default_steps * _STEPS_SCALE[resolved_quality(body)]
-        return min(most, max(1, math.ceil(scaled)))
-    if body.num_inference_steps > most:
-        message = f"Invalid 'num_inference_steps': model {spec.id} takes at most {most}."
-        raise RequestError(message, code="integer_above_max_value", param="num_inference_steps")
-    return body.num_inference_steps
-
-
-def _guidance(body: ImageGenerationBody, spec: PipelineSpec) -> float:
-    return spec.default_guidance if body.guidance_scale is None else body.guidance_scale
+    scaled = spec.default_steps * _STEPS_SCALE[resolved_quality(body)]
+    usual = min(spec.limits.max_steps, max(1, math.ceil(scaled)))
+    return steps_for(body.num_inference_steps, spec, usual=usual)
 
 
 def _compression(body: ImageGenerationBody) -> int:

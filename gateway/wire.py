@@ -1,4 +1,4 @@
-"""From body bytes to a wire struct, with errors in OpenAI's vocabulary.
+"""From a body or a query to a wire struct, with errors in OpenAI's vocabulary.
 
 msgspec reports the first violation as a sentence with a JSON path; this module turns that into
 `param` and `code`. It knows no particular body.
@@ -7,7 +7,7 @@ msgspec reports the first violation as a sentence with a JSON path; this module 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -49,6 +49,18 @@ def decode(body: bytes, into: type[T]) -> T:
             "UTF-8; check quotes, commas and escapes."
         )
         raise RequestError(message) from error
+
+
+def decode_texts(fields: Mapping[str, object], into: type[T]) -> T:
+    """Read the fields of a form or a query, where numbers are written as text.
+
+    Raises:
+        RequestError: 400, as OpenAI would put it.
+    """
+    try:
+        return msgspec.convert(fields, into, strict=False)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error), into) from error
 
 
 def _validation_error(message: str, into: type[msgspec.Struct]) -> RequestError:

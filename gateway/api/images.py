@@ -7,15 +7,13 @@ from typing import Any
 from litestar import Controller, Request, Response, post
 from litestar.di import NamedDependency, Provide
 from litestar.types import Receive
-from opentelemetry import trace
 
 from gateway.api.base_url import BaseUrl
 from gateway.api.body import json_body, takes
+from gateway.api.caller import caller_of
 from gateway.images import ImageService
-from gateway.request_id import request_id_of
 from gateway.schemas.images import ImageGenerationBody, ImagesResponse
 from gateway.translate import images_response, server_timing
-from observability.tracing import traceparent_of
 
 
 async def disconnect(receive: Receive) -> None:
@@ -44,12 +42,7 @@ class ImageController(Controller):
         base_url: NamedDependency[BaseUrl],
     ) -> Response[ImagesResponse]:
         """Create images from a prompt."""
-        job = await images.admit(
-            wanted,
-            request.user,
-            request_id=request_id_of(request.scope),
-            traceparent=traceparent_of(trace.get_current_span()),
-        )
+        job = await images.admit(wanted, caller_of(request))
         job = await images.follow(job, caller_left=disconnect(request.receive))
         as_links = wanted.response_format == "url"
         data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)

@@ -6,7 +6,7 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from engine import ModelId, PipelineSpec
+from engine import Modality, ModelId, PipelineSpec
 from gateway.engine_client import EngineClient
 from gateway.errors import ModelNotFoundError
 from gateway.schemas.models import Model, ModelList
@@ -14,7 +14,15 @@ from observability.semconv import SERVICE_NAME
 
 
 def _model_of(spec: PipelineSpec) -> Model:
-    return Model(id=spec.id, created=spec.created_s, owned_by=SERVICE_NAME)
+    is_video, shape = spec.modality is Modality.VIDEO, spec.default_shape
+    return Model(
+        id=spec.id,
+        created=spec.created_s,
+        owned_by=SERVICE_NAME,
+        modality="video" if is_video else "image",
+        default_size=f"{shape.width_px}x{shape.height_px}",
+        max_frames=spec.limits.max_frames if is_video else 1,
+    )
 
 
 class ModelController(Controller):

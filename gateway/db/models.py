@@ -30,16 +30,22 @@ class ArtifactRow(UUIDv7AuditBase):
 
 
 class JobRow(UUIDv7AuditBase):
-    """One job. `lease_owner` and `lease_until_s` say which runner holds it, and until when."""
+    """One job. `lease_owner` and `lease_until_s` say which runner holds it, and until when.
+
+    `progress` is in percent of the denoise steps and never falls. A row with `deleted_s` is gone
+    for its owner; it stays for whoever ran it. New columns need a server default: see session.py.
+    """
 
     __tablename__ = "job"
     __table_args__ = (
         Index("ix_job_queue", "status", "deadline_s"),
         Index("ix_job_tenant", "tenant", "id"),
+        Index("ix_job_list", "tenant", "modality", "id"),
     )
 
     tenant: Mapped[str] = mapped_column(String(64))
     model: Mapped[str] = mapped_column(String(255))
+    modality: Mapped[str] = mapped_column(String(8), server_default="image")
     status: Mapped[str] = mapped_column(String(16))
     request: Mapped[str] = mapped_column(Text)
     request_id: Mapped[str] = mapped_column(String(64))
@@ -48,6 +54,8 @@ class JobRow(UUIDv7AuditBase):
     expires_at_s: Mapped[float]
     started_s: Mapped[float | None]
     finished_s: Mapped[float | None]
+    deleted_s: Mapped[float | None]
+    progress: Mapped[int] = mapped_column(default=0, server_default="0")
     attempts: Mapped[int] = mapped_column(default=0)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     lease_owner: Mapped[str | None] = mapped_column(String(64))

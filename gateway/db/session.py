@@ -13,8 +13,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.schema import CreateColumn
 
 from gateway.db.models import JobRow
 
@@ -48,9 +49,10 @@ class Database:
         self._writer = async_sessionmaker(writing, expire_on_commit=False)
 
     async def open(self) -> None:
-        """Create the tables that are missing."""
+        """Create the tables, columns and indexes that are missing."""
         async with self._engine.begin() as connection:
             await connection.run_sync(JobRow.metadata.create_all)
+            await connection.run_sync(_add_what_is_new)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -72,6 +74,19 @@ class Database:
         """Take and release the write lock; raises if the database cannot be written."""
         async with self.writing() as session:
             await session.execute(text("UPDATE job SET attempts = attempts WHERE 1 = 0"))
+
+
+def _add_what_is_new(connection: Connection) -> None:
+    """Bring the tables of an older version up to date: columns are only ever added."""
+    present = inspect(connection)
+    for table in JobRow.metadata.sorted_tables:
+        known = {column["name"] for column in present.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                ddl = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {ddl}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _tune_sqlite(engine: AsyncEngine) -> None:

@@ -7,7 +7,7 @@ noticing cannot overwrite what its successor made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -94,10 +94,19 @@ class JobLeases:
         *,
         now_s: float,
     ) -> bool:
-        """Record a job's outputs; False if this runner no longer holds it."""
+        """Record a job's outputs; False if this runner no longer holds it or it was deleted."""
         values = {"timeline": msgspec.json.encode(timeline).decode(), "finished_s": now_s}
         rows = [_artifact_row(job, artifact) for artifact in artifacts]
         return await self._settle(job, JobStatus.COMPLETED, values, rows)
+
+    async def note_progress(self, percents: Mapping[JobId, int]) -> None:
+        """Write down how far jobs of this runner are; what is written never falls."""
+        async with self._database.writing() as session:
+            for job, percent in percents.items():
+                statement = update(JobRow).where(
+                    *self._mine(), JobRow.id == key_of(job), JobRow.progress < percent
+                )
+                await session.execute(statement.values(progress=percent))
 
     async def fail(self, job: Job, error: JobError, *, now_s: float) -> bool:
         """Record why a job failed; False if this runner no longer holds it."""
@@ -108,9 +117,10 @@ class JobLeases:
         """Record that a job was stopped on request; False if this runner no longer holds it."""
         return await self._settle(job, JobStatus.CANCELLED, {"finished_s": now_s})
 
-    async def give_back(self, job: Job) -> bool:
-        """Queue a job again; the try does not count, because the job was not at fault."""
-        return await self._settle(job, JobStatus.QUEUED, {"attempts": JobRow.attempts - 1})
+    async def give_back(self, job: Job, *, counted: bool = False) -> bool:
+        """Queue a job again; the try does not count unless the job may be at fault."""
+        values = {} if counted else {"attempts": JobRow.attempts - 1}
+        return await self._settle(job, JobStatus.QUEUED, values)
 
     async def give_all_back(self) -> int:
         """Queue again whatever this runner still holds; returns how many jobs that were."""
@@ -156,6 +166,7 @@ class JobLeases:
                 JobRow.id == key_of(job.id),
                 JobRow.lease_owner == self._owner,
                 JobRow.status.in_(sources(status)),
+                *_undeleted(status),
             )
             .values(status=status.value, **_NO_LEASE, **values)
             .returning(JobRow.id)
@@ -165,6 +176,11 @@ class JobLeases:
             if held:
                 session.add_all(artifacts)
             return held
+
+
+def _undeleted(status: JobStatus) -> tuple[ColumnElement[bool], ...]:
+    """Only what its owner has not deleted can complete: nobody could remove the bytes later."""
+    return (JobRow.deleted_s.is_(None),) if status is JobStatus.COMPLETED else ()
 
 
 def _recover(row: JobRow, now_s: float) -> None:

@@ -5,6 +5,7 @@ Database rows never leave the store; these do. Times are Unix seconds of the eng
 
 from __future__ import annotations
 
+import re
 from typing import NewType
 from uuid import UUID
 
@@ -17,9 +18,12 @@ from gateway.jobs.state import JobStatus
 
 JobId = NewType("JobId", str)
 ArtifactId = NewType("ArtifactId", str)
+VideoId = NewType("VideoId", str)
 
 _JOB = "job_"
 _ARTIFACT = "art_"
+_VIDEO = "video_"
+_DIGITS = re.compile(r"[0-9a-f]{32}")
 
 
 def new_job_id() -> JobId:
@@ -40,6 +44,19 @@ def job_id_of(key: UUID) -> JobId:
 def artifact_id_of(key: UUID) -> ArtifactId:
     """Return the id that links name for a row's key."""
     return ArtifactId(_ARTIFACT + key.hex)
+
+
+def video_id_of(job: JobId) -> VideoId:
+    """Return the id under which the Videos API shows a job."""
+    return VideoId(_VIDEO + job.removeprefix(_JOB))
+
+
+def job_of_video(video: str) -> JobId | None:
+    """Return the job behind a video's id, or None if no video can have this id."""
+    digits = video.removeprefix(_VIDEO)
+    if digits == video or not _DIGITS.fullmatch(digits):
+        return None
+    return JobId(_JOB + digits)
 
 
 def key_of(identifier: JobId | ArtifactId) -> UUID | None:
@@ -91,7 +108,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it was when it was read."""
+    """A job as it was when it was read; `progress` is in percent of its denoise steps."""
 
     id: JobId
     tenant: TenantId
@@ -103,6 +120,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     started_s: float | None
     finished_s: float | None
+    progress: int
     error: JobError | None
     timeline: tuple[StageTiming, ...]
     artifacts: tuple[StoredArtifact, ...]

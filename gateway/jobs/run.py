@@ -17,13 +17,17 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from engine import (
     EngineBusyError,
     EngineClosedError,
+    EngineCrashedError,
     EngineError,
     InvalidRequestError,
     RequestCancelledError,
     RequestImpossibleError,
 )
 from gateway.jobs.events import JobEvent, event_of
-from gateway.jobs.record import JobError, StoredArtifact, new_artifact_id
+from gateway.jobs.leases import MAX_ATTEMPTS
+from gateway.jobs.outputs import publish, withdraw
+from gateway.jobs.progress import ProgressNotes
+from gateway.jobs.record import JobError
 from gateway.jobs.state import TERMINAL, JobStatus
 from observability import semconv
 from observability.tracing import context_of, traceparent_of
@@ -31,7 +35,7 @@ from observability.tracing import context_of, traceparent_of
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
-    from engine import Artifact, GenerationResult
+    from engine import GenerationResult
     from engine.ports import Clock
     from gateway.engine_client import EngineClient
     from gateway.jobs.events import JobEvents
@@ -70,6 +74,7 @@ class Runner:
         self._generations: dict[JobId, asyncio.Task[GenerationResult]] = {}
         self._jobs: dict[JobId, asyncio.Task[None]] = {}
         self._to_cancel: set[JobId] = set()
+        self._progress = ProgressNotes(engine, leases)
         self._upkeep_due_s = 0.0
         self._closing = False
         self._obstacle: str | None = "The engine is starting."
@@ -124,8 +129,9 @@ class Runner:
         if now_s >= self._upkeep_due_s:
             await self._upkeep(now_s)
             self._upkeep_due_s = now_s + self._leases.lease_s / _RENEWALS_PER_LEASE
+        await self._progress.write(tuple(self._generations), now_s=now_s)
         room = self._max_concurrent - len(self._jobs)
-        if room > 0 and not self._closing:
+        if room > 0 and not self._closing and await self._engine.revive():
             models = tuple(self._engine.specs)
             for job in await self._leases.take(room, models=models, now_s=self._clock.now()):
                 self._begin(job)
@@ -158,6 +164,8 @@ class Runner:
 
     def _begin(self, job: Job) -> None:
         self._events.publish(event_of(job))
+        if job.cancel_requested:  # its last holder was told, but stopped before it could obey
+            self._to_cancel.add(job.id)
         self._jobs[job.id] = asyncio.create_task(self._carry_out(job), name=job.id)
 
     async def _carry_out(self, job: Job) -> None:
@@ -191,7 +199,7 @@ class Runner:
                 semconv.ATTR_REQUEST_MODEL: job.request.model,
                 semconv.ATTR_REQUEST_SEED: job.request.seed,
                 semconv.ATTR_CHOICE_COUNT: job.request.n,
-                semconv.ATTR_OUTPUT_TYPE: "image",
+                semconv.ATTR_OUTPUT_TYPE: job.request.media.modality.value,
                 semconv.ATTR_JOB_ID: job.id,
                 semconv.ATTR_REQUEST_ID: job.request_id,
                 semconv.ATTR_TENANT: job.tenant,
@@ -206,23 +214,34 @@ class Runner:
         now_s = self._clock.now
         try:
             result = await self._generate(job, span)
-            artifacts = await self._publish(job, result)
+            artifacts = await publish(self._blobs, job, result)
         except (asyncio.CancelledError, RequestCancelledError):
             if job.id in self._to_cancel:
                 await self._leases.cancel(job, now_s=now_s())
                 return JobStatus.CANCELLED
             await self._leases.give_back(job)
             return JobStatus.QUEUED
-        except (EngineBusyError, EngineClosedError):
-            await self._leases.give_back(job)
-            return JobStatus.QUEUED
+        except (EngineBusyError, EngineClosedError) as error:
+            return await self._queue_again(job, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
             _mark(span, type(error).__name__)
             _log.warning("job_failed", error_type=type(error).__name__, reason=str(error))
             await self._leases.fail(job, error_of(error), now_s=now_s())
             return JobStatus.FAILED
-        await self._leases.complete(job, artifacts, result.timeline, now_s=now_s())
-        return JobStatus.COMPLETED
+        if await self._leases.complete(job, artifacts, result.timeline, now_s=now_s()):
+            return JobStatus.COMPLETED
+        await withdraw(self._blobs, artifacts)
+        await self._leases.cancel(job, now_s=now_s())  # deleted; or not ours, and nothing happens
+        return JobStatus.CANCELLED
+
+    async def _queue_again(self, job: Job, error: EngineBusyError | EngineClosedError) -> JobStatus:
+        """Queue a job again; the try counts only if the job may have brought the engine down."""
+        counted = isinstance(error, EngineCrashedError)
+        if counted and job.attempts >= MAX_ATTEMPTS:
+            await self._leases.fail(job, error_of(error), now_s=self._clock.now())
+            return JobStatus.FAILED
+        await self._leases.give_back(job, counted=counted)
+        return JobStatus.QUEUED
 
     async def _generate(self, job: Job, span: Span) -> GenerationResult:
         if job.id in self._to_cancel:
@@ -235,30 +254,6 @@ class Runner:
             return await generation
         finally:
             del self._generations[job.id]
-
-    async def _publish(self, job: Job, result: GenerationResult) -> list[StoredArtifact]:
-        """Store the bytes first: the table never names a blob that is not there."""
-        published = []
-        for artifact in result.artifacts:
-            stored = _stored(job, artifact)
-            await self._blobs.put(stored.blob, artifact.content)
-            published.append(stored)
-        return published
-
-
-def _stored(job: Job, artifact: Artifact) -> StoredArtifact:
-    identifier = new_artifact_id()
-    return StoredArtifact(
-        id=identifier,
-        index=artifact.index,
-        blob=f"{job.id}/{identifier}.{job.request.media.value}",
-        media_type=artifact.media_type,
-        width_px=artifact.shape.width_px,
-        height_px=artifact.shape.height_px,
-        size_bytes=len(artifact.content),
-        seed=artifact.seed,
-        sha256=artifact.sha256,
-    )
 
 
 def error_of(error: Exception) -> JobError:

@@ -1,4 +1,7 @@
-"""What the API does with jobs: submit, wait, cancel. Knows no HTTP and no engine internals."""
+"""What the API does with jobs: submit, wait, find, list, cancel, delete.
+
+Knows no HTTP and no engine internals.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from gateway.jobs.state import TERMINAL
 from gateway.jobs.store import QueueFullError
 
 if TYPE_CHECKING:
+    from engine import Modality
     from engine.ports import Clock
     from gateway.auth.principal import TenantId
     from gateway.jobs.events import JobEvents
     from gateway.jobs.record import Job, JobId, NewJob
-    from gateway.jobs.store import JobStore
+    from gateway.jobs.store import JobStore, PageQuery
 
 RETRY_AFTER_S: Final = 2.0
 _POLL_S: Final = 2.0  # the floor under lost events
@@ -73,6 +77,21 @@ class JobService:
                 if left_s <= 0:
                     raise JobTimeoutError(job_id)
                 await watch.next(timeout_s=min(_POLL_S, left_s))
+
+    async def find(self, job_id: JobId, tenant: TenantId, modality: Modality) -> Job | None:
+        """Return the tenant's job of this kind, or None."""
+        return await self._store.find(job_id, tenant, modality)
+
+    async def page(self, query: PageQuery) -> list[Job]:
+        """Return some of a tenant's jobs."""
+        return await self._store.page(query)
+
+    async def delete(self, job_id: JobId, tenant: TenantId, modality: Modality) -> Job | None:
+        """Hide a job for good, and stop it now or at its next step; None if there is none."""
+        job = await self._store.delete(job_id, tenant, modality, now_s=self._clock.now())
+        if job is not None:
+            self._events.publish(event_of(job))
+        return job
 
     async def cancel(self, job_id: JobId, tenant: TenantId) -> Job | None:
         """Stop a job, now or at its next step; None if it was over already."""

@@ -1,17 +1,19 @@
-"""The job table as the API sees it: add, read, ask to cancel. The runner's side is leases.py.
+"""The job table as the API sees it: add, read, list, ask to cancel, delete.
+
+The runner's side is leases.py.
 
 Every read and every change made for a caller is scoped to the caller's tenant.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
-from sqlalchemy import ColumnElement, case, select, update
+from sqlalchemy import ColumnElement, case, delete, select, update
 
-from engine import GenerationRequest, StageTiming
+from engine import GenerationRequest, Modality, StageTiming
 from gateway.auth.principal import TenantId
 from gateway.db.models import ArtifactRow, JobRow
 from gateway.jobs.record import (
@@ -33,6 +35,16 @@ if TYPE_CHECKING:
 
 class QueueFullError(Exception):
     """As many jobs as may wait are waiting already."""
+
+
+class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a tenant's jobs to list: up to `limit` of them, beyond the job `after`."""
+
+    tenant: TenantId
+    modality: Modality
+    limit: int
+    after: JobId | None = None
+    newest_first: bool = True
 
 
 class JobRepository(SQLAlchemyAsyncRepository[JobRow]):
@@ -69,19 +81,67 @@ class JobStore:
             row = await jobs.get_one_or_none(*_owned(job, tenant))
             return None if row is None else job_of(row)
 
+    async def find(self, job: JobId, tenant: TenantId, modality: Modality) -> Job | None:
+        """Return the tenant's job of this kind, or None if there is none or it was deleted."""
+        statement = select(JobRow).where(*_owned(job, tenant), *_shown(modality))
+        async with self._database.reading() as session:
+            row = (await session.scalars(statement)).one_or_none()
+            return None if row is None else job_of(row)
+
+    async def page(self, query: PageQuery) -> list[Job]:
+        """Return jobs in the order they were made, which is the order of their keys.
+
+        `after` need not exist any more: a caller may delete what it lists.
+        """
+        statement = select(JobRow).where(JobRow.tenant == query.tenant, *_shown(query.modality))
+        if query.after is not None:
+            key = key_of(query.after)
+            statement = statement.where(JobRow.id < key if query.newest_first else JobRow.id > key)
+        order = JobRow.id.desc() if query.newest_first else JobRow.id.asc()
+        async with self._database.reading() as session:
+            rows = await session.scalars(statement.order_by(order).limit(query.limit))
+            return [job_of(row) for row in rows]
+
+    async def delete(
+        self, job: JobId, tenant: TenantId, modality: Modality, *, now_s: float
+    ) -> Job | None:
+        """Hide a job, forget its prompt, stop it if it is not over; None if there is no such job.
+
+        Its artifacts' bytes are the caller's to remove; a runner that still holds the job cannot
+        publish any more.
+        """
+        statement = (
+            update(JobRow)
+            .where(*_owned(job, tenant), *_shown(modality))
+            .values(
+                deleted_s=now_s,
+                cancel_requested=case((JobRow.status.in_(ACTIVE), True), else_=False),
+                finished_s=case((_WAITING, now_s), else_=JobRow.finished_s),
+                status=case((_WAITING, JobStatus.CANCELLED.value), else_=JobRow.status),
+            )
+            .returning(JobRow)
+        )
+        async with self._database.writing() as session:
+            row = (await session.scalars(statement)).one_or_none()
+            if row is None:
+                return None
+            found = job_of(row)
+            await session.execute(delete(ArtifactRow).where(ArtifactRow.job_id == row.id))
+            row.request = _without_words(found.request)
+            return found
+
     async def request_cancel(self, job: JobId, tenant: TenantId, *, now_s: float) -> Job | None:
         """Cancel a waiting job at once, or mark a running one for its holder to stop.
 
         Returns the job as it is now, or None if there is nothing left to cancel.
         """
-        waiting = JobRow.status == JobStatus.QUEUED
         statement = (
             update(JobRow)
             .where(*_owned(job, tenant), JobRow.status.in_(ACTIVE))
             .values(
                 cancel_requested=True,
-                finished_s=case((waiting, now_s), else_=None),
-                status=case((waiting, JobStatus.CANCELLED.value), else_=JobRow.status),
+                finished_s=case((_WAITING, now_s), else_=None),
+                status=case((_WAITING, JobStatus.CANCELLED.value), else_=JobRow.status),
             )
             .returning(JobRow)
         )
@@ -99,6 +159,13 @@ class JobStore:
             return None if row is None else _artifact_of(row)
 
 
+_WAITING: Final = JobRow.status == JobStatus.QUEUED
+
+
+def _shown(modality: Modality) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return JobRow.modality == modality.value, JobRow.deleted_s.is_(None)
+
+
 def _owned(job: JobId, tenant: TenantId) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return JobRow.id == key_of(job), JobRow.tenant == tenant
 
@@ -108,6 +175,7 @@ def _row_of(new: NewJob) -> JobRow:
         id=key_of(new.id),
         tenant=new.tenant,
         model=new.request.model,
+        modality=new.request.media.modality.value,
         status=JobStatus.QUEUED.value,
         request=msgspec.json.encode(new.request).decode(),
         request_id=new.request_id,
@@ -116,6 +184,11 @@ def _row_of(new: NewJob) -> JobRow:
         expires_at_s=new.expires_at_s,
         artifacts=[],
     )
+
+
+def _without_words(request: GenerationRequest) -> str:
+    bare = msgspec.structs.replace(request, prompt="", negative_prompt=None)
+    return msgspec.json.encode(bare).decode()
 
 
 def job_of(row: JobRow) -> Job:
@@ -131,6 +204,7 @@ def job_of(row: JobRow) -> Job:
         cancel_requested=row.cancel_requested,
         started_s=row.started_s,
         finished_s=row.finished_s,
+        progress=row.progress,
         error=None if row.error is None else msgspec.json.decode(row.error, type=JobError),
         timeline=msgspec.json.decode(row.timeline or "[]", type=tuple[StageTiming, ...]),
         artifacts=tuple(_artifact_of(artifact) for artifact in row.artifacts),

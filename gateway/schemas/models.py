@@ -8,11 +8,17 @@ import msgspec
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that is served; `created` is when its folder was made, in Unix seconds."""
+    """A model that is served; `created` is when its folder was made, in Unix seconds.
+
+    The last three are extensions of ours: what it makes, and how large it can be asked for.
+    """
 
     id: str
     created: int
     owned_by: str
+    modality: Literal["image", "video"]
+    default_size: str
+    max_frames: int
     object: Literal["model"] = "model"
 
 

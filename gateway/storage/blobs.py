@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +30,7 @@ class BlobStore:
     @classmethod
     def in_folder(cls, folder: Path) -> BlobStore:
         """Keep blobs as files under `folder`, which is made if need be."""
-        return cls(LocalStore(folder, mkdir=True))
+        return cls(LocalStore(folder, mkdir=True, automatic_cleanup=True))
 
     async def put(self, key: str, content: bytes) -> None:
         """Store bytes under a key; a reader sees all of them or none."""
@@ -43,11 +45,37 @@ class BlobStore:
         try:
             result = await obstore.get_async(self._store, key)
         except FileNotFoundError as error:
-            message = f"Blob {key} is not in the artifact store; it may have been removed."
-            raise BlobMissingError(message) from error
+            raise _missing(key) from error
         return bytes(await result.bytes_async())
+
+    async def get_range(self, key: str, *, start: int, end: int) -> bytes:
+        """Return the bytes from `start` up to, but not including, `end`.
+
+        Raises:
+            BlobMissingError: there is no such blob.
+        """
+        try:
+            content = await obstore.get_range_async(self._store, key, start=start, end=end)
+        except FileNotFoundError as error:
+            raise _missing(key) from error
+        return bytes(content)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove blobs; what is not there is no error."""
+        for key in keys:
+            with suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, key)
+
+    async def delete_folder(self, folder: str) -> None:
+        """Remove every blob whose key begins with `folder` and a slash."""
+        found = await obstore.list_with_delimiter_async(self._store, folder)
+        await self.delete([entry["path"] for entry in found["objects"]])
 
     async def check_writable(self) -> None:
         """Write and remove a probe; raises if the store cannot be written."""
         await obstore.put_async(self._store, _PROBE, b"")
         await obstore.delete_async(self._store, _PROBE)
+
+
+def _missing(key: str) -> BlobMissingError:
+    return BlobMissingError(f"Blob {key} is not in the artifact store; it may have been removed.")

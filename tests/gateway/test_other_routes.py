@@ -12,7 +12,15 @@ from gateway.auth.keys import parse_keys
 from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine, png_size, spec_of
 
-MODEL = {"id": "shapes", "object": "model", "created": 1_700_000_000, "owned_by": "tridentserve"}
+MODEL = {
+    "id": "shapes",
+    "object": "model",
+    "created": 1_700_000_000,
+    "owned_by": "tridentserve",
+    "modality": "image",
+    "default_size": "64x48",
+    "max_frames": 1,
+}
 
 
 async def test_models_are_listed(client: httpx.AsyncClient) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from opentelemetry.trace import NoOpTracer
 
+from engine import EngineCrashedError
 from gateway.db.session import Database, sqlite_url
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
@@ -186,3 +187,28 @@ async def test_the_row_is_written_before_work_starts(
     assert (status, tenant) == ("in_progress", "default")
     assert traceparent.startswith("00-")
     assert '"prompt":"x"' in request
+
+
+async def test_a_job_that_brings_the_engine_down_is_given_up_after_three_tries(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.failure = EngineCrashedError("The engine stopped on an internal error.")
+    async with serve() as client:
+        response = await draw(client)
+    assert response.status_code == 500
+    assert response.headers["x-should-retry"] == "false"
+    assert len(engine.requests) == 3
+    assert rows(tmp_path, "status, attempts") == [("failed", 3)]
+
+
+async def test_no_job_is_leased_while_the_engine_is_down(
+    serve: Serve, engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.is_down = True
+    async with serve() as client:
+        call = asyncio.create_task(draw(client))
+        while not rows(tmp_path, "status"):
+            await asyncio.sleep(0.01)
+        assert rows(tmp_path, "status, attempts") == [("queued", 0)]
+        engine.is_down = False
+        assert (await call).status_code == 200

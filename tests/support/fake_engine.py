@@ -8,13 +8,17 @@ import struct
 import zlib
 from collections.abc import Mapping
 
+import msgspec
+
 from engine import (
     Artifact,
     GenerationRequest,
     GenerationResult,
+    MediaFormat,
     Modality,
     ModelId,
     PipelineSpec,
+    RequestId,
     Shape,
     StageKind,
     StageTiming,
@@ -43,6 +47,19 @@ def spec_of(name: str = "shapes") -> PipelineSpec:
     )
 
 
+def video_spec_of(name: str = "motion") -> PipelineSpec:
+    """Return a small video model: 16 frames at 8 per second by default, 32 frames at most."""
+    return msgspec.structs.replace(
+        spec_of(name),
+        modality=Modality.VIDEO,
+        family="animatediff",
+        folder=f"/models/{name}",
+        default_shape=Shape(64, 48, 16),
+        uses_negative_prompt=True,
+        limits=Limits(max_steps=10, max_frames=32),
+    )
+
+
 class FakeEngine:
     """An `EngineClient` without an engine.
 
@@ -51,7 +68,9 @@ class FakeEngine:
         cancelled: ids of requests whose caller gave up.
         gate: requests wait here; open from the start.
         failure: raised instead of an answer.
+        is_down: whether the engine has stopped and cannot be revived.
         obstacles: what `readiness` says.
+        share: what `progress` says of every request.
     """
 
     def __init__(self, *specs: PipelineSpec) -> None:
@@ -62,9 +81,11 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked = asyncio.Event()
+        self.is_down = False
         self.failure: Exception | None = None
         self.start_failure: Exception | None = None
         self.obstacles: tuple[str, ...] = ()
+        self.share = 0.0
         self.closed = False
 
     @property
@@ -95,6 +116,14 @@ class FakeEngine:
         artifacts = tuple(_artifact(request, index) for index in range(request.n))
         return GenerationResult(artifacts, _timeline(request))
 
+    async def revive(self) -> bool:
+        """Stay as `is_down` says."""
+        return not self.is_down
+
+    def progress(self, request: RequestId) -> float:
+        """Return what the test says, for requests that were made."""
+        return self.share if any(known.id == request for known in self.requests) else 0.0
+
     def readiness(self) -> tuple[str, ...]:
         """Return what the test says."""
         return self.obstacles
@@ -107,11 +136,14 @@ class FakeEngine:
 def _artifact(request: GenerationRequest, index: int) -> Artifact:
     seed = request.seed + index
     colour = hashlib.sha256(f"{request.prompt}:{seed}".encode()).digest()[:3]
-    content = png(request.shape.width_px, request.shape.height_px, colour)
+    if request.media is MediaFormat.MP4:
+        content = mp4(request.shape, colour)
+    else:
+        content = png(request.shape.width_px, request.shape.height_px, colour)
     return Artifact(
         index=index,
         content=content,
-        media_type=f"image/{request.media.value}",
+        media_type=request.media.media_type,
         shape=request.shape,
         seed=seed,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -132,6 +164,27 @@ def _timeline(request: GenerationRequest) -> tuple[StageTiming, ...]:
         )
         for kind in StageKind
     )
+
+
+def mp4(shape: Shape, colour: bytes) -> bytes:
+    """Return what looks like an MP4 file from afar: its boxes, with the shape and a colour."""
+
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(body)) + kind + body
+
+    header = struct.pack(">III", shape.width_px, shape.height_px, shape.frames)
+    return (
+        box(b"ftyp", b"isom\0\0\2\0isomiso2avc1mp41")
+        + box(b"moov", header)
+        + box(b"mdat", colour * shape.frames)
+    )
+
+
+def mp4_shape(content: bytes) -> Shape:
+    """Return the shape that a file made by `mp4` tells of."""
+    assert content[4:8] == b"ftyp"
+    start = content.index(b"moov") + 4
+    return Shape(*struct.unpack(">III", content[start : start + 12]))
 
 
 def png(width: int, height: int, colour: bytes) -> bytes:

@@ -52,6 +52,13 @@ class Server:
             time.sleep(0.1)
         raise TimeoutError(f"server not ready after {START_TIMEOUT_S} s: {body!r}")
 
+    def wait_gone(self) -> None:
+        """Return when neither the server nor its workers live any more."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.worker_pids() or self.get("/healthz")[0]:
+            assert time.monotonic() < deadline, "processes outlived the command"
+            time.sleep(0.1)
+
     def worker_pids(self) -> list[int]:
         """Return the process ids of the engine's workers, oldest first."""
         pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal()]

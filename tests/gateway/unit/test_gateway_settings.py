@@ -55,8 +55,10 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "TRIDENT_PUBLIC_BASE_URL": "https://x.example/",
             "TRIDENT_CORS_ORIGINS": "https://a.example, https://b.example",
             "TRIDENT_SLO_SCALE": "1.5",
+            "TRIDENT_VIDEO_TIMEOUT_S": "7200",
         }
     )
+    assert settings.video_timeout_s == 7200.0
     assert settings.models == (Path("/m/a"), Path("/m/b"))
     assert (settings.devices, settings.device_memory_bytes) == (1, 24 << 30)
     assert [key.tenant for key in settings.keys.keys] == ["default", "acme", "globex"]

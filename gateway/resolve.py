@@ -1,0 +1,93 @@
+"""What image and video bodies have in common: origin, model, size, steps, guidance. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from engine import Modality, ModelId, PipelineSpec, Shape
+from gateway.errors import ModelNotFoundError, RequestError
+from gateway.jobs.record import JobId
+from gateway.wire import missing_parameter
+
+_NONE: Final = "No model served here makes {}s; the operator can add one."
+_SIZE: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and when a request came in; what the body does not say."""
+
+    job: JobId
+    tenant: str
+    arrival_s: float
+    random_seed: int
+
+
+def model_for(
+    name: str | None, specs: Mapping[ModelId, PipelineSpec], modality: Modality
+) -> PipelineSpec:
+    """Return the named model, or the only one that makes what is asked for.
+
+    Raises:
+        ModelNotFoundError: it is not served.
+        RequestError: it makes something else, or none was named and there is no only one.
+    """
+    fitting = [spec for spec in specs.values() if spec.modality is modality]
+    if name is None and len(fitting) == 1:
+        return fitting[0]
+    if name is None and not fitting:
+        raise RequestError(_NONE.format(modality.value), code="invalid_value", param="model")
+    if not name:
+        raise missing_parameter("model")
+    spec = specs.get(ModelId(name))
+    if spec is None:
+        raise ModelNotFoundError(name)
+    if spec.modality is not modality:
+        raise _wrong_kind(spec, fitting, modality)
+    return spec
+
+
+def _wrong_kind(
+    spec: PipelineSpec, fitting: Sequence[PipelineSpec], modality: Modality
+) -> RequestError:
+    wanted = modality.value
+    names = ", ".join(f"'{other.id}'" for other in fitting)
+    advice = f"Models that make {wanted}s: {names}." if names else _NONE.format(wanted)
+    message = f"Model '{spec.id}' makes {spec.modality.value}s, not {wanted}s. {advice}"
+    return RequestError(message, code="invalid_value", param="model")
+
+
+def size_for(size: str | None, spec: PipelineSpec) -> Shape:
+    """Return the shape of one frame, checked against the model.
+
+    Raises:
+        RequestError: this is no size.
+        InvalidRequestError: the model cannot draw it.
+    """
+    usual = Shape(spec.default_shape.width_px, spec.default_shape.height_px)
+    if size is None or size == "auto":
+        return usual
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        message = f"Invalid value for 'size': use 'auto' or WIDTHxHEIGHT, such as {usual}."
+        raise RequestError(message, code="invalid_value", param="size")
+    shape = Shape(int(match[1]), int(match[2]))
+    spec.check_shape(shape)
+    return shape
+
+
+def steps_for(asked: int | None, spec: PipelineSpec, *, usual: int) -> int:
+    """Return the denoise steps: `asked`, which the model must allow, or else `usual`."""
+    most = spec.limits.max_steps
+    if asked is not None and asked > most:
+        message = f"Invalid 'num_inference_steps': model {spec.id} takes at most {most}."
+        raise RequestError(message, code="integer_above_max_value", param="num_inference_steps")
+    return usual if asked is None else asked
+
+
+def guidance_for(asked: float | None, spec: PipelineSpec) -> float:
+    """Return the guidance scale: `asked`, or else the model's own."""
+    return spec.default_guidance if asked is None else asked

@@ -1,0 +1,174 @@
+"""Between the wire and the engine's nouns, for videos. Pure, like `translate.py` for images."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from engine import (
+    GenerationRequest,
+    MediaFormat,
+    Modality,
+    ModelId,
+    PipelineSpec,
+    RequestId,
+    Shape,
+)
+from gateway.errors import RequestError
+from gateway.jobs.record import Job, video_id_of
+from gateway.jobs.state import JobStatus
+from gateway.resolve import Origin, guidance_for, model_for, size_for, steps_for
+from gateway.schemas.videos import Status, Video, VideoBody, VideoError, VideoList
+from gateway.wire import missing_parameter
+
+_SECONDS: Final = re.compile(r"\d{1,6}(\.\d{1,9})?", re.ASCII)
+_MILLIS: Final = 1000
+_FINISHED: Final = 100
+_STATUSES: Final[Mapping[JobStatus, Status]] = {
+    JobStatus.QUEUED: "queued",
+    JobStatus.IN_PROGRESS: "in_progress",
+    JobStatus.COMPLETED: "completed",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "failed",
+    JobStatus.EXPIRED: "failed",
+}
+_ENDINGS: Final[Mapping[JobStatus, VideoError]] = {
+    JobStatus.CANCELLED: VideoError("cancelled", "The video was cancelled before it was finished."),
+    JobStatus.EXPIRED: VideoError(
+        "expired", "The video was not finished within the server's time limit. Ask again later."
+    ),
+}
+# The SDK's helper keeps the first interval for all its polls, so a whole rest would be too coarse.
+_POLLS_PER_REST: Final = 10
+_POLL_MS: Final = (200, 10_000)
+_USUAL_POLL_MS: Final = 1000
+
+
+def video_request(
+    body: VideoBody, specs: Mapping[ModelId, PipelineSpec], origin: Origin
+) -> GenerationRequest:
+    """Return the engine's form of a body, checked against the model it names.
+
+    The deadline is the arrival: whoever knows the cost model sets a better one.
+
+    Raises:
+        RequestError: a parameter is wrong, or no model of ours can honour it.
+        ModelNotFoundError: the model is not served.
+        InvalidRequestError: the model cannot honour a parameter.
+    """
+    if body.prompt is None:
+        raise missing_parameter("prompt")
+    if body.input_reference is not None:
+        message = "'input_reference' is not available here yet; describe the video by its prompt."
+        raise RequestError(message, code="unknown_parameter", param="input_reference")
+    spec = model_for(body.model, specs, Modality.VIDEO)
+    size, fps = size_for(body.size, spec), body.fps or spec.default_fps
+    request = GenerationRequest(
+        id=RequestId(origin.job),
+        model=spec.id,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt or None,
+        shape=Shape(size.width_px, size.height_px, _frames(body, spec, fps)),
+        fps=fps,
+        steps=steps_for(body.num_inference_steps, spec, usual=spec.default_steps),
+        guidance_scale=guidance_for(body.guidance_scale, spec),
+        seed=origin.random_seed if body.seed is None else body.seed,
+        media=MediaFormat.MP4,
+        arrival_s=origin.arrival_s,
+        deadline_s=origin.arrival_s,
+        tenant=origin.tenant,
+    )
+    spec.check(request)
+    return request
+
+
+def _frames(body: VideoBody, spec: PipelineSpec, fps: int) -> int:
+    most = spec.limits.max_frames
+    if body.frames is not None and body.seconds is not None:
+        message = "'frames' and 'seconds' both set the length; leave one of them out."
+        raise RequestError(message, code="invalid_value", param="frames")
+    if body.frames is not None and body.frames > most:
+        message = f"Invalid 'frames': model {spec.id} makes at most {most}."
+        raise RequestError(message, code="integer_above_max_value", param="frames")
+    if body.frames is not None or body.seconds is None:
+        return body.frames or spec.default_shape.frames
+    frames = max(1, round(_seconds(body.seconds) * fps))
+    if frames > most:
+        longest = decimal(math.floor(most * _MILLIS / fps) / _MILLIS)
+        message = (
+            f"Invalid 'seconds': model {spec.id} makes at most {longest} seconds "
+            f"({most} frames at {fps} per second)."
+        )
+        raise RequestError(message, code="invalid_value", param="seconds")
+    return frames
+
+
+def _seconds(value: str | float) -> float:
+    is_number = not isinstance(value, str) or _SECONDS.fullmatch(value.strip()) is not None
+    seconds = float(value) if is_number else 0.0
+    if not 0 < seconds < math.inf:
+        message = "Invalid value for 'seconds': use a number above 0 as text, such as '2' or '1.5'."
+        raise RequestError(message, code="invalid_value", param="seconds")
+    return seconds
+
+
+def decimal(value: float) -> str:
+    """Return a number with at most three decimals and no zeros at its end."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def video_of(job: Job) -> Video:
+    """Return what clients see of a video job; its status never goes back."""
+    request, completed = job.request, job.status is JobStatus.COMPLETED
+    begun_again = job.status is JobStatus.QUEUED and job.started_s is not None
+    return Video(
+        id=video_id_of(job.id),
+        status="in_progress" if begun_again else _STATUSES[job.status],
+        progress=_FINISHED if completed else min(job.progress, _FINISHED - 1),
+        created_at=int(request.arrival_s),
+        completed_at=int(job.finished_s) if completed and job.finished_s is not None else None,
+        expires_at=None,
+        model=request.model,
+        prompt=request.prompt,
+        size=f"{request.shape.width_px}x{request.shape.height_px}",
+        seconds=decimal(request.shape.frames / request.fps),
+        remixed_from_video_id=None,
+        error=_error_of(job),
+        frames=request.shape.frames,
+        fps=request.fps,
+        seed=request.seed,
+    )
+
+
+def _error_of(job: Job) -> VideoError | None:
+    if job.error is None:
+        return _ENDINGS.get(job.status)
+    if job.error.caller_can_fix:
+        return VideoError(job.error.code, job.error.message, job.error.param)
+    message = (
+        "The server had an error while making this video. If it happens again, tell the operator "
+        f"the request id {job.request_id}."
+    )
+    return VideoError(job.error.code, message)
+
+
+def video_list(jobs: Sequence[Job], *, has_more: bool) -> VideoList:
+    """Return one page; an empty one never has more, because no cursor could lead there."""
+    videos = tuple(video_of(job) for job in jobs)
+    return VideoList(
+        data=videos,
+        first_id=videos[0].id if videos else None,
+        last_id=videos[-1].id if videos else None,
+        has_more=has_more and bool(videos),
+    )
+
+
+def poll_after_ms(job: Job, *, latency_s: float | None) -> int:
+    """Return when to ask for a job again, `latency_s` being what it takes alone, if known."""
+    if latency_s is None or job.status not in {JobStatus.QUEUED, JobStatus.IN_PROGRESS}:
+        return _USUAL_POLL_MS
+    rest_ms = _MILLIS * latency_s * (1 - job.progress / _FINISHED)
+    least, most = _POLL_MS
+    return round(min(most, max(least, rest_ms / _POLLS_PER_REST)))

@@ -1,0 +1,167 @@
+"""Videos as jobs that go on when their caller leaves: make, find, list, delete, read.
+
+Sits between the HTTP handlers and the job table; everything is scoped to the caller's tenant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine import InvalidRequestError, Modality
+from gateway.byte_ranges import ByteSpan, UnsatisfiableError, span_of
+from gateway.errors import MissingError, RangeError, RequestError
+from gateway.jobs.record import Job, JobId, StoredArtifact, job_of_video
+from gateway.jobs.state import JobStatus
+from gateway.jobs.store import PageQuery
+from gateway.translate_videos import poll_after_ms, video_request
+
+if TYPE_CHECKING:
+    from gateway.admission import Admission, Caller
+    from gateway.artifacts import ArtifactService
+    from gateway.auth.principal import TenantId
+    from gateway.engine_client import EngineClient
+    from gateway.jobs.service import JobService
+    from gateway.schemas.videos import Variant, VideoBody, VideoListQuery
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some of a tenant's videos, and whether there are more beyond them."""
+
+    jobs: tuple[Job, ...]
+    has_more: bool
+
+
+class Bytes(msgspec.Struct, frozen=True):
+    """What to send of a file: `content` is all of it if `span` is None."""
+
+    artifact: StoredArtifact
+    content: bytes
+    span: ByteSpan | None
+
+
+class VideoService:
+    """Videos on behalf of callers."""
+
+    def __init__(
+        self,
+        *,
+        engine: EngineClient,
+        admission: Admission,
+        jobs: JobService,
+        artifacts: ArtifactService,
+        timeout_s: float,
+    ) -> None:
+        """Give up videos that have waited for `timeout_s` seconds."""
+        self._engine = engine
+        self._admission = admission
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._timeout_s = timeout_s
+
+    async def admit(self, body: VideoBody, caller: Caller) -> Job:
+        """Check a body and write its job down."""
+        return await self._admission.admit(
+            lambda origin: video_request(body, self._engine.specs, origin),
+            caller,
+            timeout_s=self._timeout_s,
+        )
+
+    async def find(self, video: str, tenant: TenantId) -> Job:
+        """Return a tenant's video.
+
+        Raises:
+            MissingError: the tenant has no such video.
+        """
+        job = await self._jobs.find(_job_of(video), tenant, Modality.VIDEO)
+        if job is None:
+            raise _missing(video)
+        return job
+
+    def poll_after_ms(self, job: Job) -> int:
+        """Return when it is worth asking for a video again."""
+        return poll_after_ms(job, latency_s=self._latency_s(job))
+
+    def _latency_s(self, job: Job) -> float | None:
+        """Return what a job takes alone; None if its model has gone or changed since."""
+        if job.request.model not in self._engine.specs:
+            return None
+        try:
+            return self._engine.latency_s(job.request)
+        except InvalidRequestError:
+            return None
+
+    async def page(self, query: VideoListQuery, tenant: TenantId) -> Page:
+        """Return videos in the order asked for.
+
+        Raises:
+            RequestError: `after` is no id of a video.
+        """
+        after = None if query.after is None else job_of_video(query.after)
+        if query.after is not None and after is None:
+            message = f"Invalid value for 'after': '{query.after}' is no id of a video."
+            raise RequestError(message, code="invalid_value", param="after")
+        jobs = await self._jobs.page(
+            PageQuery(
+                tenant=tenant,
+                modality=Modality.VIDEO,
+                limit=query.limit + 1,
+                after=after,
+                newest_first=query.order == "desc",
+            )
+        )
+        return Page(tuple(jobs[: query.limit]), len(jobs) > query.limit)
+
+    async def delete(self, video: str, tenant: TenantId) -> None:
+        """Stop a video if it is being made, and remove it with its bytes.
+
+        Raises:
+            MissingError: the tenant has no such video.
+        """
+        job = await self._jobs.delete(_job_of(video), tenant, Modality.VIDEO)
+        if job is None:
+            raise _missing(video)
+        await self._artifacts.remove_all(job.id)
+
+    async def file(self, video: str, variant: Variant, tenant: TenantId) -> StoredArtifact:
+        """Return which file a video's variant is.
+
+        Raises:
+            MissingError: the tenant has no such video.
+            RequestError: the video is not completed, or we do not make this variant.
+        """
+        if variant != "video":
+            message = f"The variant '{variant}' is not available here yet; use 'video'."
+            raise RequestError(message, code="invalid_value", param="variant")
+        job = await self.find(video, tenant)
+        if job.status is not JobStatus.COMPLETED:
+            message = f"Video {video} has no content: it is not completed. Look at its 'status'."
+            raise RequestError(message, code="video_not_completed")
+        return job.artifacts[0]
+
+    async def read(self, artifact: StoredArtifact, wanted: str | None) -> Bytes:
+        """Return a file's bytes, or the part of them that a Range header wants.
+
+        Raises:
+            RangeError: the range lies outside the file.
+            MissingError: somebody removed the bytes.
+        """
+        try:
+            span = span_of(wanted, artifact.size_bytes)
+        except UnsatisfiableError as error:
+            raise RangeError(str(error), size_bytes=artifact.size_bytes) from error
+        if span is None:
+            return Bytes(artifact, await self._artifacts.content(artifact), None)
+        return Bytes(artifact, await self._artifacts.part(artifact, span), span)
+
+
+def _job_of(video: str) -> JobId:
+    job = job_of_video(video)
+    if job is None:
+        raise _missing(video)
+    return job
+
+
+def _missing(video: str) -> MissingError:
+    return MissingError(f"No video with the id '{video}' exists. GET /v1/videos lists yours.")
