@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
-from engine import PipelineError
+from engine import Modality, PipelineError
 from gateway.runner import open_models
 from gateway.settings import Settings, SettingsError
 from gateway.stopping import PARENT_VARIABLE
@@ -28,7 +29,7 @@ from observability.logging import configure_logging, granian_log_config
 if TYPE_CHECKING:
     from engine import PipelineSpec
 
-BUNDLED: Final = "shapes"
+BUNDLED: Final = ("shapes", "motion")
 _STOP_WITHIN_S: Final = 15
 _INSTALL_HINT: Final = "pip install 'tridentserve[engine]'"
 
@@ -67,7 +68,7 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     wanted["TRIDENT_MODEL"] = os.pathsep.join(models) or os.environ.get("TRIDENT_MODEL")
     os.environ.update({name: value for name, value in wanted.items() if value})
     if not os.environ.get("TRIDENT_MODEL"):
-        os.environ["TRIDENT_MODEL"] = str(bundled_model())
+        os.environ["TRIDENT_MODEL"] = os.pathsep.join(map(str, bundled_models()))
     try:
         settings = Settings.from_env()
         specs = open_models(settings.models, device=settings.device)
@@ -96,37 +97,49 @@ def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
 
     @server.on_startup
     def greet() -> None:
-        click.echo(greeting(settings, specs[0].id), err=True)
+        click.echo(greeting(settings, specs), err=True)
 
     server.serve()
 
 
-def greeting(settings: Settings, model: str) -> str:
+def greeting(settings: Settings, specs: Sequence[PipelineSpec]) -> str:
     """Return what a newcomer needs once the server listens."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
-    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.keys else ""
+    names = ", ".join(spec.id for spec in specs)
     return (
-        f"TridentServe listens on {url} (model {model}, {settings.devices} x {settings.device}). "
-        "Try:\n"
+        f"TridentServe listens on {url} (models: {names}; {settings.devices} x {settings.device}). "
+        f"Try:\n{_example(url, settings, specs)}"
+    )
+
+
+def _example(url: str, settings: Settings, specs: Sequence[PipelineSpec]) -> str:
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.keys else ""
+    images = [spec.id for spec in specs if spec.modality is Modality.IMAGE]
+    if not images:
+        body = f'{{"model": "{specs[0].id}", "prompt": "a red circle moving right"}}'
+        return f"  curl -s {url}/v1/videos {key}-H 'Content-Type: application/json' -d '{body}'"
+    body = f'{{"model": "{images[0]}", "prompt": "a red circle on a blue background"}}'
+    return (
         f"  curl -s {url}/v1/images/generations {key}-H 'Content-Type: application/json' \\\n"
-        f"""    -d '{{"model": "{model}", "prompt": "a red circle"}}' \\\n"""
+        f"    -d '{body}' \\\n"
         "    | python3 -c 'import sys,json,base64; sys.stdout.buffer.write("
         'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\' > picture.png'
     )
 
 
-def bundled_model() -> Path:
-    """Return the folder of the model that ships with the project.
+def bundled_models() -> tuple[Path, ...]:
+    """Return the folders of the models that ship with the project.
 
     Raises:
         RefusalError: this installation holds none.
     """
     package = Path(__file__).resolve().parent
-    candidates = (package.parent / "models" / BUNDLED, package / "bundled" / BUNDLED)
-    for folder in candidates:
-        if (folder / "model_index.json").is_file():
-            return folder
+    for root in (package.parent / "models", package / "bundled"):
+        folders = (root / name for name in BUNDLED)
+        found = tuple(folder for folder in folders if (folder / "model_index.json").is_file())
+        if found:
+            return found
     message = (
         "No model to serve: none ships with this installation. Name one with --model PATH, or "
         "make one to try things with: trident model new my-model."

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from gateway import cli
 from gateway.settings import Settings
+from tests.support.fake_engine import spec_of, video_spec_of
 
 INDEX = {
     "_class_name": "FluxPipeline",
@@ -86,9 +87,16 @@ def test_without_the_engines_packages_the_hint_says_what_to_install(
 
 def test_the_greeting_has_the_url_and_a_line_to_try(tmp_path: Path) -> None:
     settings = Settings(models=(), data_dir=tmp_path, port=8123)
-    text = cli.greeting(settings, "shapes")
-    assert "http://127.0.0.1:8123/v1/images/generations" in text
-    assert "curl" in text
+    text = cli.greeting(settings, [video_spec_of("motion"), spec_of("shapes")])
+    assert "models: motion, shapes" in text
+    assert "curl -s http://127.0.0.1:8123/v1/images/generations" in text
+    assert '"model": "shapes"' in text
+
+
+def test_the_greeting_of_a_server_that_only_makes_videos_shows_a_video(tmp_path: Path) -> None:
+    settings = Settings(models=(), data_dir=tmp_path, port=8123)
+    text = cli.greeting(settings, [video_spec_of("motion")])
+    assert "curl -s http://127.0.0.1:8123/v1/videos" in text
 
 
 def test_the_api_process_never_imports_torch() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import httpx
 import openai
 import pytest
@@ -27,7 +28,7 @@ def server(
     model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     data_dir = tmp_path_factory.mktemp("server")
-    folders = [model_folder("sd"), model_folder("flux")]
+    folders = [model_folder("sd"), model_folder("flux"), model_folder("animatediff")]
     with running_server(data_dir, folders, env=KEYS) as running:
         running.wait_ready()
         yield running
@@ -79,6 +80,21 @@ def test_a_url_answer_serves_the_file_without_a_key(client: OpenAI, file_format:
     assert file.headers["content-type"] == f"image/{file_format}"
 
 
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled")
+def test_a_prompt_becomes_a_video_by_polling(client: OpenAI) -> None:
+    video = client.videos.create_and_poll(
+        model="animatediff", prompt="a red circle moving right", extra_body={"seed": 3}
+    )
+    assert (video.status, video.progress, video.size) == ("completed", 100, "64x64")
+    content = client.videos.download_content(video.id).read()
+    with av.open(io.BytesIO(content)) as file:
+        frames = [frame.to_ndarray(format="rgb24").shape for frame in file.decode(video=0)]
+    assert frames == [(64, 64, 3)] * 9
+    client.videos.delete(video.id)
+    with pytest.raises(openai.NotFoundError):
+        client.videos.retrieve(video.id)
+
+
 def test_sixteen_requests_at_once_all_succeed(client: OpenAI) -> None:
     def draw(number: int) -> str:
         model = ("sd", "flux")[number % 2]
@@ -93,7 +109,7 @@ def test_sixteen_requests_at_once_all_succeed(client: OpenAI) -> None:
 
 
 def test_the_models_are_listed_and_found(client: OpenAI) -> None:
-    assert sorted(model.id for model in client.models.list()) == ["flux", "sd"]
+    assert sorted(model.id for model in client.models.list()) == ["animatediff", "flux", "sd"]
     assert client.models.retrieve("sd").object == "model"
 
 

@@ -1,4 +1,4 @@
-"""The real core loop in virtual time: order, overlap, failure, cancellation, memory."""
+"""The real core loop in virtual time: order, overlap, cancellation, memory, spans."""
 
 from __future__ import annotations
 
@@ -8,44 +8,22 @@ import pytest
 
 from engine.errors import (
     EngineBusyError,
-    EngineClosedError,
-    EngineCrashedError,
     InvalidRequestError,
     RequestImpossibleError,
-    StageFailedError,
-    WorkerLostError,
 )
-from engine.messages import StageReport
 from engine.types import (
-    Assignment,
-    ClusterView,
     DeviceId,
-    DispatchPlan,
-    GenerationResult,
     ModelId,
-    StageKey,
     StageKind,
-    StageTask,
 )
 from observability import semconv
 from schedulers.sim.clock import DeadlockError, run_virtual
 from tests.support.builders import MIB, a_request, a_spec, devices
-from tests.support.engines import STAGE_SECONDS, SimulatedEngine, simulated_engine
+from tests.support.engines import STAGE_SECONDS, SimulatedEngine, finish, simulated_engine
 
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-async def finish(sim: SimulatedEngine, *requests: object) -> list[GenerationResult]:
-    """Start the engine, run all requests at once, and audit what is left."""
-    await sim.core.start()
-    results = await asyncio.gather(*(sim.core.generate(r) for r in requests))
-    await asyncio.sleep(0)
-    sim.core.check_integrity()
-    assert sim.executor.alive == {}
-    await sim.core.close()
-    return results
 
 
 def test_one_request_takes_the_sum_of_its_stages_on_idle_devices() -> None:
@@ -86,40 +64,6 @@ def test_the_earlier_deadline_goes_first_whatever_the_order_of_arrival() -> None
         "urgent/diffuse-0/1",
         "urgent/decode-0/1",
     ]
-
-
-def test_a_killed_device_costs_a_retry_and_no_request() -> None:
-    async def scenario() -> list[tuple[str, int]]:
-        sim = simulated_engine()
-        await sim.core.start()
-        work = asyncio.create_task(sim.core.generate(a_request()))
-        await asyncio.sleep(5)  # in the middle of diffuse
-        sim.executor.kill(DeviceId("fake:1"))
-        assert any("no live device" in reason for reason in sim.core.readiness())
-        result = await work
-        assert sim.core.readiness() == ()
-        assert sim.executor.alive == {}
-        await sim.core.close()
-        return [(timing.node, timing.attempt) for timing in result.timeline]
-
-    assert run_virtual(scenario()) == [("encode", 1), ("diffuse-0", 2), ("decode-0", 1)]
-
-
-def test_a_task_that_kills_every_worker_fails_alone_after_three_attempts() -> None:
-    async def scenario() -> None:
-        sim = simulated_engine()
-        await sim.core.start()
-        poison = asyncio.create_task(sim.core.generate(a_request("poison")))
-        for _attempt in range(3):
-            while not any("diffuse" in task for task in sim.executor._running):
-                await asyncio.sleep(0.5)
-            sim.executor.kill(DeviceId("fake:1"))
-            await asyncio.sleep(0.1)
-        with pytest.raises(WorkerLostError):
-            await poison
-        await finish(sim, a_request("innocent"))
-
-    run_virtual(scenario())
 
 
 def test_cancelling_the_caller_frees_the_devices_and_the_hand_offs() -> None:
@@ -197,62 +141,6 @@ def test_what_the_model_cannot_do_never_reaches_a_device(
         return [caught.value.param, sim.executor.launches]
 
     assert run_virtual(scenario()) == [param, []]
-
-
-def test_closing_fails_unfinished_requests_as_retryable_elsewhere() -> None:
-    async def scenario() -> None:
-        sim = simulated_engine()
-        await sim.core.start()
-        work = asyncio.create_task(sim.core.generate(a_request()))
-        await asyncio.sleep(3)
-        await sim.core.close()
-        with pytest.raises(EngineClosedError):
-            await work
-        with pytest.raises(EngineClosedError):
-            await sim.core.generate(a_request("late"))
-
-    run_virtual(scenario())
-
-
-def test_an_engine_whose_policy_crashes_fails_its_requests_and_is_not_ready() -> None:
-    class Broken:
-        def plan(self, ready: list[StageTask], view: ClusterView) -> DispatchPlan:
-            if ready:
-                raise ZeroDivisionError
-            return DispatchPlan(id=len(view.devices))
-
-        def observe(self, assignment: Assignment, report: StageReport) -> None:
-            raise AssertionError((assignment, report))
-
-    async def scenario() -> None:
-        sim = simulated_engine()
-        sim.core._dispatcher = Broken()
-        await sim.core.start()
-        with pytest.raises(EngineCrashedError, match="ZeroDivisionError"):
-            await sim.core.generate(a_request())
-        assert "ZeroDivisionError" in sim.core.readiness()[0]
-        await sim.core.close()
-
-    run_virtual(scenario())
-
-
-def test_a_stage_that_cannot_be_loaded_fails_the_request_and_readiness_names_it() -> None:
-    async def scenario() -> tuple[str, ...]:
-        sim = simulated_engine()
-
-        async def refuse(device: DeviceId, stage: object) -> float:
-            del device
-            raise StageFailedError(f"Cannot load {stage}: weights are torn", retryable=False)
-
-        sim.executor.load = refuse  # type: ignore[method-assign]
-        await sim.core.start()
-        with pytest.raises(StageFailedError, match="weights are torn"):
-            await sim.core.generate(a_request())
-        reasons = sim.core.readiness()
-        await sim.core.close()
-        return reasons
-
-    assert all("weights are torn" in reason for reason in run_virtual(scenario()))
 
 
 def test_the_engine_is_not_ready_until_every_stage_is_loaded() -> None:
@@ -338,63 +226,6 @@ def test_every_served_model_is_placed_and_runs() -> None:
     assert run_virtual(scenario()) == [1, 1]
 
 
-def test_cancelling_during_a_load_runs_nothing() -> None:
-    async def scenario() -> list[object]:
-        sim = simulated_engine(devices(1, memory_bytes=130 * MIB), load_s=lambda _stage: 3.0)
-        await sim.core.start()
-        await asyncio.sleep(4)  # encode is preloaded; diffuse and decode are loaded on demand
-        work = asyncio.create_task(sim.core.generate(a_request()))
-        await asyncio.sleep(2)  # encode is done, diffuse is being loaded
-        work.cancel()
-        await asyncio.sleep(20)
-        assert sim.core.cluster.teams.busy == frozenset()
-        assert sim.executor.alive == {}
-        await sim.core.close()
-        return [task for task, _device, _start in sim.executor.launches]
-
-    assert run_virtual(scenario()) == ["r1/encode/1"]
-
-
-def test_a_device_killed_during_a_load_is_tried_again_after_its_restart() -> None:
-    async def scenario() -> list[tuple[str, int]]:
-        sim = simulated_engine(devices(1, memory_bytes=130 * MIB), load_s=lambda _stage: 3.0)
-        await sim.core.start()
-        await asyncio.sleep(4)
-        work = asyncio.create_task(sim.core.generate(a_request()))
-        await asyncio.sleep(2)
-        sim.executor.kill(DeviceId("fake:0"))
-        result = await work
-        await sim.core.close()
-        return [(timing.node, timing.attempt) for timing in result.timeline]
-
-    assert run_virtual(scenario()) == [("encode", 1), ("diffuse-0", 2), ("decode-0", 1)]
-
-
-def test_a_model_that_kills_its_worker_while_loading_does_not_take_others_down() -> None:
-    async def scenario() -> tuple[int, tuple[str, ...]]:
-        specs = [a_spec("poison"), a_spec()]
-        sim = simulated_engine(devices(1, memory_bytes=4096 * MIB), specs=specs)
-        kills, load = 0, sim.executor.load
-
-        async def deadly(device: DeviceId, stage: StageKey) -> float:
-            nonlocal kills
-            if stage == StageKey(ModelId("poison"), StageKind.DIFFUSE):
-                kills += 1
-                sim.executor.kill(device)
-                raise WorkerLostError("killed while loading")
-            return await load(device, stage)
-
-        sim.executor.load = deadly  # type: ignore[method-assign]
-        await sim.core.start()
-        await sim.core.generate(a_request())
-        await asyncio.sleep(3600)
-        await sim.core.close()
-        return kills, sim.core.readiness()
-
-    kills, _reasons = run_virtual(scenario())
-    assert kills == 3
-
-
 def test_a_waiting_request_goes_before_preloading() -> None:
     async def scenario() -> float:
         specs = [a_spec(f"m{i}") for i in range(6)]
@@ -409,84 +240,3 @@ def test_a_waiting_request_goes_before_preloading() -> None:
 
     # at most one preload in front of each of its three stages, not all eighteen
     assert run_virtual(scenario()) <= 3 * (10 + 10) + sum(STAGE_SECONDS.values())
-
-
-def test_a_retry_after_an_out_of_memory_finds_the_device_cleared() -> None:
-    async def scenario() -> tuple[list[int], int]:
-        sim = simulated_engine(devices(1))
-        attempts, run, unload = [], sim.executor.run, sim.executor.unload
-        unloaded = 0
-
-        async def crowded(assignment: Assignment) -> StageReport:
-            attempts.append(assignment.task.attempt)
-            if assignment.task.stage.kind is StageKind.DIFFUSE and assignment.task.attempt == 1:
-                raise StageFailedError("OutOfMemoryError", retryable=True)
-            return await run(assignment)
-
-        async def counted(device: DeviceId, stage: StageKey) -> None:
-            nonlocal unloaded
-            unloaded += 1
-            await unload(device, stage)
-
-        sim.executor.run, sim.executor.unload = crowded, counted  # type: ignore[method-assign]
-        await sim.core.start()
-        await asyncio.sleep(1)  # all three stages are preloaded
-        await sim.core.generate(a_request())
-        await sim.core.close()
-        return attempts, unloaded
-
-    assert run_virtual(scenario()) == ([1, 1, 2, 1], 2)
-
-
-def test_readiness_refuses_what_the_ledger_would_refuse() -> None:
-    async def scenario() -> tuple[str, ...]:
-        sim = simulated_engine(devices(3, memory_bytes=101 * MIB))
-        await sim.core.start()
-        await asyncio.sleep(1)
-        reasons = sim.core.readiness()
-        await sim.core.close()
-        return reasons
-
-    assert "needs 116 MiB" in run_virtual(scenario())[0]
-
-
-def test_a_failed_load_that_succeeds_later_leaves_no_mark_on_readiness() -> None:
-    async def scenario() -> tuple[tuple[str, ...], tuple[str, ...]]:
-        sim = simulated_engine(devices(1))
-        load, failures = sim.executor.load, 1
-
-        async def flaky(device: DeviceId, stage: StageKey) -> float:
-            nonlocal failures
-            if stage.kind is StageKind.DIFFUSE and failures:
-                failures -= 1
-                raise StageFailedError("disk hiccup", retryable=False)
-            return await load(device, stage)
-
-        sim.executor.load = flaky  # type: ignore[method-assign]
-        await sim.core.start()
-        await asyncio.sleep(1)
-        before = sim.core.readiness()
-        await sim.core.generate(a_request())
-        after = sim.core.readiness()
-        await sim.core.close()
-        return before, after
-
-    before, after = run_virtual(scenario())
-    assert "disk hiccup" in before[0]
-    assert after == ()
-
-
-def test_an_executor_that_breaks_stops_the_engine_for_others_to_take_over() -> None:
-    async def scenario() -> None:
-        sim = simulated_engine()
-        await sim.core.start()
-        work = asyncio.create_task(sim.core.generate(a_request()))
-        await asyncio.sleep(1)
-        sim.core.executor_failed("socket gone")
-        with pytest.raises(EngineCrashedError, match="socket gone"):
-            await work
-        assert sim.core.is_closed
-        assert "socket gone" in sim.core.readiness()[0]
-        await sim.core.close()
-
-    run_virtual(scenario())

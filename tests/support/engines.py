@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from engine.core import EngineCore
 from engine.executors.fake import FakeExecutor
 from engine.pipelines import PipelineSpec
-from engine.types import DeviceInfo, StageKey, StageKind, StageTask
+from engine.types import (
+    DeviceInfo,
+    GenerationRequest,
+    GenerationResult,
+    StageKey,
+    StageKind,
+    StageTask,
+)
 from observability.monitor import StageMonitor
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
@@ -54,3 +62,14 @@ def simulated_engine(
         max_requests=max_requests,
     )
     return SimulatedEngine(core, executor, exporter, monitor)
+
+
+async def finish(sim: SimulatedEngine, *requests: GenerationRequest) -> list[GenerationResult]:
+    """Start the engine, run all requests at once, and audit what is left."""
+    await sim.core.start()
+    results = await asyncio.gather(*(sim.core.generate(r) for r in requests))
+    await asyncio.sleep(0)
+    sim.core.check_integrity()
+    assert sim.executor.alive == {}
+    await sim.core.close()
+    return results
