@@ -1,0 +1,137 @@
+"""The parts that are exact by construction: latents, tokenizer, optimiser, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from models.training.autoencoder import build_autoencoder, fold, unfold  # noqa: E402
+from models.training.captions import say  # noqa: E402
+from models.training.loop import Position, Schedule, resume, train  # noqa: E402
+from models.training.muon import Muon, orthogonalise  # noqa: E402
+from models.training.scenes import Mix, any_wish  # noqa: E402
+from models.training.tokens import (  # noqa: E402
+    MAX_TOKENS,
+    build_tokenizer,
+    token_ids,
+    unknown_id,
+    untrained_ids,
+)
+from models.training.vocabulary import words  # noqa: E402
+
+
+class TestLatents:
+    """Latents are the picture itself, folded."""
+
+    def test_unfold_inverts_fold(self) -> None:
+        pictures = torch.rand(2, 3, 32, 48)
+        assert torch.equal(unfold(fold(pictures)), pictures)
+
+    @pytest.mark.parametrize("size_px", [(64, 64), (64, 96)])
+    def test_handwritten_encoder_is_exact(self, size_px: tuple[int, int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        pictures = torch.rand(2, 3, *size_px, generator=generator) * 2 - 1
+        with torch.no_grad():
+            latents = build_autoencoder().encode(pictures).latent_dist.sample(generator)
+        assert torch.allclose(latents, fold(pictures), atol=1e-4)
+
+
+class TestTokenizer:
+    """Known words are one token each; unknown words do no harm."""
+
+    def test_every_word_is_one_token(self) -> None:
+        tokenizer = build_tokenizer()
+        assert [word for word in words() if len(tokenizer(word).input_ids) != 3] == []
+
+    def test_every_caption_fits(self) -> None:
+        tokenizer, rng = build_tokenizer(), np.random.default_rng(0)
+        captions = [say(any_wish(rng, Mix(pairs=0.7)), rng) for _ in range(500)]
+        assert max(map(len, tokenizer(captions).input_ids)) <= MAX_TOKENS
+
+    def test_case_does_not_matter(self) -> None:
+        lower, upper = token_ids(build_tokenizer(), ["a red circle", "A RED Circle"])
+        assert torch.equal(lower, upper)
+
+    def test_unknown_words_become_pieces_that_mean_unknown(self) -> None:
+        tokenizer = build_tokenizer()
+        strange = set(token_ids(tokenizer, ["qwzx \N{SNOWMAN} 7!"])[0].tolist())
+        harmless = {unknown_id(tokenizer), *untrained_ids(tokenizer), *tokenizer.all_special_ids}
+        assert strange <= harmless
+
+    def test_reload_keeps_the_tokens(self, tmp_path: Path) -> None:
+        tokenizer = build_tokenizer()
+        tokenizer.save_pretrained(tmp_path)
+        again = type(tokenizer).from_pretrained(tmp_path)
+        caption = ["a big grey crescent, violet backdrop"]
+        assert torch.equal(token_ids(tokenizer, caption), token_ids(again, caption))
+
+
+class TestMuon:
+    """Steps are nearly orthogonal matrices of a fixed size."""
+
+    @pytest.mark.parametrize("shape", [(16, 64), (64, 16)])
+    def test_singular_values_come_near_one(self, shape: tuple[int, int]) -> None:
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrix))
+        assert values.min() > 0.5
+        assert values.max() < 1.35
+
+    def test_finds_the_minimum_of_a_quadratic(self) -> None:
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        optimiser = Muon([weight], lr=0.3)
+        for step in range(200):
+            optimiser.param_groups[0]["lr"] = 0.3 * (1 - step / 200)
+            optimiser.zero_grad()
+            (weight**2).sum().backward()
+            optimiser.step()
+        assert weight.abs().max() < 0.05
+
+
+class Walk:
+    """A stage that adds up random numbers: resuming wrongly would change the sum."""
+
+    name = "walk"
+    batch = 4
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def step(self, progress: float, rng: np.random.Generator) -> float:
+        self.total += progress * rng.random()
+        return self.total
+
+    def state(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.total = state["total"]
+
+
+class StoppedError(Exception):
+    """Stands for a machine that goes away in the middle of a training."""
+
+
+class TestResume:
+    """A training that was stopped ends where one that was not would have ended."""
+
+    def test_stopped_and_resumed_equals_uninterrupted(self, tmp_path: Path) -> None:
+        def stop(position: Position) -> None:
+            if position.steps == 20:
+                raise StoppedError
+
+        schedule = Schedule(pictures=160, look_every=40)
+        straight, broken, resumed = Walk(), Walk(), Walk()
+        train(straight, schedule, tmp_path / "straight", lambda _: None)
+        with pytest.raises(StoppedError):
+            train(broken, schedule, tmp_path / "broken", stop)
+        position = train(resumed, schedule, tmp_path / "broken", lambda _: None)
+        assert (position.steps, resumed.total) == (40, straight.total)
+
+    def test_nothing_to_resume_starts_anew(self, tmp_path: Path) -> None:
+        assert resume(Walk(), tmp_path) == Position()
