@@ -1,7 +1,7 @@
 # Every command of the project. `make serve` and `make test` work on a fresh machine that has
 # python3.11, git and make; the second time they start at once.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt unit bench-engine clean
+.PHONY: help install serve test lint type fmt unit bench-engine train-models clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +28,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.engine
 
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[train]'
+	@touch $@ $(VENV)/.engine
+
 install: $(VENV)/.dev ## Set up .venv with everything for development
 
 serve: $(VENV)/.engine ## Start the server with the model that ships (PORT=8000 HOST=127.0.0.1 ARGS="...")
@@ -52,6 +56,12 @@ fmt: $(VENV)/.dev ## Format and fix what can be fixed
 
 bench-engine: $(VENV)/.dev ## One request through three processes against one diffusers call
 	$(BIN)/python benchmarks/engine/stage_split.py $(ARGS)
+
+train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU; resumes where it stopped)
+	$(BIN)/python -m models.training.train --run runs/shapes --out models/shapes
+	$(BIN)/python -m models.training.evaluate --model models/shapes --captions 500 --size-captions 40
+	$(BIN)/python -m models.training.sheet --model models/shapes
+	$(BIN)/python -m models.training.plot --run runs/shapes --out models/shapes/training.png
 
 clean: ## Delete the environment, caches and local data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache data
