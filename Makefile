@@ -62,6 +62,9 @@ train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU;
 	$(BIN)/python -m models.training.evaluate --model models/shapes --captions 500 --size-captions 40
 	$(BIN)/python -m models.training.sheet --model models/shapes
 	$(BIN)/python -m models.training.plot --run runs/shapes --out models/shapes/training.png
+	$(BIN)/python -m models.training.motion.train --stills models/shapes --run runs/motion --out models/motion
+	$(BIN)/python -m models.training.motion.evaluate --model models/motion --clips 200
+	$(BIN)/python -m models.training.motion.sheet --model models/motion
 
 clean: ## Delete the environment, caches and local data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache data

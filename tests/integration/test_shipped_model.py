@@ -9,11 +9,13 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pytest
 from openai import OpenAI
 from PIL import Image
 
+from models.training.motion.scoring import held_out_clip_prompts, judge_all, shares_of
 from models.training.scoring import Prompt, Share, held_out_prompts, score
 from tests.support.server import Server, running_server
 
@@ -76,3 +78,22 @@ def test_other_aspect_ratios_show_the_prompt_too(client: OpenAI, size: str) -> N
     pictures = [draw(client, prompt, size=size)[0] for prompt in PROMPTS[:4]]
     assert {f"{p.shape[1]}x{p.shape[0]}" for p in pictures} == {size}
     assert score(PROMPTS[:4], pictures)["colour"].right >= 3
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled")
+def test_videos_move_as_their_prompts_say(client: OpenAI) -> None:
+    prompts = held_out_clip_prompts(seed=5, count=6)
+    jobs = [
+        client.videos.create(model="motion", prompt=prompt.text, extra_body={"seed": 11})
+        for prompt in prompts
+    ]
+    shares = shares_of(judge_all(prompts, [film(client, job.id) for job in jobs]))
+    assert shares["colour"].right >= 5, shares
+    assert shares["direction"].right >= 5, shares
+
+
+def film(client: OpenAI, video: str) -> list[np.ndarray]:
+    """Wait for a video and return its frames."""
+    assert client.videos.poll(video).status == "completed"
+    with av.open(io.BytesIO(client.videos.download_content(video).read())) as file:
+        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]

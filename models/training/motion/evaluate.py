@@ -1,0 +1,144 @@
+"""Measure a video folder: `python -m models.training.motion.evaluate --clips 200`.
+
+Films held-out captions, first draw each, none discarded; judges every clip; holds the judge
+itself against drawn, decoded and wrong clips; times the three stages; and writes the tables into
+the model card, between its markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from models.training import card
+from models.training.batches import as_pixels, pictures_of
+from models.training.motion.filming import Shooting, film_prompts
+from models.training.motion.movements import FRAMES, MOVING, lay_out_clip
+from models.training.motion.scoring import SORTS, held_out_clip_prompts, judge_all, shares_of
+from models.training.motion.watching import POINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusers import AnimateDiffPipeline, AutoencoderKL
+
+    from models.training.motion.scoring import ClipPrompt
+    from models.training.motion.watching import Clip, ClipVerdict
+
+PROMPT_SEED, NOISE_SEED = 91_000, 2_000_000
+TIMED_RUNS = 5
+_COLUMNS = (*POINTS, "all")
+
+
+def quality_rows(prompts: Sequence[ClipPrompt], verdicts: Sequence[ClipVerdict]) -> list[list[str]]:
+    """One row per sort of held-out caption, per movement, and for everything."""
+    pairs = list(zip(prompts, verdicts, strict=True))
+    groups = {name: [v for p, v in pairs if test(p.wish)] for name, test in SORTS.items()}
+    groups |= {name: [v for p, v in pairs if p.wish.movement == name] for name in MOVING}
+    groups["**all held-out captions**"] = list(verdicts)
+    return [_row(name, group) for name, group in groups.items() if group]
+
+
+def _row(name: str, verdicts: Sequence[ClipVerdict]) -> list[str]:
+    shares = shares_of(verdicts)
+    return [name, str(len(verdicts)), *(str(shares[point]) for point in _COLUMNS)]
+
+
+@torch.no_grad()
+def judge_rows(autoencoder: AutoencoderKL, count: int = 60) -> list[list[str]]:
+    """What the judge says of clips whose truth is known: right ones, decoded ones, wrong ones."""
+    prompts = held_out_clip_prompts(PROMPT_SEED + 1, count)
+    rng = np.random.default_rng(PROMPT_SEED)
+    drawn, decoded = [], []
+    for prompt in prompts:
+        frames = pictures_of(lay_out_clip(prompt.wish, rng), torch.device("cpu"))
+        drawn.append(as_pixels(frames))
+        latents = autoencoder.encode(frames).latent_dist.mode()
+        decoded.append(as_pixels(autoencoder.decode(latents).sample))
+    sorts: dict[str, list[Clip]] = {
+        "drawn": drawn,
+        "drawn, encoded and decoded": decoded,
+        "wrong: reversed": [clip[::-1] for clip in drawn],
+        "wrong: frozen": [clip[:1].repeat(FRAMES, axis=0) for clip in drawn],
+        "wrong: frames shuffled": [rng.permutation(clip) for clip in drawn],
+        "wrong: clip of another caption": [*drawn[1:], drawn[0]],
+    }
+    return [_row(name, judge_all(prompts, clips)) for name, clips in sorts.items()]
+
+
+@torch.no_grad()
+def stage_ms(pipeline: AnimateDiffPipeline, shooting: Shooting) -> list[str]:
+    """Median milliseconds of text encoding, denoising, decoding and all of it, for one clip."""
+    runs: list[tuple[float, float, float]] = []
+    for _ in range(TIMED_RUNS):
+        start = time.perf_counter()
+        prompt = "a red circle moving right on a blue background"
+        text, no_text = pipeline.encode_prompt(prompt, "cpu", 1, True)  # noqa: FBT003
+        encoded = time.perf_counter()
+        latents = pipeline(
+            prompt_embeds=text,
+            negative_prompt_embeds=no_text,
+            num_inference_steps=shooting.steps,
+            guidance_scale=shooting.guidance,
+            num_frames=shooting.frames,
+            width=shooting.width_px,
+            height=shooting.height_px,
+            output_type="latent",
+        ).frames
+        denoised = time.perf_counter()
+        pipeline.decode_latents(latents)
+        runs.append((encoded - start, denoised - encoded, time.perf_counter() - denoised))
+    parts = [1000 * median(run[index] for run in runs) for index in range(3)]
+    total = 1000 * median(sum(run) for run in runs)
+    return [f"{shooting.frames} frames", *(f"{ms:.0f}" for ms in (*parts, total))]
+
+
+def report(pipeline: AnimateDiffPipeline, options: argparse.Namespace) -> str:
+    """The measured part of the card."""
+    shooting = Shooting(steps=options.steps, guidance=options.guidance, seed=NOISE_SEED)
+    prompts = held_out_clip_prompts(PROMPT_SEED, options.clips)
+    clips = film_prompts(pipeline, [prompt.text for prompt in prompts], shooting)
+    rows = quality_rows(prompts, judge_all(prompts, clips))
+    header = [f"{FRAMES} frames, 64 x 64", "n", *_COLUMNS]
+    timing = ["one clip, ms", "encode", "denoise", "decode", "all"]
+    said = (
+        f"`python -m models.training.motion.evaluate --clips {options.clips}`, {options.steps} "
+        f"steps, guidance {options.guidance}, first draw of each caption, none discarded; "
+        f"{card.machine()}. Times are of one thread."
+    )
+    judged = card.table(["the judge on known clips", *header[1:]], judge_rows(pipeline.vae))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    timed = card.table(timing, [stage_ms(pipeline, shooting)])
+    torch.set_num_threads(threads)
+    return "\n\n".join([card.table(header, rows), judged, timed, said])
+
+
+def main() -> None:
+    """Measure, print, and write into the card unless told not to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/motion"))
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--print-only", action="store_true", help="leave the card as it is")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pipeline = DiffusionPipeline.from_pretrained(options.model)
+    pipeline.set_progress_bar_config(disable=True)
+    text = report(pipeline, options)
+    print(text)
+    if not options.print_only:
+        card.replace_part(options.model / "README.md", "measured", text)
+
+
+if __name__ == "__main__":
+    main()

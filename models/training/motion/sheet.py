@@ -1,0 +1,80 @@
+"""Film the sample sheet: `python -m models.training.motion.sheet --model models/motion`.
+
+One held-out caption per movement and a few more in plain words, first draw, one seed, none
+discarded, a row of frames each. The captions are a fixed walk through colours, shapes and
+movements, written down before the model was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageDraw
+
+from models.training.motion.filming import Shooting, film_prompts
+from models.training.motion.movements import MOVING, ClipWish, is_clip_held_out
+from models.training.motion.phrases import say_clip
+from models.training.scenes import Kind, Wish, is_pair_held_out
+from models.training.vocabulary import COLOURS, SHAPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from models.training.motion.watching import Clip
+
+ROWS = 12
+CAPTION_PX = 16
+GAP_PX = 3
+SHEET_SEED = 42
+
+
+def sheet_wishes() -> list[ClipWish]:
+    """Each colour once, in a pair never trained; every movement twice."""
+    colours = list(COLOURS)
+    movements = itertools.cycle(MOVING)
+    wishes = []
+    for index in range(ROWS):
+        colour, background = colours[index], colours[(index + 5) % len(colours)]
+        kind = next(k for k in (Kind(colour, s) for s in SHAPES) if is_pair_held_out(k))
+        wishes.append(ClipWish(Wish((kind,), background), next(movements)))
+    if not all(is_clip_held_out(wish) for wish in wishes):
+        raise ValueError("A caption of the sheet has been trained; choose held-out ones only")
+    return wishes
+
+
+def compose(clips: Sequence[Clip], captions: Sequence[str]) -> Image.Image:
+    """One row of frames per clip, its caption above."""
+    frames, side = clips[0].shape[:2]
+    row_px = side + CAPTION_PX + GAP_PX
+    sheet = Image.new("RGB", (frames * (side + GAP_PX) + GAP_PX, len(clips) * row_px), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
+        pen.text((GAP_PX, row * row_px + 2), caption, fill="black")
+        for column, frame in enumerate(clip):
+            corner = (GAP_PX + column * (side + GAP_PX), row * row_px + CAPTION_PX)
+            sheet.paste(Image.fromarray(frame), corner)
+    return sheet
+
+
+def main() -> None:
+    """Film the sheet into the model's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/motion"))
+    parser.add_argument("--out", type=Path, help="default: samples.png in the model's folder")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline = DiffusionPipeline.from_pretrained(options.model)
+    pipeline.set_progress_bar_config(disable=True)
+    captions = [say_clip(wish, None) for wish in sheet_wishes()]
+    clips = film_prompts(pipeline, captions, Shooting(seed=SHEET_SEED))
+    sheet = compose(clips, captions)
+    sheet.save(options.out or options.model / "samples.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
