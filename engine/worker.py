@@ -225,7 +225,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; we obey stdin
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups; we obey stdin
+        signal.signal(number, signal.SIG_IGN)
     configure_logging(os.environ.get("TRIDENT_LOG_FORMAT", "auto"))
     threading.Thread(target=_exit_with_controller, daemon=True).start()
     threading.Thread(target=_beat, args=(args.endpoint, args.identity), daemon=True).start()

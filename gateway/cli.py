@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
+from granian.server.mp import MPServer
 
 from engine import Modality, PipelineError
 from gateway.runner import open_models
 from gateway.settings import Settings, SettingsError
-from gateway.stopping import PARENT_VARIABLE
+from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
 from observability.logging import configure_logging, granian_log_config
 
 if TYPE_CHECKING:
@@ -75,14 +75,28 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     except (SettingsError, PipelineError) as error:
         raise RefusalError(str(error)) from error
     _need_engine()
+    _need_gpus(settings)
+    _need_data_dir(settings.data_dir)
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     _serve(settings, specs)
 
 
+class _Server(MPServer):
+    """A server that takes the first stop signal and no other.
+
+    A second one while granian 2.8 handles the first deadlocks it on a lock of its own.
+    """
+
+    def signal_handler_interrupt(self, *args: object, **kwargs: object) -> None:
+        """Begin to stop."""
+        ignore_further_signals()
+        super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
 def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
-    server = Granian(
+    server = _Server(
         "gateway.app:create_app_from_env",
         factory=True,
         interface=Interfaces.ASGI,
@@ -150,6 +164,34 @@ def bundled_models() -> tuple[Path, ...]:
 def _need_engine() -> None:
     if find_spec("torch") is None:
         message = f"The engine's packages are not installed here; run: {_INSTALL_HINT}"
+        raise RefusalError(message)
+
+
+def _need_gpus(settings: Settings) -> None:
+    """Ask torch in a process of its own, because this one must not import it."""
+    if settings.device != "cuda":
+        return
+    count = "import torch; print(torch.cuda.device_count())"
+    asked = subprocess.run([sys.executable, "-P", "-c", count], capture_output=True, check=False)
+    found = int(asked.stdout.decode().strip() or 0)
+    if found < settings.devices:
+        message = (
+            f"torch finds {found} GPUs here, but {settings.devices} are asked for; use "
+            "--devices, --device cpu, or a build of torch with CUDA."
+        )
+        raise RefusalError(message)
+
+
+def _need_data_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        message = (
+            f"Cannot use {folder} as data folder: {error.strerror}. Choose another --data-dir."
+        )
+        raise RefusalError(message) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        message = f"The data folder {folder} cannot be written. Choose another --data-dir."
         raise RefusalError(message)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 PARENT_VARIABLE = "TRIDENT_SERVE_PID"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
@@ -25,20 +26,24 @@ def on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
     """Call `callback` on the loop at SIGINT and SIGTERM, besides what the server does with them.
 
     The server's own handlers are unharmed: asyncio learns of signals through a wake-up file
-    descriptor, which is written whatever handler is installed here.
+    descriptor, which is written whatever handler is installed here. One signal is enough: a
+    second one, such as the parent's SIGTERM after a terminal's SIGINT, deadlocks granian 2.8.
     """
     loop = asyncio.get_running_loop()
 
     def notice(_signal: int, _frame: FrameType | None) -> None:
+        ignore_further_signals()
         loop.call_soon_threadsafe(callback)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, notice) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in STOP_SIGNALS:
+        signal.signal(number, notice)
+    yield
+
+
+def ignore_further_signals() -> None:
+    """Let nothing interrupt an orderly stop, whose time is bounded anyway."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:

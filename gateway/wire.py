@@ -43,7 +43,7 @@ def decode(body: bytes, into: type[T]) -> T:
         return msgspec.json.decode(body, type=into)
     except msgspec.ValidationError as error:
         raise _validation_error(str(error), into) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = (
             "We could not parse the JSON body of your request. The API expects a JSON object in "
             "UTF-8; check quotes, commas and escapes."

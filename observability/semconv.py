@@ -21,6 +21,8 @@ ATTR_CHOICE_COUNT: Final = "gen_ai.request.choice.count"
 ATTR_OUTPUT_TYPE: Final = "gen_ai.output.type"
 ATTR_ERROR_TYPE: Final = "error.type"
 ATTR_HTTP_ROUTE: Final = "http.route"
+# What HTTP instrumentation, old and new, writes the query string into.
+QUERY_ATTRIBUTES: Final = ("http.url", "http.target", "url.full", "url.query")
 
 ATTR_REQUEST_ID: Final = "tridentserve.request.id"
 ATTR_JOB_ID: Final = "tridentserve.job.id"

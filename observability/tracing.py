@@ -65,12 +65,16 @@ class _FileExporter(ConsoleSpanExporter):
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(
-            out=path.open("a", encoding="utf-8"),
+            out=open(path, "a", encoding="utf-8", opener=_private),  # noqa: SIM115 - Path.open takes no opener; closed by shutdown
             formatter=lambda span: span.to_json(indent=None) + "\n",
         )
 
     def shutdown(self) -> None:
         self.out.close()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _otlp_endpoint_is_set() -> bool:

@@ -47,6 +47,7 @@ def dtype_for(device_kind: str) -> torch.dtype:
 
 def _load_components(folder: Path, family: Family, kind: StageKind, device: torch.device) -> Any:
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()  # its warnings quote prompts
     index = _json(folder / "model_index.json")
     mine = [name for name in family.components[kind] if _is_component(index.get(name))]
     known = {name for names in family.components.values() for name in names}

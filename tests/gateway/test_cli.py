@@ -107,3 +107,13 @@ def test_the_api_process_never_imports_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "/dev/null"])
+def test_a_data_folder_that_cannot_be_used_is_named(model: Path, folder: str) -> None:
+    assert_refused(serve("--model", str(model), "--data-dir", folder), folder, "--data-dir")
+
+
+def test_more_gpus_than_there_are_are_refused(model: Path) -> None:
+    result = serve("--model", str(model), "--device", "cuda", "--devices", "64")
+    assert_refused(result, "GPUs", "64", "--device cpu")

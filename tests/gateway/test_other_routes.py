@@ -217,3 +217,37 @@ async def test_the_openapi_document_is_public_and_lists_the_routes(
     assert "/v1/images/generations" in document["paths"]
     body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
     assert "prompt" in body["content"]["application/json"]["schema"]["properties"]
+
+
+async def test_json_nested_without_end_is_refused_like_any_other_nonsense(
+    client: httpx.AsyncClient,
+) -> None:
+    body = b'{"prompt": "a", "x":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    headers = {"Content-Type": "application/json"}
+    response = await client.post("/v1/images/generations", content=body, headers=headers)
+    assert response.status_code == 400
+    assert "could not parse" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("host", ["evil.com:99999999", "evil@x", "[::1", "a b", ""])
+async def test_no_link_is_made_for_a_host_that_is_none(
+    client: httpx.AsyncClient, host: str
+) -> None:
+    response = await client.post(
+        "/v1/images/generations",
+        json={"prompt": "x", "response_format": "url"},
+        headers={"Host": host},
+    )
+    assert response.status_code == 400
+    assert "host header" in response.json()["error"]["message"].lower()
+
+
+async def test_signatures_of_links_are_not_in_the_trace(serve: Serve, tmp_path: Path) -> None:
+    traces = tmp_path / "traces.jsonl"
+    async with serve(trace_file=traces) as client:
+        link = await _link(client)
+        assert (await client.get(link)).status_code == 200
+    written = traces.read_text()
+    assert "/v1/files/" in written
+    assert link.rpartition("signature=")[2] not in written
+    assert traces.stat().st_mode & 0o077 == 0

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -93,6 +94,14 @@ def test_a_prompt_becomes_a_video_by_polling(client: OpenAI) -> None:
     client.videos.delete(video.id)
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(video.id)
+
+
+def test_a_prompt_that_is_too_long_for_the_encoder_is_not_written_to_the_log(
+    client: OpenAI, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client.images.generate(model="sd", prompt="zanzibar " * 300)
+    out, err = capfd.readouterr()
+    assert "zanzibar" not in out + err
 
 
 def test_sixteen_requests_at_once_all_succeed(client: OpenAI) -> None:
@@ -235,3 +244,18 @@ def test_a_killed_server_leaves_no_process_and_its_job_is_finished_after_a_resta
     with running_server(tmp_path, folders) as second:
         second.wait_ready()
         second.wait_for_span("generate_content sd")
+
+
+def test_a_volley_of_stop_signals_stops_the_server_once_and_for_all(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with running_server(tmp_path, [model_folder("sd")]) as volley:
+        volley.wait_ready()
+        children = Path(f"/proc/{volley.process.pid}/task/{volley.process.pid}/children")
+        processes = [volley.process.pid, *map(int, children.read_text().split())]
+        for number in (signal.SIGINT, signal.SIGTERM) * 5:
+            for pid in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        assert volley.process.wait(20) == 0
+        volley.wait_gone()
