@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import platform
@@ -27,12 +26,15 @@ from diffusers import DiffusionPipeline
 from engine import (
     EngineCore,
     GenerationRequest,
+    MediaFormat,
+    Modality,
     PipelineSpec,
     RequestId,
     SystemClock,
     open_pipeline,
 )
 from engine.executors.local import LocalExecutor
+from engine.stages.media import write_image, write_video
 from engine.stages.random_model import MAKERS, write_model
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
@@ -68,22 +70,25 @@ def request_for(spec: PipelineSpec, number: int) -> GenerationRequest:
         seed=number,
         arrival_s=0.0,
         deadline_s=1.0,
+        media=MediaFormat.MP4 if spec.modality is Modality.VIDEO else MediaFormat.PNG,
+        fps=spec.default_fps,
     )
 
 
 def monolithic(pipe: Any, request: GenerationRequest) -> bytes:
-    """Run one plain diffusers call and write the PNG, as a server without stages would."""
-    image = pipe(
-        prompt=request.prompt,
-        width=request.shape.width_px,
-        height=request.shape.height_px,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        generator=torch.Generator().manual_seed(request.seed),
-    ).images[0]
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    """Run one plain diffusers call and write the file, as a server without stages would."""
+    arguments = {
+        "prompt": request.prompt,
+        "width": request.shape.width_px,
+        "height": request.shape.height_px,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": torch.Generator().manual_seed(request.seed),
+    }
+    if request.media is MediaFormat.MP4:
+        made = pipe(**arguments, num_frames=request.shape.frames, output_type="np")
+        return write_video(made.frames[0], request.fps)
+    return write_image(pipe(**arguments).images[0], request.media, request.compression)
 
 
 async def measure(core: EngineCore, spec: PipelineSpec, rounds: int) -> dict[str, Any]:
@@ -164,9 +169,7 @@ def main() -> None:
         folders = [Path(scratch) / f"random-{family}" for family in sorted(MAKERS)]
         for folder in folders:
             write_model(folder, folder.name.removeprefix("random-"), seed=0)
-        shipped = ROOT / "models/shapes"
-        if (shipped / "model_index.json").exists():
-            folders.insert(0, shipped)
+        folders = [ROOT / "models/shapes", ROOT / "models/motion", *folders]
         rows = asyncio.run(run(folders, args.rounds))
     for row in rows:
         print(
