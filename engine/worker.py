@@ -103,7 +103,7 @@ class Worker:
         began = time.perf_counter()
         try:
             stage = load_stage(Path(order.folder), order.family, order.stage.kind, self._device)
-        except Exception as error:
+        except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_load_failed", stage=str(order.stage))
             return StageLoadFailed(order.stage, f"Cannot load {order.stage}: {_describe(error)}")
         self._stages[order.stage] = stage
@@ -123,7 +123,7 @@ class Worker:
         except torch.OutOfMemoryError as error:
             self._free_cache()
             return TaskFailed(task.id, _describe(error), retryable=True)
-        except Exception as error:
+        except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_run_failed", task=task.id)
             return TaskFailed(task.id, _describe(error), retryable=False)
 
