@@ -222,8 +222,16 @@ def model() -> None:
 def new(path: Path, family: str, seed: int) -> None:
     """Make a small model with random weights at PATH: real architecture, no skill."""
     _need_engine()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        message = f"{path} exists and is not an empty folder; name a new one."
+        raise RefusalError(message)
     command = [sys.executable, "-P", "-m", "engine.stages.random_model", str(path)]
-    done = subprocess.run([*command, "--family", family, "--seed", str(seed)], check=False)
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(
+        [*command, "--family", family, "--seed", str(seed)],
+        env={**os.environ, **quiet},
+        check=False,
+    )
     if done.returncode:
         message = f"Model {path} was not made; the reason stands above."
         raise RefusalError(message)

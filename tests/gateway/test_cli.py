@@ -117,3 +117,11 @@ def test_a_data_folder_that_cannot_be_used_is_named(model: Path, folder: str) ->
 def test_more_gpus_than_there_are_are_refused(model: Path) -> None:
     result = serve("--model", str(model), "--device", "cuda", "--devices", "64")
     assert_refused(result, "GPUs", "64", "--device cpu")
+
+
+def test_a_new_model_does_not_overwrite_what_is_there(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    made = CliRunner().invoke(cli.main, ["model", "new", str(tmp_path)])
+    assert_refused(made, str(tmp_path), "name a new one")
+    assert precious.read_text() == "mine"
