@@ -207,7 +207,7 @@ def _lifespan(
             stack.push_async_callback(parts.runner.close)
             parts.runner.start()
             if owns_process:
-                stack.enter_context(on_stop_signal(parts.jobs.close))
+                on_stop_signal(parts.jobs.close)
             stack.callback(parts.jobs.close)
             yield
 

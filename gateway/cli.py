@@ -113,7 +113,11 @@ def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
     def greet() -> None:
         click.echo(greeting(settings, specs), err=True)
 
-    server.serve()
+    try:
+        server.serve()
+    except SystemExit:
+        if not server.interrupt_signal:  # a child that heard the signal first is no failure
+            raise
 
 
 def greeting(settings: Settings, specs: Sequence[PipelineSpec]) -> str:

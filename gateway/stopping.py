@@ -12,8 +12,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 
 PARENT_VARIABLE = "TRIDENT_SERVE_PID"
@@ -21,29 +20,42 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
-@contextmanager
-def on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` on the loop at SIGINT and SIGTERM, besides what the server does with them.
+def on_stop_signal(callback: Callable[[], None]) -> None:
+    """Call `callback` on the running loop at the first SIGINT or SIGTERM, then the server's handler.
 
-    The server's own handlers are unharmed: asyncio learns of signals through a wake-up file
-    descriptor, which is written whatever handler is installed here. One signal is enough: a
-    second one, such as the parent's SIGTERM after a terminal's SIGINT, deadlocks granian 2.8.
+    Later signals are dropped: a second one, such as the parent's SIGTERM after a terminal's
+    SIGINT, deadlocks granian 2.8 in its own handler.
     """
     loop = asyncio.get_running_loop()
+    # asyncio offers no way to ask for the handler that granian has set before us.
+    handlers: dict[int, asyncio.Handle] = getattr(loop, "_signal_handlers", {})
+    before = {number: handlers.get(number) for number in STOP_SIGNALS}
+    stopping = False
 
-    def notice(_signal: int, _frame: FrameType | None) -> None:
-        ignore_further_signals()
-        loop.call_soon_threadsafe(callback)
+    def first(number: signal.Signals) -> None:
+        nonlocal stopping
+        if stopping:
+            return
+        stopping = True
+        callback()
+        if (handle := before[number]) is not None:
+            handle._run()  # noqa: SLF001 - as the loop itself would have
 
     for number in STOP_SIGNALS:
-        signal.signal(number, notice)
-    yield
+        loop.add_signal_handler(number, first, number)
 
 
 def ignore_further_signals() -> None:
-    """Let nothing interrupt an orderly stop, whose time is bounded anyway."""
+    """Let nothing interrupt an orderly stop, whose time is bounded anyway.
+
+    Not SIG_IGN: Python raises OSError for a signal that arrived just before it was ignored.
+    """
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, _do_nothing)
+
+
+def _do_nothing(_signal: int, _frame: FrameType | None) -> None:
+    pass
 
 
 def end_with_parent() -> None:
