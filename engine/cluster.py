@@ -12,6 +12,7 @@ from engine.types import (
     DeviceInfo,
     DeviceView,
     Placement,
+    RunningView,
     StageKey,
 )
 
@@ -38,36 +39,59 @@ class Cluster:
         self.teams = Teams()
         self.placement = Placement(0, {})
         self._reserve_bytes = reserve_bytes
+        self._views: dict[DeviceId, tuple[tuple[int, float | None, Placement], DeviceView]] = {}
 
     def add(self, info: DeviceInfo) -> None:
         """Open an empty ledger for a device that came up."""
         self.memories[info.id] = DeviceMemory(info, self._reserve_bytes)
+        self._views.pop(info.id, None)
 
     def remove(self, device: DeviceId) -> None:
         """Forget a device that died, with everything it held."""
         self.memories.pop(device, None)
+        self._views.pop(device, None)
 
     def desired(self, device: DeviceId) -> frozenset[StageKey]:
         """Return the stages that placement wants on a device."""
         return self.placement.stages.get(device, frozenset())
 
-    def view(self, now_s: float) -> ClusterView:
+    def view(self, now_s: float, running: tuple[RunningView, ...] = ()) -> ClusterView:
         """Return the cluster as policies may see it now."""
         return ClusterView(
             configured=self.configured,
             devices=tuple(self._view_of(memory) for memory in self.memories.values()),
             weight_bytes=self.weight_bytes,
             now_s=now_s,
+            running=running,
         )
 
     def _view_of(self, memory: DeviceMemory) -> DeviceView:
-        return DeviceView(
+        """Return a device's view; most devices did not change since the last decision."""
+        device = memory.info.id
+        busy_until_s = self.teams.busy_until_s(device)
+        kept, view = self._views.get(device, (None, None))
+        if kept is not None and view is not None and self._is_fresh(kept, memory, busy_until_s):
+            return view
+        view = DeviceView(
             info=memory.info,
             capacity_bytes=memory.capacity_bytes,
             free_bytes=memory.free_bytes,
             resident=frozenset(memory.weights),
-            desired=self.desired(memory.info.id),
-            busy_until_s=self.teams.busy_until_s(memory.info.id),
+            desired=self.desired(device),
+            busy_until_s=busy_until_s,
+        )
+        self._views[device] = ((memory.revision, busy_until_s, self.placement), view)
+        return view
+
+    def _is_fresh(
+        self,
+        kept: tuple[int, float | None, Placement],
+        memory: DeviceMemory,
+        busy_until_s: float | None,
+    ) -> bool:
+        revision, until_s, placement = kept
+        return (
+            revision == memory.revision and until_s == busy_until_s and placement is self.placement
         )
 
     def check_integrity(self) -> None:

@@ -23,16 +23,13 @@ from engine.errors import (
     InvalidRequestError,
     RequestCancelledError,
     RequestImpossibleError,
-    StageFailedError,
-    WorkerLostError,
 )
-from engine.execution import Execution
+from engine.launching import Launcher
 from engine.loading import Loader
 from engine.pipelines import PipelineSpec, build
 from engine.readiness import obstacles
 from engine.runs import RequestRun
 from engine.types import (
-    Assignment,
     ClusterView,
     DeviceId,
     DeviceInfo,
@@ -40,7 +37,6 @@ from engine.types import (
     GenerationRequest,
     GenerationResult,
     Placement,
-    PlanId,
     RequestId,
     StageTask,
     TaskId,
@@ -52,7 +48,6 @@ if TYPE_CHECKING:
     from observability.snapshot import MonitorSnapshot
     from observability.tracing import StageSpans
 
-MAX_ATTEMPTS = 3
 log = structlog.get_logger(__name__)
 
 
@@ -90,6 +85,17 @@ class EngineCore:
         self._loader = Loader(self.cluster, executor)
         self._wake = asyncio.Event()
         self._background = Background(self._crash)
+        self._launcher = Launcher(
+            self.cluster,
+            self._loader,
+            executor,
+            clock=clock,
+            spans=spans,
+            spawn=self._background.spawn,
+            observe=dispatcher.observe,
+            give_up=self._give_up,
+            landed=self._landed,
+        )
         self._closed: str | None = "The engine has not been started."
 
     async def start(self) -> None:
@@ -140,13 +146,7 @@ class EngineCore:
             self._adopt(self._planner.place(self._view(), self._snapshot()))
             plan = self._dispatcher.plan(self._ready_tasks(), self._view())
             self._refuse_impossible(plan)
-            for assignment in plan.assignments:
-                run = self._requests.get(assignment.task.request.id)
-                if run is not None and not run.is_over:
-                    until_s = self._clock.now() + assignment.expected_s
-                    self.cluster.teams.acquire(assignment.task.id, assignment.team, until_s)
-                    run.begin(assignment)
-                    self._background.spawn(self._run(run, assignment, plan.id))
+            self._launcher.carry_out(plan, self._requests)
             self._preload_idle()
             await self._sleep_until(plan.next_decision_at_s)
 
@@ -160,7 +160,7 @@ class EngineCore:
         return None if self._monitor is None else self._monitor.fresh_snapshot(self._clock.now())
 
     def _view(self) -> ClusterView:
-        return self.cluster.view(self._clock.now())
+        return self.cluster.view(self._clock.now(), self._launcher.running())
 
     def _ready_tasks(self) -> list[StageTask]:
         tasks = (task for run in self._requests.values() for task in run.ready_tasks())
@@ -172,51 +172,19 @@ class EngineCore:
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
 
-    async def _run(self, run: RequestRun, assignment: Assignment, plan_id: PlanId) -> None:
-        """Carry one assignment from launch to its report, whatever comes of it."""
-        task = assignment.task
-        execution = Execution(
-            assignment, plan_id, self.cluster.placement.version, self._spans, self._clock
-        )
-        try:
-            execution.loaded(await self._loader.prepare(assignment))
-            run.expect_wanted()
-            report = await self._executor.run(assignment)
-        except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
-            execution.failed(error)
-            await self._loader.relieve(assignment, error)
-            self._retry_or_fail(run, assignment, error)
-        else:
-            self._dispatcher.observe(assignment, report)
-            timing = execution.finished(report)
-            for ref in run.complete(task, report, timing, self._clock.now()):
-                self._executor.release(ref)
-        finally:
-            self._loader.settle(assignment)
-            self.cluster.teams.release(task.id)
-            self._forget_if_drained(run)
-            self._wake.set()
-
-    def _retry_or_fail(self, run: RequestRun, assignment: Assignment, error: EngineError) -> None:
-        task = assignment.task
-        run.retry(task, self._clock.now())
-        if run.is_over:
-            return
-        log.warning("stage_failed", task=task.id, team=assignment.team, detail=str(error))
-        retryable = not isinstance(error, StageFailedError) or error.retryable
-        if not retryable or task.attempt >= MAX_ATTEMPTS:
-            self._give_up(run, error)
-
     def _give_up(self, run: RequestRun, error: EngineError) -> None:
         run.fail(error)
-        for assignment in run.running.values():
-            self._executor.cancel(assignment)
+        self._launcher.cancel_unwanted(run)
+        self._forget_if_drained(run)
+        self._wake.set()
+
+    def _landed(self, run: RequestRun) -> None:
         self._forget_if_drained(run)
         self._wake.set()
 
     def _forget_if_drained(self, run: RequestRun) -> None:
         if run.drained() and self._requests.pop(run.request.id, None) is not None:
-            for ref in run.progress.abandon():
+            for ref in run.abandon():
                 self._executor.release(ref)
 
     def _adopt(self, placement: Placement | None) -> None:
@@ -255,8 +223,7 @@ class EngineCore:
 
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
         """Note a finished denoise step (called by the executor)."""
-        if (run := self._requests.get(RequestId(task.split("/", 1)[0]))) is not None:
-            run.note_step(task, step, steps)
+        self._launcher.note_step(task, step, steps)
 
     def progress(self, request: RequestId) -> float:
         """Return the share of its denoise steps that a request has done; 0 if it is not here."""

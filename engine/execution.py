@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.types import Assignment, StageTiming
+from engine.types import Assignment, StageTask, StageTiming
 from observability import semconv
 
 if TYPE_CHECKING:
@@ -21,14 +21,16 @@ class Execution:
 
     def __init__(
         self,
+        task: StageTask,
         assignment: Assignment,
-        plan_id: int,
-        placement_version: int,
+        *,
+        ids: tuple[int, int],
         spans: StageSpans,
         clock: Clock,
     ) -> None:
-        """Open the span now."""
-        self._task, self._device = assignment.task, assignment.team[0]
+        """Open the span now; `ids` are the plan's id and the placement's version."""
+        plan_id, placement_version = ids
+        self._task, self._device = task, assignment.team[0]
         self._spans, self._clock = spans, clock
         self._started_s = clock.now()
         self._queue_wait_s = max(0.0, self._started_s - self._task.ready_s)
@@ -46,7 +48,7 @@ class Execution:
         )
 
     def _identity(self, assignment: Assignment) -> dict[str, AttributeValue]:
-        task = assignment.task
+        task = self._task
         return {
             semconv.ATTR_MODEL: task.stage.model,
             semconv.ATTR_STAGE: task.stage.kind.value,
@@ -58,6 +60,7 @@ class Execution:
             semconv.ATTR_ATTEMPT: task.attempt,
             semconv.ATTR_TEAM: list(assignment.team),
             semconv.ATTR_DEGREE: assignment.degree,
+            semconv.ATTR_BATCH: len(assignment.tasks),
         }
 
     def loaded(self, load_s: float) -> None:
@@ -78,6 +81,8 @@ class Execution:
                 semconv.ATTR_HANDOFF_BYTES: output_bytes,
                 semconv.ATTR_PEAK_MEMORY: report.peak_memory_bytes,
                 semconv.ATTR_RESIDENCY: residency,
+                semconv.ATTR_STEPS_DONE: report.steps_done,
+                semconv.ATTR_PAUSED: report.paused,
             },
         )
         return StageTiming(

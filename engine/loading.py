@@ -5,6 +5,7 @@ The caller holds the device's team, so at most one operation changes a device at
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -35,14 +36,25 @@ class Loader:
         self._filled: set[DeviceId] = set()
 
     async def prepare(self, assignment: Assignment) -> float:
-        """Reserve a task's memory on its device and load its stage; return the load seconds.
+        """Reserve a launch's memory on its team and load its stage; return the load seconds.
+
+        All devices of the team load at once. If one fails, the others finish loading first.
 
         Raises:
             StageFailedError: the memory is not there, or the weights cannot be loaded.
-            WorkerLostError: the device died.
+            WorkerLostError: a device died.
         """
-        task, device = assignment.task, assignment.team[0]
-        memory = self._memory(device)
+        if len(assignment.team) == 1:
+            return await self._prepare(assignment.team[0], assignment)
+        each = (self._prepare(device, assignment) for device in assignment.team)
+        outcomes = await asyncio.gather(*each, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return max(outcome for outcome in outcomes if isinstance(outcome, float))
+
+    async def _prepare(self, device: DeviceId, assignment: Assignment) -> float:
+        task, memory = assignment.task, self._memory(device)
         if task.stage in memory.weights:
             await self._make_room(memory, assignment.activation_bytes, task.stage)
             memory.touch(task.stage)
@@ -64,12 +76,12 @@ class Loader:
         """After a failure that may be for want of memory, clear the device for the next try."""
         if not isinstance(error, StageFailedError) or not error.retryable:
             return
-        device = assignment.team[0]
-        with suppress(WorkerLostError, StageFailedError):
-            memory = self._memory(device)
-            for stage in [s for s in memory.weights if s != assignment.task.stage]:
-                await self._executor.unload(device, stage)
-                memory.evict(stage)
+        for device in assignment.team:
+            with suppress(WorkerLostError, StageFailedError):
+                memory = self._memory(device)
+                for stage in [s for s in memory.weights if s != assignment.task.stage]:
+                    await self._executor.unload(device, stage)
+                    memory.evict(stage)
 
     async def preload(self, device: DeviceId) -> None:
         """Load the first stage that placement wants on an idle device and that fits."""

@@ -78,7 +78,8 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
 class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """What a worker measured and made. Durations are from the worker's monotonic clock.
 
-    `output` is set by encode and diffuse stages, `artifact` by decode stages.
+    `output` is set by encode and diffuse stages, `artifact` by decode stages. A diffuse that was
+    paused says so: `output` then is its saved latent after `steps_done` steps of all.
     """
 
     task: TaskId
@@ -88,6 +89,7 @@ class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     send_s: float
     peak_memory_bytes: int
     steps_done: int = 0
+    paused: bool = False
     output: HandoffRef | None = None
     artifact: Artifact | None = None
 

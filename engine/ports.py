@@ -76,7 +76,7 @@ class DeviceListener(Protocol):
         ...
 
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
-        """A running task finished denoise step `step` of `steps`."""
+        """The launch of `task` finished denoise step `step` of `steps`."""
         ...
 
 
@@ -104,8 +104,15 @@ class Executor(Protocol):
         """Free a stage's weights on a device."""
         ...
 
-    async def run(self, assignment: Assignment) -> StageReport:
-        """Run a task on its team and return what the workers measured and made."""
+    async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
+        """Run a launch on its team and return a report for each of its tasks, in their order."""
+        ...
+
+    def pause(self, assignment: Assignment) -> None:
+        """Ask a diffuse to stop at its next step boundary and keep its latent.
+
+        `run` then returns a report that says `paused`, or a finished one if it was too late.
+        """
         ...
 
     def cancel(self, assignment: Assignment) -> None:

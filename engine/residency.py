@@ -17,6 +17,7 @@ class DeviceMemory:
     Attributes:
         capacity_bytes: the device's memory minus the reserve for what no profile sees.
         loaded: stages whose weights have arrived; the others in `weights` are on their way.
+        revision: counts changes, so that what was read from the ledger can be kept until the next.
     """
 
     def __init__(self, info: DeviceInfo, reserve_bytes: int = 0) -> None:
@@ -28,6 +29,7 @@ class DeviceMemory:
         self.activations: dict[TaskId, int] = {}
         self._last_used: dict[StageKey, int] = {}
         self._uses = 0
+        self.revision = 0
 
     @property
     def used_bytes(self) -> int:
@@ -46,11 +48,13 @@ class DeviceMemory:
             raise LedgerError(message)
         self._expect_free(size_bytes, f"weights of {stage}")
         self.weights[stage] = size_bytes
+        self.revision += 1
         self.touch(stage)
 
     def evict(self, stage: StageKey) -> None:
         """Take back the memory of a stage's weights."""
         self.loaded.discard(stage)
+        self.revision += 1
         if self.weights.pop(stage, None) is None:
             message = f"Stage {stage} is not resident on {self.info.id}; it cannot be evicted."
             raise LedgerError(message)
@@ -62,10 +66,12 @@ class DeviceMemory:
             raise LedgerError(message)
         self._expect_free(size_bytes, f"activations of task {task}")
         self.activations[task] = size_bytes
+        self.revision += 1
 
     def settle(self, task: TaskId) -> None:
         """Take back a task's activation memory; harmless if it holds none."""
         self.activations.pop(task, None)
+        self.revision += 1
 
     def touch(self, stage: StageKey) -> None:
         """Remember that a stage was used just now."""

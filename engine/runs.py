@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 
-from engine.errors import EngineError, RequestCancelledError
+from engine.errors import EngineError
 from engine.graph import GraphRun, NodeState, StageGraph, StageNode
 from engine.messages import StageReport
 from engine.types import (
     Artifact,
     Assignment,
+    DeviceId,
     GenerationRequest,
     GenerationResult,
     HandoffRef,
     NodeId,
+    SavedLatent,
     StageKind,
     StageTask,
     StageTiming,
@@ -30,6 +32,7 @@ class RequestRun:
     Attributes:
         outcome: resolves to the result or an `EngineError`; set exactly once.
         running: assignments that a worker holds now, by task.
+        failures: failed attempts per node; being paused is no failure.
         steps_done, steps: denoise steps finished and in all per node, as the worker counts them.
     """
 
@@ -43,8 +46,12 @@ class RequestRun:
         self.running: dict[TaskId, Assignment] = {}
         self.steps_done: dict[NodeId, int] = {}
         self.steps: dict[NodeId, int] = {}
+        self.failures: dict[NodeId, int] = dict.fromkeys(graph.nodes, 0)
         self._sequence = sequence
         self._ready_s = dict.fromkeys(graph.nodes, now_s)
+        self._ready: list[StageTask] | None = None
+        self._saved: dict[NodeId, SavedLatent] = {}
+        self._ran_on: dict[NodeId, tuple[DeviceId, ...]] = {}
         self._artifacts: dict[int, Artifact] = {}
         self._timeline: list[StageTiming] = []
 
@@ -55,7 +62,15 @@ class RequestRun:
 
     def ready_tasks(self) -> list[StageTask]:
         """Return the tasks that could run now; none once the outcome is known."""
-        return [] if self.is_over else [self._task(node) for node in self.progress.ready()]
+        if self.is_over:
+            return []
+        if self._ready is None:
+            self._ready = [self._task(node) for node in self.progress.ready()]
+        return self._ready
+
+    def task(self, node: NodeId) -> StageTask:
+        """Return the task of a ready node."""
+        return self._task(self.progress.graph.nodes[node])
 
     def _task(self, node: StageNode) -> StageTask:
         attempt = self.progress.attempts[node.id] + 1
@@ -69,25 +84,29 @@ class RequestRun:
             sequence=self._sequence,
             attempt=attempt,
             ready_s=self._ready_s[node.id],
+            came_from=self._nearest(node.id),
+            saved=self._saved.get(node.id),
         )
 
-    def begin(self, assignment: Assignment) -> None:
+    def _nearest(self, node: NodeId) -> tuple[DeviceId, ...]:
+        """Return the team that holds a node's inputs: its own if it was paused, or a parent's."""
+        if node in self._saved:
+            return self._ran_on[node]
+        parents = self.progress.graph.parents[node]
+        return self._ran_on.get(parents[0], ()) if parents else ()
+
+    def begin(self, task: StageTask, assignment: Assignment) -> None:
         """Note that a team works on a task."""
-        self.progress.start(assignment.task.node)
-        self.steps_done.pop(assignment.task.node, None)
-        self.running[assignment.task.id] = assignment
+        self.progress.start(task.node)
+        self.steps_done.pop(task.node, None)
+        self.running[task.id] = assignment
+        self._ran_on[task.node] = assignment.team
+        self._ready = None
 
-    def expect_wanted(self) -> None:
-        """Raise `RequestCancelledError` if the outcome is known, so that more work is wasted."""
-        if self.is_over:
-            message = f"Request {self.request.id} ended before its stage could start."
-            raise RequestCancelledError(message)
-
-    def note_step(self, task: TaskId, step: int, steps: int) -> None:
+    def note_step(self, task: StageTask, step: int, steps: int) -> None:
         """Note that a running task has finished denoise step `step` of `steps`."""
-        if task in self.running:
-            node = self.running[task].task.node
-            self.steps_done[node], self.steps[node] = step, steps
+        if task.id in self.running:
+            self.steps_done[task.node], self.steps[task.node] = step, steps
 
     @property
     def share_done(self) -> float:
@@ -101,15 +120,52 @@ class RequestRun:
             case NodeState.DONE:
                 return 1.0
             case NodeState.RUNNING:
-                return self.steps_done.get(diffuse.id, 0) / self.steps.get(diffuse.id, 1)
+                if diffuse.id in self.steps_done:
+                    return self.steps_done[diffuse.id] / self.steps[diffuse.id]
+                return self._share_saved(diffuse.id)
             case NodeState.PENDING:
-                return 0.0
+                return self._share_saved(diffuse.id)
+
+    def _share_saved(self, diffuse: NodeId) -> float:
+        saved = self._saved.get(diffuse)
+        return 0.0 if saved is None else saved.step / self.request.steps
 
     def retry(self, task: StageTask, now_s: float) -> None:
-        """Offer a failed task again."""
+        """Offer a failed task again, from its saved latent if it has one."""
+        self.failures[task.node] += 1
+        self._offer_again(task, now_s)
+
+    def suspend(
+        self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
+    ) -> tuple[HandoffRef, ...]:
+        """Offer a paused diffuse again from its saved latent; return the latent it replaces."""
+        assert report.output is not None  # a paused report carries the latent
+        self._timeline.append(timing)
+        spent = self._drop_saved(task.node)
+        self._saved[task.node] = SavedLatent(report.steps_done, report.output)
+        self._offer_again(task, now_s)
+        return spent
+
+    def is_suspended(self, node: NodeId) -> bool:
+        """Whether a node waits with a saved latent for a team to go on."""
+        waits = self.progress.states[node] is NodeState.PENDING
+        return waits and node in self._saved and not self.is_over
+
+    def _offer_again(self, task: StageTask, now_s: float) -> None:
         del self.running[task.id]
         self.progress.retry(task.node)
         self._ready_s[task.node] = now_s
+        self._ready = None
+
+    def _drop_saved(self, node: NodeId) -> tuple[HandoffRef, ...]:
+        saved = self._saved.pop(node, None)
+        return () if saved is None else (saved.ref,)
+
+    def abandon(self) -> tuple[HandoffRef, ...]:
+        """Give up: return every hand-off and latent that is still alive, and hold none."""
+        latents = tuple(saved.ref for saved in self._saved.values())
+        self._saved.clear()
+        return (*self.progress.abandon(), *latents)
 
     def complete(
         self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
@@ -117,7 +173,8 @@ class RequestRun:
         """Book a finished task; return hand-offs that are spent. Resolves the outcome if last."""
         del self.running[task.id]
         self._timeline.append(timing)
-        spent = self.progress.complete(task.node, report.output)
+        spent = (*self._drop_saved(task.node), *self.progress.complete(task.node, report.output))
+        self._ready = None
         if report.artifact is not None:
             self._artifacts[task.image_index] = report.artifact
         for child in self.progress.graph.children[task.node]:
@@ -142,7 +199,12 @@ class RequestRun:
     def check_integrity(self) -> None:
         """Check the graph's progress against the running tasks."""
         self.progress.check_integrity()
-        running = {assignment.task.node for assignment in self.running.values()}
+        running = {
+            task.node
+            for assignment in self.running.values()
+            for task in assignment.tasks
+            if task.request.id == self.request.id
+        }
         marked = {n for n, s in self.progress.states.items() if s is NodeState.RUNNING}
         if running != marked:
             message = f"Request {self.request.id}: nodes {marked} are marked, {running} run."

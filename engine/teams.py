@@ -33,6 +33,25 @@ class Teams:
             self._holders[device] = task
             self._until_s[device] = until_s
 
+    def extend(self, task: TaskId, more: Sequence[DeviceId]) -> None:
+        """Give a working task idle devices as well, or raise `LedgerError` and give none."""
+        until = [self._until_s[d] for d, holder in self._holders.items() if holder == task]
+        if not until:
+            message = f"Task {task} holds no team that could be extended by {list(more)}."
+            raise LedgerError(message)
+        self.acquire(task, more, until[0])
+
+    def transfer(
+        self, holder: TaskId, heir: TaskId, team: Sequence[DeviceId], until_s: float
+    ) -> None:
+        """Hand those devices of `holder` that `team` names to `heir`, and free the others."""
+        strangers = [d for d in team if self._holders.get(d) != holder]
+        if strangers:
+            message = f"Task {holder} cannot hand on {strangers}, which it does not hold."
+            raise LedgerError(message)
+        self.release(holder)
+        self.acquire(heir, team, until_s)
+
     def release(self, task: TaskId) -> None:
         """Free every device that works for `task`; harmless if there is none."""
         for device in [d for d, holder in self._holders.items() if holder == task]:

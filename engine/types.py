@@ -88,7 +88,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Output `i` is drawn with seed `seed + i`, so the first of several equals the single one.
     `compression` is 0..100, OpenAI's `output_compression`; it has no meaning for PNG and MP4.
-    `fps` is frames per second of a video.
+    `fps` is frames per second of a video. `priority` is a class of service: higher goes first.
     """
 
     id: RequestId
@@ -106,6 +106,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     compression: int = 100
     fps: int = 8
     tenant: str = "default"
+    priority: int = 0
     traceparent: str | None = None
 
 
@@ -117,11 +118,20 @@ class HandoffRef(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+class SavedLatent(msgspec.Struct, frozen=True):
+    """Where a paused diffuse stands: its latent and sampler state after `step` denoise steps."""
+
+    step: int
+    ref: HandoffRef
+
+
 class StageTask(msgspec.Struct, frozen=True, kw_only=True):
     """A node whose inputs are there: what a dispatcher places on a team.
 
     `sequence` numbers requests in order of submission; together with deadline and arrival it
-    makes the order of tasks total.
+    makes the order of tasks total. `came_from` is the team whose memory is nearest to the inputs:
+    the one that ran the stage before, or this stage until it was paused. `saved` is set on a
+    diffuse that was paused.
     """
 
     id: TaskId
@@ -133,6 +143,20 @@ class StageTask(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     attempt: int
     ready_s: float
+    came_from: tuple[DeviceId, ...] = ()
+    saved: SavedLatent | None = None
+
+    @property
+    def steps_done(self) -> int:
+        """Denoise steps that earlier executions have done; 0 for other stages."""
+        return 0 if self.saved is None else self.saved.step
+
+    @property
+    def steps_left(self) -> int:
+        """Denoise steps to do; 0 for other stages."""
+        if self.stage.kind is not StageKind.DIFFUSE:
+            return 0
+        return self.request.steps - self.steps_done
 
     @property
     def order(self) -> tuple[float, float, int, int]:
@@ -168,21 +192,6 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     busy_until_s: float | None
 
 
-class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster at a moment.
-
-    Attributes:
-        configured: ids of all devices of the deployment, whether they live now or not.
-        devices: the live ones.
-        weight_bytes: what each stage's weights take on a device.
-    """
-
-    configured: tuple[DeviceId, ...]
-    devices: tuple[DeviceView, ...]
-    weight_bytes: Mapping[StageKey, int]
-    now_s: float
-
-
 class Placement(msgspec.Struct, frozen=True):
     """Which stages each device should hold: a desired state, adopted lazily."""
 
@@ -191,18 +200,60 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """A task for a team of devices (one device per degree), with what it is expected to cost."""
+    """A task for a team of devices (one device per degree), with what it is expected to cost.
+
+    `riders` are further tasks of the same stage that share the launch: a batch. `activation_bytes`
+    is per device; `expected_s` covers the launch from its acquisition on.
+    """
 
     task: StageTask
     team: tuple[DeviceId, ...]
     expected_s: float
     activation_bytes: int
     why: str
+    riders: tuple[StageTask, ...] = ()
 
     @property
     def degree(self) -> int:
         """Parallel degree: the number of devices in the team."""
         return len(self.team)
+
+    @property
+    def tasks(self) -> tuple[StageTask, ...]:
+        """All tasks of the launch."""
+        return (self.task, *self.riders)
+
+
+class RunningView(msgspec.Struct, frozen=True, kw_only=True):
+    """One launch in the air as policies see it.
+
+    `step` denoise steps were done at `step_at_s` (the launch's start until the first boundary).
+    `is_changing` tells that a pause or resize was asked for and takes effect at the next boundary.
+    """
+
+    assignment: Assignment
+    started_s: float
+    ends_s: float
+    step: int
+    step_at_s: float
+    is_changing: bool
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster at a moment.
+
+    Attributes:
+        configured: ids of all devices of the deployment, whether they live now or not.
+        devices: the live ones.
+        weight_bytes: what each stage's weights take on a device.
+        running: every launch that holds a team, in order of launch.
+    """
+
+    configured: tuple[DeviceId, ...]
+    devices: tuple[DeviceView, ...]
+    weight_bytes: Mapping[StageKey, int]
+    now_s: float
+    running: tuple[RunningView, ...] = ()
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -213,12 +264,40 @@ class Held(msgspec.Struct, frozen=True):
     impossible: bool = False
 
 
+class Pause(msgspec.Struct, frozen=True):
+    """Stop a running diffuse at its next step boundary and free its team; its latent is kept."""
+
+    task: TaskId
+    why: str
+
+
+class Resize(msgspec.Struct, frozen=True):
+    """Move a running diffuse to another team at its next step boundary.
+
+    `onward` is the launch that follows; its `task` may be the running one, since the core puts the
+    resumed task in its place. Devices that `onward.team` adds must be idle and are taken at once.
+    """
+
+    task: TaskId
+    onward: Assignment
+
+
+class Prefetch(msgspec.Struct, frozen=True):
+    """Load a stage on a device while its task queues or the device still runs another."""
+
+    device: DeviceId
+    stage: StageKey
+
+
 class DispatchPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision of a dispatcher over all ready tasks."""
+    """One decision of a dispatcher over all ready tasks and all running diffuses."""
 
     id: PlanId
     assignments: tuple[Assignment, ...] = ()
     held: tuple[Held, ...] = ()
+    pauses: tuple[Pause, ...] = ()
+    resizes: tuple[Resize, ...] = ()
+    prefetches: tuple[Prefetch, ...] = ()
     next_decision_at_s: float | None = None
 
 

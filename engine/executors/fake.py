@@ -1,13 +1,15 @@
 """The executor's in-memory twin: stages take time by a formula and produce nothing.
 
 With a virtual clock it is the simulator's executor; with faults injected it tests the core loop.
+Denoise steps are boundaries here as on real workers: a diffuse reports each, and stops at one when
+it is paused.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import RequestCancelledError, WorkerLostError
 from engine.messages import StageReport
@@ -29,12 +31,76 @@ if TYPE_CHECKING:
 HANDOFF_BYTES = 1 << 20
 
 
+class Witness(Protocol):
+    """Who is told of everything that occupies a device; times are the clock's seconds."""
+
+    def ran(
+        self, assignment: Assignment, started_s: float, steps: tuple[int, int], outcome: str
+    ) -> None:
+        """A launch ended now: `done`, `paused` or `failed`, having taken denoise steps from..to."""
+        ...
+
+    def loaded(self, device: DeviceId, stage: StageKey, started_s: float) -> None:
+        """A stage's weights arrived now."""
+        ...
+
+    def evicted(self, device: DeviceId, stage: StageKey) -> None:
+        """A stage's weights were freed now."""
+        ...
+
+
+class Work:
+    """Something that takes time on devices until it is done, paused or interrupted.
+
+    Boundaries are called back at `ends_s[i]`; the last one ends the work.
+    """
+
+    def __init__(
+        self, team: Sequence[DeviceId], ends_s: Sequence[float], at_boundary: Callable[[int], None]
+    ) -> None:
+        """Begin now; `at_boundary` hears 1, 2, ... as the boundaries pass."""
+        self.team = tuple(team)
+        self.passed, self.pausing = 0, False
+        self._ends_s, self._at_boundary = ends_s, at_boundary
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._timer = self._loop.call_at(ends_s[0], self._pass)
+
+    def _pass(self) -> None:
+        self.passed += 1
+        self._at_boundary(self.passed)
+        if self.passed == len(self._ends_s) or self.pausing:
+            if not self.ended.done():
+                self.ended.set_result(None)
+        else:
+            self._timer = self._loop.call_at(self._ends_s[self.passed], self._pass)
+
+    def interrupt(self, error: Exception) -> None:
+        """End it now with an error, unless it has ended."""
+        self._timer.cancel()
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    async def wait(self) -> None:
+        """Return at the end or at the boundary of a pause; raise what interrupted it."""
+        try:
+            await self.ended
+        finally:
+            self._timer.cancel()
+
+
 class FakeExecutor:
     """Devices that exist only on the clock.
 
+    Args:
+        duration_s: what a launch takes for the steps it has left.
+        lead_s: what passes before its first step: hand-off of inputs, forming the team.
+        load_s: what loading a stage takes, from a peer on the node or from the host.
+        restart_s: how long a killed device stays down.
+
     Attributes:
         alive: hand-offs that were made and not yet released; empty when all work is done.
-        launches: every task begun, with its device and start time, in order.
+        launches: every task begun, with its first device and start time, in order.
     """
 
     def __init__(
@@ -42,18 +108,23 @@ class FakeExecutor:
         devices: Sequence[DeviceInfo],
         *,
         clock: Clock,
-        duration_s: Callable[[StageTask], float],
-        load_s: Callable[[StageKey], float] = lambda _stage: 0.0,
+        duration_s: Callable[[Assignment], float],
+        lead_s: Callable[[Assignment], float] = lambda _assignment: 0.0,
+        load_s: Callable[[StageKey, bool], float] = lambda _stage, _from_peer: 0.0,
         restart_s: float = 1.0,
+        witness: Witness | None = None,
+        keep_launches: bool = True,
     ) -> None:
         """Take the devices and how long stages and loads last on them."""
         self._infos = {info.id: info for info in devices}
         self._clock, self._duration_s, self._load_s = clock, duration_s, load_s
-        self._restart_s = restart_s
+        self._lead_s, self._restart_s, self._witness = lead_s, restart_s, witness
         self._listener: DeviceListener | None = None
-        self._running: dict[str, tuple[DeviceId, asyncio.Future[None]]] = {}
+        self._running: dict[str, Work] = {}
+        self._resident: dict[DeviceId, set[StageKey]] = {device: set() for device in self._infos}
         self._down: set[DeviceId] = set()
         self._restarts: set[asyncio.Task[None]] = set()
+        self._keep_launches = keep_launches
         self.alive: dict[str, HandoffRef] = {}
         self.launches: list[tuple[TaskId, DeviceId, float]] = []
 
@@ -70,43 +141,84 @@ class FakeExecutor:
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Let the load time pass, unless the device is killed meanwhile."""
-        await self._spend(f"load {stage} on {device}", device, self._load_s(stage))
-        return self._load_s(stage)
+        duration_s = self._load_s(stage, self._has_peer(device, stage))
+        started_s = self._clock.now()
+        work = self._begin(f"load {stage} on {device}", [device], [started_s + duration_s])
+        await work.wait()
+        self._resident[device].add(stage)
+        if self._witness is not None:
+            self._witness.loaded(device, stage, started_s)
+        return duration_s
+
+    def _has_peer(self, device: DeviceId, stage: StageKey) -> bool:
+        node = self._infos[device].node
+        return any(
+            stage in held for other, held in self._resident.items()
+            if other != device and self._infos[other].node == node
+        )  # fmt: skip
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
         """Unloading takes no time."""
+        self._resident[device].discard(stage)
+        if self._witness is not None:
+            self._witness.evicted(device, stage)
 
-    async def run(self, assignment: Assignment) -> StageReport:
-        """Let the stage's time pass, unless the device is killed or the task cancelled."""
-        task, device = assignment.task, assignment.team[0]
-        self.launches.append((task.id, device, self._clock.now()))
-        duration_s = self._duration_s(task)
-        await self._spend(task.id, device, duration_s)
-        return self._report(task, duration_s)
+    async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
+        """Let the launch's time pass, unless a device is killed or the task cancelled or paused."""
+        task, started_s = assignment.task, self._clock.now()
+        if self._keep_launches:
+            self.launches.append((task.id, assignment.team[0], started_s))
+        lead_s, run_s = self._lead_s(assignment), self._duration_s(assignment)
+        count = max(1, task.steps_left)
+        ends_s = [started_s + lead_s + run_s * (i + 1) / count for i in range(count)]
+        first = task.steps_done
 
-    async def _spend(self, work: str, device: DeviceId, duration_s: float) -> None:
-        """Wait for `duration_s`, or raise what `cancel` or `kill` interrupts the work with."""
-        if device in self._down:
-            raise WorkerLostError(f"Device {device} is down.")
-        interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._running[work] = (device, interrupted)
+        def at_boundary(step: int) -> None:
+            if task.steps_left:
+                self._tell().task_progressed(task.id, first + step, task.request.steps)
+
+        work = self._begin(task.id, assignment.team, ends_s, at_boundary)
+        outcome = "failed"
         try:
-            async with asyncio.timeout(duration_s):
-                await interrupted
-        except TimeoutError:
-            return
+            await work.wait()
+            outcome = "paused" if work.passed < count else "done"
         finally:
-            del self._running[work]
+            self._running.pop(task.id, None)
+            if self._witness is not None:
+                reached = first + (work.passed if task.steps_left else 0)
+                self._witness.ran(assignment, started_s, (first, reached), outcome)
+        spent_s = self._clock.now() - started_s - lead_s
+        return tuple(
+            self._report(t, lead_s, spent_s, first + work.passed) for t in assignment.tasks
+        )
 
-    def _report(self, task: StageTask, duration_s: float) -> StageReport:
+    def _begin(
+        self,
+        name: str,
+        team: Sequence[DeviceId],
+        ends_s: Sequence[float],
+        at_boundary: Callable[[int], None] = lambda _step: None,
+    ) -> Work:
+        down = [device for device in team if device in self._down]
+        if down:
+            raise WorkerLostError(f"Device {down[0]} is down.")
+        work = Work(team, ends_s, at_boundary)
+        self._running[name] = work
+        work.ended.add_done_callback(lambda _ended: self._running.pop(name, None))
+        return work
+
+    def _report(self, task: StageTask, lead_s: float, run_s: float, steps: int) -> StageReport:
         is_last = task.stage.kind is StageKind.DECODE
+        is_diffuse = task.stage.kind is StageKind.DIFFUSE
         return StageReport(
             task=task.id,
             kind=task.stage.kind,
-            receive_s=0.0,
-            run_s=duration_s,
+            receive_s=lead_s,
+            run_s=run_s,
             send_s=0.0,
             peak_memory_bytes=0,
+            steps_done=steps if is_diffuse else 0,
+            paused=is_diffuse and steps < task.request.steps,
             output=None if is_last else self._hand_off(task),
             artifact=_empty_artifact(task) if is_last else None,
         )
@@ -116,34 +228,38 @@ class FakeExecutor:
         self.alive[ref.path] = ref
         return ref
 
+    def pause(self, assignment: Assignment) -> None:
+        """Stop the diffuse at its next boundary."""
+        if (work := self._running.get(assignment.task.id)) is not None:
+            work.pausing = True
+
     def cancel(self, assignment: Assignment) -> None:
         """Interrupt the task at once."""
-        self._interrupt(
-            assignment.task.id, RequestCancelledError(f"Task {assignment.task.id} was cancelled.")
-        )
+        if (work := self._running.get(assignment.task.id)) is not None:
+            work.interrupt(RequestCancelledError(f"Task {assignment.task.id} was cancelled."))
 
-    def _interrupt(self, work: str, error: Exception) -> None:
-        _device, interrupted = self._running.get(work, (None, None))
-        if interrupted is not None and not interrupted.done():
-            interrupted.set_exception(error)
-
-    def kill(self, device: DeviceId) -> None:
-        """Let a device die; it comes back, empty, after `restart_s`."""
+    def kill(self, device: DeviceId, *, for_good: bool = False) -> None:
+        """Let a device's process die; it comes back after `restart_s`, unless it is for good."""
         self._down.add(device)
-        for work, (holder, _future) in list(self._running.items()):
-            if holder == device:
-                self._interrupt(work, WorkerLostError(f"Device {device} was killed."))
+        self._resident[device].clear()
+        for work in list(self._running.values()):
+            if device in work.team:
+                work.interrupt(WorkerLostError(f"Device {device} was killed."))
         if self._listener is not None:
             self._listener.device_lost(device, "killed")
-        restart = asyncio.create_task(self._restart(device))
-        self._restarts.add(restart)
-        restart.add_done_callback(self._restarts.discard)
+        if not for_good:
+            restart = asyncio.create_task(self._restart(device))
+            self._restarts.add(restart)
+            restart.add_done_callback(self._restarts.discard)
 
     async def _restart(self, device: DeviceId) -> None:
         await self._clock.sleep(self._restart_s)
         self._down.discard(device)
-        if self._listener is not None:
-            self._listener.device_ready(self._infos[device])
+        self._tell().device_ready(self._infos[device])
+
+    def _tell(self) -> DeviceListener:
+        assert self._listener is not None  # nothing happens before start
+        return self._listener
 
     def release(self, ref: HandoffRef) -> None:
         """Forget a hand-off; raises KeyError if it was released before."""

@@ -126,8 +126,8 @@ class LocalExecutor:
         """Free a stage's weights."""
         await self._call(device, f"unload {stage}", UnloadStage(stage))
 
-    async def run(self, assignment: Assignment) -> StageReport:
-        """Run a task; degree 1, so the team is one device."""
+    async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
+        """Run a task; degree 1 and no batch, so there is one device and one report."""
         task = assignment.task
         try:
             reply = await self._call(assignment.team[0], task.id, RunStage(task))
@@ -137,7 +137,10 @@ class LocalExecutor:
         assert isinstance(reply, StageReport)
         if reply.output is not None:
             self._handoffs.adopt(reply.output)
-        return reply
+        return (reply,)
+
+    def pause(self, assignment: Assignment) -> None:
+        """Do nothing: workers cannot save a latent yet, so the diffuse runs to its end."""
 
     def cancel(self, assignment: Assignment) -> None:
         """Tell the worker to stop at the next step boundary."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.messages import StageReport
 from engine.pipelines import Limits, PipelineSpec
 from engine.types import (
     DeviceId,
@@ -14,6 +15,8 @@ from engine.types import (
     RequestId,
     Shape,
     StageKind,
+    StageTask,
+    StageTiming,
 )
 
 MIB = 1 << 20
@@ -57,3 +60,28 @@ def a_request(request_id: str = "r1", **changes: Any) -> GenerationRequest:
 
 def devices(count: int, memory_bytes: int = 1024 * MIB) -> list[DeviceInfo]:
     return [DeviceInfo(DeviceId(f"fake:{i}"), "node", memory_bytes) for i in range(count)]
+
+
+def a_report(task: StageTask, **changes: Any) -> StageReport:
+    values: dict[str, Any] = {
+        "task": task.id,
+        "kind": task.stage.kind,
+        "receive_s": 0.0,
+        "run_s": 1.0,
+        "send_s": 0.0,
+        "peak_memory_bytes": 0,
+    }
+    return StageReport(**(values | changes))
+
+
+def a_timing(task: StageTask) -> StageTiming:
+    return StageTiming(
+        node=task.node,
+        stage=task.stage.kind,
+        device=DeviceId("fake:0"),
+        attempt=task.attempt,
+        started_s=0.0,
+        queue_wait_s=0.0,
+        load_s=0.0,
+        run_s=1.0,
+    )

@@ -49,7 +49,12 @@ def simulated_engine(
 ) -> SimulatedEngine:
     specs = specs or [a_spec()]
     clock, exporter, monitor = VirtualClock(), InMemorySpanExporter(), StageMonitor(window_s=1000)
-    executor = FakeExecutor(infos or devices(3), clock=clock, duration_s=duration_s, load_s=load_s)
+    executor = FakeExecutor(
+        infos or devices(3),
+        clock=clock,
+        duration_s=lambda assignment: duration_s(assignment.task),
+        load_s=lambda stage, _from_peer: load_s(stage),
+    )
     provider = build_provider(processors=[SimpleSpanProcessor(exporter), monitor])
     core = EngineCore(
         specs,

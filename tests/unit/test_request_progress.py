@@ -5,19 +5,19 @@ from __future__ import annotations
 from engine.graph import StageNode
 from engine.pipelines import build
 from engine.runs import RequestRun
-from engine.types import Assignment, HandoffRef, NodeId, TaskId
-from tests.support.builders import a_request, a_spec
+from engine.types import Assignment, HandoffRef, NodeId, SavedLatent, StageTask
+from tests.support.builders import a_report, a_request, a_spec, a_timing
 
 
-def begin(run: RequestRun, node: StageNode) -> TaskId:
+def begin(run: RequestRun, node: StageNode) -> StageTask:
     task = next(task for task in run.ready_tasks() if task.node == node.id)
-    run.begin(Assignment(task=task, team=(), expected_s=1.0, activation_bytes=0, why=""))
-    return task.id
+    launch = Assignment(task=task, team=(), expected_s=1.0, activation_bytes=0, why="")
+    run.begin(task, launch)
+    return task
 
 
-def finish(run: RequestRun, task: TaskId) -> None:
-    node = run.running.pop(task).task.node
-    run.progress.complete(node, HandoffRef(node, "path", 1))
+def finish(run: RequestRun, task: StageTask) -> None:
+    run.complete(task, a_report(task, output=HandoffRef(task.node, "path", 1)), a_timing(task), 1.0)
 
 
 async def test_the_share_counts_steps_of_all_outputs_and_outlives_a_stage() -> None:
@@ -50,3 +50,26 @@ async def test_a_stage_that_starts_over_counts_from_zero() -> None:
     waiting = run.share_done
     begin(run, diffuse)
     assert (waiting, run.share_done) == (0.0, 0.0)
+
+
+async def test_a_paused_diffuse_keeps_its_steps_and_goes_on_from_its_latent() -> None:
+    request = a_request(steps=4)
+    run = RequestRun(request, build(a_spec(), request), 0, 0.0)
+    finish(run, begin(run, run.progress.graph.nodes[NodeId("encode")]))
+    diffuse = run.progress.graph.nodes[NodeId("diffuse-0")]
+    first = begin(run, diffuse)
+    latent = HandoffRef(diffuse.id, "latent-1", 1)
+    pausing = a_report(first, steps_done=1, paused=True, output=latent)
+    assert run.suspend(first, pausing, a_timing(first), 1.0) == ()
+    second = begin(run, diffuse)
+    assert (second.saved, second.steps_left, run.failures[diffuse.id]) == (
+        SavedLatent(1, latent),
+        3,
+        0,
+    )
+    assert run.share_done == 0.25
+    newer = HandoffRef(diffuse.id, "latent-2", 1)
+    again = a_report(second, steps_done=2, paused=True, output=newer)
+    assert run.suspend(second, again, a_timing(second), 2.0) == (latent,)
+    assert run.share_done == 0.5
+    assert newer in run.abandon()

@@ -1,0 +1,195 @@
+"""Carries out plans: launches, pauses and resizes, from a team's acquisition to its report.
+
+Every launch ends here, whatever comes of it: its memory is settled, its team is freed or handed
+on, its requests have their outputs booked or their tasks offered again. Knows no policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from engine.errors import EngineError, RequestCancelledError, StageFailedError, WorkerLostError
+from engine.execution import Execution
+from engine.flights import Flight, carrying
+from engine.types import (
+    Assignment,
+    DispatchPlan,
+    PlanId,
+    RequestId,
+    RunningView,
+    StageTask,
+    TaskId,
+)
+
+if TYPE_CHECKING:
+    from engine.cluster import Cluster
+    from engine.loading import Loader
+    from engine.messages import StageReport
+    from engine.ports import Clock, Executor
+    from engine.runs import RequestRun
+    from observability.tracing import StageSpans
+
+MAX_ATTEMPTS = 3
+log = structlog.get_logger(__name__)
+
+
+class Launcher:
+    """Everything that is in the air.
+
+    Args:
+        observe: told of every report, for policies that learn.
+        give_up: told of requests that failed for good.
+        landed: told of every request whose launch has ended.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        loader: Loader,
+        executor: Executor,
+        *,
+        clock: Clock,
+        spans: StageSpans,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        observe: Callable[[Assignment, StageReport], None],
+        give_up: Callable[[RequestRun, EngineError], None],
+        landed: Callable[[RequestRun], None],
+    ) -> None:
+        """Begin with nothing in the air."""
+        self._cluster, self._loader, self._executor = cluster, loader, executor
+        self._clock, self._spans, self._spawn = clock, spans, spawn
+        self._observe, self._give_up, self._landed = observe, give_up, landed
+        self._flights: dict[TaskId, Flight] = {}
+
+    def running(self) -> tuple[RunningView, ...]:
+        """Return what policies may see of all launches, in order of launch."""
+        return tuple(flight.view() for flight in self._flights.values())
+
+    def note_step(self, task: TaskId, step: int, steps: int) -> None:
+        """Note that the launch of `task` finished denoise step `step` of `steps`."""
+        if (flight := self._flights.get(task)) is not None:
+            flight.note_step(step, steps, self._clock.now())
+
+    def cancel_unwanted(self, run: RequestRun) -> None:
+        """Stop the launches of a request that is over, unless another request rides along."""
+        for assignment in run.running.values():
+            if not self._flights[assignment.task.id].is_wanted:
+                self._executor.cancel(assignment)
+
+    def carry_out(self, plan: DispatchPlan, requests: Mapping[RequestId, RequestRun]) -> None:
+        """Launch what a plan assigns, then ask for the pauses and resizes that it wants."""
+        for assignment in plan.assignments:
+            self._launch(assignment, requests, plan.id)
+        for pause in plan.pauses:
+            self._stop_at_boundary(pause.task)
+        for resize in plan.resizes:
+            self._stop_at_boundary(resize.task, resize.onward)
+
+    def _launch(
+        self, assignment: Assignment, requests: Mapping[RequestId, RequestRun], plan: PlanId
+    ) -> None:
+        """Give a team to those tasks of an assignment that are still wanted."""
+        parts = [
+            (task, run)
+            for task in assignment.tasks
+            if (run := requests.get(task.request.id)) is not None and not run.is_over
+        ]
+        if parts:
+            wanted, runs = [task for task, _run in parts], [run for _task, run in parts]
+            until_s = self._clock.now() + assignment.expected_s
+            self._cluster.teams.acquire(wanted[0].id, assignment.team, until_s)
+            self._take_off(carrying(assignment, wanted), runs, plan)
+
+    def _take_off(self, assignment: Assignment, runs: list[RequestRun], plan: PlanId) -> None:
+        """Start a launch whose team is acquired."""
+        flight = Flight(assignment, runs, plan, self._clock.now())
+        self._flights[assignment.task.id] = flight
+        self._spawn(self._fly(flight))
+
+    def _stop_at_boundary(self, task: TaskId, onward: Assignment | None = None) -> None:
+        """Pause a running diffuse at its next step boundary, to go on as `onward` if given."""
+        flight = self._flights.get(task)
+        if flight is None or flight.is_changing:
+            return
+        if onward is not None:
+            held = set(flight.assignment.team)
+            self._cluster.teams.extend(task, [d for d in onward.team if d not in held])
+        flight.stop_at_boundary(onward)
+        self._executor.pause(flight.assignment)
+
+    async def _fly(self, flight: Flight) -> None:
+        """Carry one launch from its team's acquisition to its report, whatever comes of it."""
+        assignment = flight.assignment
+        executions = self._open_executions(flight)
+        try:
+            load_s = await self._loader.prepare(assignment)
+            flight.expect_wanted()
+            reports = await self._executor.run(assignment)
+        except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
+            for execution in executions:
+                execution.failed(error)
+            await self._loader.relieve(assignment, error)
+            for task, run in flight.parts:
+                self._retry_or_fail(run, task, error)
+        else:
+            for (task, run), execution, report in zip(
+                flight.parts, executions, reports, strict=True
+            ):
+                execution.loaded(load_s)
+                self._book(run, task, execution, report)
+                self._observe(assignment, report)
+        finally:
+            self._land(flight)
+
+    def _open_executions(self, flight: Flight) -> list[Execution]:
+        version = self._cluster.placement.version
+        return [
+            Execution(
+                task,
+                flight.assignment,
+                ids=(flight.plan, version),
+                spans=self._spans,
+                clock=self._clock,
+            )
+            for task in flight.assignment.tasks
+        ]
+
+    def _book(
+        self, run: RequestRun, task: StageTask, execution: Execution, report: StageReport
+    ) -> None:
+        """Take a report into the request's graph and free the hand-offs that are spent."""
+        timing = execution.finished(report)
+        if report.paused:
+            spent = run.suspend(task, report, timing, self._clock.now())
+        else:
+            spent = run.complete(task, report, timing, self._clock.now())
+        for ref in spent:
+            self._executor.release(ref)
+
+    def _land(self, flight: Flight) -> None:
+        """Free a launch's team, or hand it to the launch that follows at this boundary."""
+        task = flight.assignment.task
+        del self._flights[task.id]
+        self._loader.settle(flight.assignment)
+        if flight.onward is not None and flight.runs[0].is_suspended(task.node):
+            heir = flight.runs[0].task(task.node)
+            onward = carrying(flight.onward, [heir])
+            until_s = self._clock.now() + onward.expected_s
+            self._cluster.teams.transfer(task.id, heir.id, onward.team, until_s)
+            self._take_off(onward, [flight.runs[0]], flight.plan)
+        else:
+            self._cluster.teams.release(task.id)
+        for run in flight.runs:
+            self._landed(run)
+
+    def _retry_or_fail(self, run: RequestRun, task: StageTask, error: EngineError) -> None:
+        run.retry(task, self._clock.now())
+        if run.is_over:
+            return
+        log.warning("stage_failed", task=task.id, detail=str(error))
+        retryable = not isinstance(error, StageFailedError) or error.retryable
+        if not retryable or run.failures[task.node] >= MAX_ATTEMPTS:
+            self._give_up(run, error)
