@@ -1,0 +1,181 @@
+"""From the bytes of a profile to a `Profile` that makes sense, or to a sentence that says why not.
+
+Knows the schema and nothing of how profiles are used. Errors name the file, then the line (the
+file is no JSON) or the field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from engine.types import StageKind
+from schedulers.errors import ProfileError
+from schedulers.profiles.schema import (
+    SCHEMA,
+    Entry,
+    ModelProfile,
+    Profile,
+    Provenance,
+    StageProfile,
+    upright,
+)
+
+_STAGE_FIGURES = ("weight_bytes", "load_host_s", "load_peer_s")
+_NODE_FIGURES = (
+    *("gpus", "memory_bytes", "reserve_bytes", "change_s"),
+    *("host_to_device_bytes_per_s", "peer_bytes_per_s", "network_bytes_per_s"),
+)
+_EDGE_FIGURES = ("fixed_bytes", "bytes_per_pixel", "within_node_s", "across_node_s")
+_EDGES = (StageKind.DIFFUSE, StageKind.DECODE)
+
+
+def decode_profile(content: bytes, file: str) -> Profile:
+    """Read a profile; `file` is what errors call it.
+
+    Raises:
+        ProfileError: not JSON, of another schema, malformed, or contradicting itself.
+    """
+    document = _parse(content, file)
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        message = f"{file}: field schema is {schema!r}; this version reads {SCHEMA!r}."
+        raise ProfileError(message)
+    try:
+        profile = msgspec.convert(document, Profile)
+    except msgspec.ValidationError as error:
+        field, what = _located(document, error)
+        message = f"{file}: field {field}: {what}."
+        raise ProfileError(message) from error
+    for problem in problems(profile):
+        message = f"{file}: field {problem}."
+        raise ProfileError(message)
+    return profile
+
+
+def _parse(content: bytes, file: str) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except json.JSONDecodeError as error:
+        message = f"{file}: line {error.lineno}, column {error.colno}: no JSON: {error.msg}."
+        raise ProfileError(message) from error
+    except UnicodeDecodeError as error:
+        message = f"{file}: byte {error.start}: no UTF-8 text, so no JSON."
+        raise ProfileError(message) from error
+    if not isinstance(document, dict):
+        message = f"{file}: line 1: a profile is a JSON object, not {type(document).__name__}."
+        raise ProfileError(message)
+    return document
+
+
+def _located(document: dict[str, Any], error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the field that is wrong, and what is wrong with it.
+
+    msgspec writes `[...]` for the key of a mapping; the key is the one without whose siblings the
+    same error remains.
+    """
+    what, _, path = str(error).partition(" - at `")
+    path = path.rstrip("`") or "$"
+    while "[...]" in path:
+        before, _, after = path.partition("[...]")
+        key = next(k for k in _keys_at(document, before) if _fails(document, before, k, error))
+        path = f'{before}["{key}"]{after}'
+        _prune(document, before, key)
+    return path.removeprefix("$").lstrip(".") or "(top level)", what
+
+
+def _steps(path: str) -> list[str]:
+    return [key or name for key, name in re.findall(r'\["([^"]*)"\]|\.(\w+)', path)]
+
+
+def _keys_at(document: Mapping[str, Any], path: str) -> list[str]:
+    for step in _steps(path):
+        document = document[step]
+    return list(document)
+
+
+def _prune(document: dict[str, Any], path: str, key: str) -> None:
+    for step in _steps(path):
+        document = document[step]
+    for other in [other for other in document if other != key]:
+        del document[other]
+
+
+def _fails(document: dict[str, Any], path: str, key: str, error: msgspec.ValidationError) -> bool:
+    alone = json.loads(json.dumps(document))
+    _prune(alone, path, key)
+    try:
+        msgspec.convert(alone, Profile)
+    except msgspec.ValidationError as same:
+        return str(same) == str(error)
+    return False
+
+
+def problems(profile: Profile) -> Iterator[str]:
+    """Yield what types cannot say: missing stages, figures without provenance, contradictions."""
+    yield from _unmarked("node", profile.node.provenance, _NODE_FIGURES)
+    if profile.node.reserve_bytes >= profile.node.memory_bytes:
+        yield "node.reserve_bytes: leaves nothing of memory_bytes"
+    if not profile.models:
+        yield "models: a profile needs at least one model"
+    for name, model in profile.models.items():
+        yield from _model_problems(f'models["{name}"]', model, profile.node.gpus)
+
+
+def _model_problems(path: str, model: ModelProfile, gpus: int) -> Iterator[str]:
+    yield from _unmarked(path, model.provenance, ("default_steps", "min_degrees"))
+    for kind in StageKind:
+        if kind not in model.stages:
+            yield f"{path}.stages: stage {kind.value!r} is missing"
+            return
+        yield from _stage_problems(f'{path}.stages["{kind.value}"]', kind, model.stages[kind], gpus)
+    if set(model.edges) != set(_EDGES):
+        yield f"{path}.edges: must have exactly 'diffuse' and 'decode', the stages with inputs"
+    for kind, edge in model.edges.items():
+        yield from _unmarked(f'{path}.edges["{kind.value}"]', edge.provenance, _EDGE_FIGURES)
+    for index, floor in enumerate(model.min_degrees):
+        if floor.degree not in model.degrees:
+            known = ", ".join(map(str, model.degrees))
+            yield f"{path}.min_degrees[{index}].degree: {floor.degree} was not profiled ({known})"
+
+
+def _stage_problems(path: str, kind: StageKind, stage: StageProfile, gpus: int) -> Iterator[str]:
+    yield from _unmarked(path, stage.provenance, _STAGE_FIGURES)
+    singles = {entry.degree for entry in stage.entries if entry.batch == 1}
+    if 1 not in singles:
+        yield f"{path}.entries: needs an entry of degree 1 and batch 1"
+    sized = {entry.shape is not None for entry in stage.entries}
+    if len(sized) > 1 or (kind is not StageKind.ENCODE and sized == {False}):
+        yield f"{path}.entries: give every entry a shape (or none of an encode stage)"
+    seen = Counter(_class_of(entry) for entry in stage.entries)
+    for index, entry in enumerate(stage.entries):
+        here = f"{path}.entries[{index}]"
+        if entry.degree > gpus:
+            yield f"{here}.degree: {entry.degree} is more than the {gpus} devices of a node"
+        if entry.degree not in singles:
+            yield f"{here}.batch: degree {entry.degree} needs entries of batch 1 as well"
+        if seen[_class_of(entry)] > 1:
+            yield f"{here}: same shape (turned or not), degree and batch as another entry"
+        if entry.shape is not None and entry.shape.pixels < 1:
+            yield f"{here}.shape: width, height and frames must be at least 1"
+
+
+def _class_of(entry: Entry) -> tuple[object, int, int]:
+    shape = entry.shape and upright(entry.shape)
+    return shape, entry.degree, entry.batch
+
+
+def _unmarked(
+    path: str, provenance: Mapping[str, Provenance], figures: tuple[str, ...]
+) -> Iterator[str]:
+    for name in figures:
+        if name not in provenance:
+            yield f"{path}.provenance: does not say where {name} comes from"
+    for name in provenance:
+        if name not in figures:
+            yield f"{path}.provenance: there is no figure {name!r}"
