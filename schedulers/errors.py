@@ -1,28 +1,20 @@
 """Everything the schedulers raise on purpose.
 
 SchedulerError
-├── ProfileError     a profile cannot be read, or says something that cannot be
-└── TraceError       a trace of requests cannot be read
-
-Every error carries a stable `code`; messages name the file, the place in it and what is wrong.
+├── TraceError      a trace or an event file cannot be used (names file, line, field)
+└── ProfileError    a profile cannot be used (names file, field)
 """
 
 from __future__ import annotations
 
 
 class SchedulerError(Exception):
-    """Base of all errors of this package."""
-
-    code = "scheduler_error"
-
-
-class ProfileError(SchedulerError):
-    """A profile is missing or malformed; the message names the file and the line or field."""
-
-    code = "profile_unreadable"
+    """Base of all errors of this package; the message is a sentence a stranger can act on."""
 
 
 class TraceError(SchedulerError):
-    """A trace is missing or malformed; the message names the file, the line and the field."""
+    """A trace or an event file is malformed; the message names file, line and field."""
 
-    code = "trace_unreadable"
+
+class ProfileError(SchedulerError):
+    """A profile is malformed or lacks what is asked of it; the message names file and field."""
