@@ -1,0 +1,225 @@
+"""What happens in a simulation, one frozen struct per fact, and the file that keeps them.
+
+The schema is public (docs/simulator.md): whoever distrusts the summary can audit the file with a
+program of their own. Runs, loads and evictions are written when they end, so lines are ordered by
+the time of writing, not by `start`. Times are virtual seconds since the start of the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from engine.types import DeviceId, ModelId, RequestId, StageKind
+from schedulers.errors import TraceError
+
+_BUFFER_BYTES = 1 << 20
+
+
+class RunOutcome(StrEnum):
+    """How a run ended; after every outcome but `FAILED` the steps up to `step_to` are done."""
+
+    DONE = "done"
+    PAUSED = "paused"
+    RESIZED = "resized"
+    FAILED = "failed"
+
+
+class ResidentStage(msgspec.Struct, frozen=True):
+    """Weights that lie on a device when the simulation begins."""
+
+    model: ModelId
+    stage: StageKind
+    bytes: int
+
+
+class ClusterDevice(msgspec.Struct, frozen=True):
+    """A device; `memory_bytes` is what weights and activations may take together."""
+
+    id: DeviceId
+    node: str
+    memory_bytes: int
+    stages: tuple[ResidentStage, ...] = ()
+
+
+class ClusterEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="cluster"):
+    """The first line: the devices, all of them ready."""
+
+    devices: tuple[ClusterDevice, ...]
+
+
+class ArriveEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="arrive", kw_only=True):
+    """A request came in; `deadline` is on the same clock as `t`."""
+
+    t: float
+    request: RequestId
+    model: ModelId
+    height: int
+    width: int
+    frames: int
+    steps: int
+    deadline: float
+    tenant: str = "default"
+    priority: int = 0
+
+
+class RunEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="run", kw_only=True):
+    """A team executed a stage of one request or of a batch, without a change of team.
+
+    A diffusion that is paused or changes its degree is several runs. `step_from` and `step_to`
+    count denoise steps done before and after (0 for encode and decode); `activation_bytes` is
+    what it takes on every device of the team.
+    """
+
+    start: float
+    end: float
+    requests: tuple[RequestId, ...]
+    stage: StageKind
+    devices: tuple[DeviceId, ...]
+    degree: int
+    step_from: int
+    step_to: int
+    activation_bytes: int
+    outcome: RunOutcome = RunOutcome.DONE
+
+
+class LoadEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="load", kw_only=True):
+    """Weights were brought to a device; the memory is taken from `start`, usable from `end`."""
+
+    start: float
+    end: float
+    device: DeviceId
+    model: ModelId
+    stage: StageKind
+    bytes: int
+
+
+class EvictEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="evict", kw_only=True):
+    """Weights were dropped from a device; unusable from `start`, the memory is free at `end`."""
+
+    start: float
+    end: float
+    device: DeviceId
+    model: ModelId
+    stage: StageKind
+    bytes: int
+
+
+class SwitchEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="switch"):
+    """A new placement was adopted: metadata only, weights move later."""
+
+    t: float
+    version: int
+
+
+class RejectEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="reject"):
+    """A request ended without an output."""
+
+    t: float
+    request: RequestId
+    reason: str
+
+
+class FinishEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="finish"):
+    """A request ended with its output."""
+
+    t: float
+    request: RequestId
+    on_time: bool
+
+
+class DeviceLostEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="device_lost"):
+    """A device failed: what ran on it failed and what lay on it is gone."""
+
+    t: float
+    device: DeviceId
+
+
+class DeviceReadyEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="device_ready"):
+    """A device came back, empty."""
+
+    t: float
+    device: DeviceId
+
+
+SimEvent = (
+    ClusterEvent
+    | ArriveEvent
+    | RunEvent
+    | LoadEvent
+    | EvictEvent
+    | SwitchEvent
+    | RejectEvent
+    | FinishEvent
+    | DeviceLostEvent
+    | DeviceReadyEvent
+)
+
+
+def end_of(event: SimEvent) -> float:
+    """Return when an event was over, in virtual seconds; the cluster's is 0."""
+    match event:
+        case ClusterEvent():
+            return 0.0
+        case RunEvent() | LoadEvent() | EvictEvent():
+            return event.end
+        case _:
+            return event.t
+
+
+class EventFile:
+    """Writes events as they come, one JSON object a line; holds no more than a buffer."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, replacing what is there; raises OSError if that cannot be."""
+        self._file = path.open("wb", buffering=_BUFFER_BYTES)
+        self._encoder = msgspec.json.Encoder()
+        self._line = bytearray()
+
+    def write(self, event: SimEvent) -> None:
+        """Append one line."""
+        self._encoder.encode_into(event, self._line)
+        self._line += b"\n"
+        self._file.write(self._line)
+
+    def close(self) -> None:
+        """Write out the buffer; idempotent."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> Iterator[SimEvent]:
+    """Yield the events of a file, line by line.
+
+    Raises:
+        TraceError: a line is no event; names file, line and what is wrong.
+    """
+    try:
+        with path.open("rb") as lines:
+            yield from _decode(path, lines)
+    except OSError as error:
+        raise TraceError(f"Cannot read the event file {path}: {error.strerror}.") from error
+
+
+def _decode(path: Path, lines: Iterable[bytes]) -> Iterator[SimEvent]:
+    decoder: msgspec.json.Decoder[SimEvent] = msgspec.json.Decoder(SimEvent)
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise TraceError(f"{path}, line {number}: not an event: {error}.") from error
