@@ -1,0 +1,69 @@
+"""What a simulation is asked for, and what it reports besides its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from schedulers.sim.traces import TraceRow
+
+POLICIES: Final = (
+    "trident",
+    "trident-paper",
+    *(f"b1-sp{degree}" for degree in (1, 2, 4, 8)),
+    *(f"b{number}" for number in range(2, 7)),
+    "edf-best-fit",
+    "deadline-rounds",
+)
+
+
+class NodeFailure(msgspec.Struct, frozen=True):
+    """A node dies for good at a virtual second; nodes are numbered from 0."""
+
+    node: int
+    at_s: float
+
+
+class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One simulation.
+
+    Attributes:
+        profile: a profile's name or the path of its file.
+        models: what the cluster serves.
+        nodes: None means as many as the profile's GPUs per node make of `gpus`.
+        rows: requests in order of arrival, each with its model; read once.
+        slo_scale: deadline over the best unloaded latency, where a row names none.
+        noise: largest share by which an execution differs from its profile.
+        stragglers: probability that an execution is a straggler.
+        dispatcher: for policies that have several; None means the policy's default.
+        switches: additions of the policy to turn on or off; what is not named keeps its default.
+    """
+
+    profile: str
+    models: tuple[str, ...]
+    gpus: int
+    rows: Iterable[TraceRow]
+    policy: str
+    nodes: int | None = None
+    slo_scale: float = 2.5
+    seed: int = 0
+    noise: float = 0.0
+    stragglers: float = 0.0
+    failures: tuple[NodeFailure, ...] = ()
+    dispatcher: str | None = None
+    switches: Mapping[str, bool] = msgspec.field(default_factory=dict)
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the events do not tell; milliseconds and `wall_s` are real, the rest is simulated."""
+
+    decisions: int
+    decision_ms_p50: float
+    decision_ms_p99: float
+    switches_count: int
+    preemptions: int
+    resizes: int
+    wall_s: float
+    simulated_s: float
