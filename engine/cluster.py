@@ -63,6 +63,7 @@ class Cluster:
             weight_bytes=self.weight_bytes,
             now_s=now_s,
             running=running,
+            placement_version=self.placement.version,
         )
 
     def _view_of(self, memory: DeviceMemory) -> DeviceView:

@@ -247,6 +247,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
         devices: the live ones.
         weight_bytes: what each stage's weights take on a device.
         running: every launch that holds a team, in order of launch.
+        placement_version: of the placement that `desired` comes from.
     """
 
     configured: tuple[DeviceId, ...]
@@ -254,6 +255,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: Mapping[StageKey, int]
     now_s: float
     running: tuple[RunningView, ...] = ()
+    placement_version: int = 0
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -54,3 +54,23 @@ def split(devices: Sequence[DeviceId]) -> dict[DeviceId, tuple[StageKind, ...]]:
     roles[devices[0]] = (StageKind.ENCODE,)
     roles[devices[-1]] = (StageKind.DECODE,)
     return roles
+
+
+class EverywherePlanner:
+    """A `Planner` that wants every stage on every device: pipeline-level placement.
+
+    What does not fit together is swapped in on demand by the engine, at the cost of its loads.
+    """
+
+    def __init__(self, specs: Sequence[PipelineSpec]) -> None:
+        """Place the stages of `specs`."""
+        self._stages = frozenset(stage for spec in specs for stage in spec.stages)
+        self._placed = False
+
+    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
+        """Return the placement the first time, None ever after."""
+        del snapshot
+        if self._placed:
+            return None
+        self._placed = True
+        return Placement(version=1, stages=dict.fromkeys(view.configured, self._stages))

@@ -1,0 +1,127 @@
+"""Encode and decode teams: Gamma_E and Gamma_C of the paper, one device each.
+
+Encodes of a model run together. A decode goes to its pool of auxiliaries where there is one, and
+spills onto a primary device when the pool is behind; without a pool it stays where its latent is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from engine.types import DeviceId, StageKey, StageTask
+from schedulers.dispatch.round import Round
+
+
+def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
+    """Batch the ready encodes of each model onto idle devices that may encode.
+
+    `tasks` come in order of urgency. A task that failed in a batch runs alone.
+    """
+    waiting = list(tasks)
+    while waiting:
+        first = waiting[0]
+        device = _encoder(decision, first.stage)
+        if device is None:
+            same = [task for task in waiting if task.stage == first.stage]
+            for task in same:
+                decision.hold(task, f"waits for an idle device that holds {first.stage}")
+        else:
+            alike = [t for t in waiting if t.stage == first.stage and t.attempt == 1]
+            same = alike[: decision.knobs.batch] if first.attempt == 1 else [first]
+            why = f"encode of {len(same)} together on {device}"
+            decision.launch(first, (device,), why, tuple(t for t in same if t is not first))
+        done = {id(task) for task in same}
+        waiting = [task for task in waiting if id(task) not in done]
+
+
+def _encoder(decision: Round, stage: StageKey) -> DeviceId | None:
+    """Return an idle device for an encode: an auxiliary first, else on the fullest node."""
+    pool = decision.board.idle_in_pool(stage)
+    if pool:
+        return min(pool, key=lambda d: (stage not in decision.board.idle[d].resident, d))
+    if decision.board.layout.pools.get(stage):
+        return None
+    return _single(decision, stage, ())
+
+
+def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
+    """Give each ready decode a device, most urgent first, and note what the pools' waits are."""
+    queues: dict[StageKey, PoolQueue] = {}
+    for task in tasks:
+        queue = queues.setdefault(task.stage, PoolQueue(decision, task.stage))
+        pool = decision.board.idle_in_pool(task.stage)
+        if pool:
+            device = min(pool, key=lambda d: (task.stage not in decision.board.idle[d].resident, d))
+            decision.launch(task, (device,), f"decode pool: {device} is idle")
+            queue.occupy(device, decision.decode_s(task))
+            continue
+        spare = _spill(decision, task, queue)
+        if spare is None:
+            wait_s = queue.join(decision.decode_s(task))
+            decision.hold(task, f"waits about {wait_s:.1f} s for the decode pool")
+        else:
+            where = "where its latent is" if spare in task.came_from else "on a primary device"
+            decision.launch(task, (spare,), f"decode {where}")
+    for stage, pool_of in decision.board.layout.pools.items():
+        if pool_of:
+            queue = queues.get(stage) or PoolQueue(decision, stage)
+            decision.pool_wait_s[stage] = queue.wait_s
+
+
+def _spill(decision: Round, task: StageTask, queue: PoolQueue) -> DeviceId | None:
+    """Return an idle primary for a decode that has no pool, or whose pool is behind."""
+    if queue.exists:
+        knobs = decision.knobs
+        patience_s = knobs.spill_wait * decision.decode_s(task)
+        if not knobs.spill or queue.wait_s <= patience_s:
+            return None
+    return _single(decision, task.stage, task.came_from)
+
+
+def _single(decision: Round, stage: StageKey, near: Sequence[DeviceId]) -> DeviceId | None:
+    """Return one idle device: one of `near`, else on the node with the fewest idle."""
+    board = decision.board
+    rooms = board.rooms(stage)
+    if not rooms:
+        return None
+    close = [d for d in near if d in board.idle and d in rooms.get(board.idle[d].info.node, ())]
+    if close:
+        return min(close)
+    free = [node for node in rooms if node not in decision.holds] or list(rooms)
+    node = min(free, key=lambda n: (len(rooms[n]), n))
+    return board.choose(stage, node, 1)[0]
+
+
+class PoolQueue:
+    """When the auxiliaries of a decode stage become free, for decodes served one after another."""
+
+    def __init__(self, decision: Round, stage: StageKey) -> None:
+        """Read the pool's expected ends."""
+        self._now_s = now_s = decision.now_s
+        devices = decision.board.devices
+        pool = decision.board.layout.pools.get(stage, ())
+        self._free_s = [max(now_s, devices[d].busy_until_s or now_s) for d in pool]
+        heapq.heapify(self._free_s)
+
+    @property
+    def exists(self) -> bool:
+        """Whether the stage has a pool at all."""
+        return bool(self._free_s)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until the first auxiliary is free for one more decode."""
+        return self._free_s[0] - self._now_s if self._free_s else 0.0
+
+    def join(self, decode_s: float) -> float:
+        """Queue a decode; return what it waits."""
+        if not self._free_s:
+            return 0.0
+        free_s = heapq.heappop(self._free_s)
+        heapq.heappush(self._free_s, free_s + decode_s)
+        return free_s - self._now_s
+
+    def occupy(self, _device: DeviceId, decode_s: float) -> None:
+        """Note that an idle auxiliary has taken a decode."""
+        self.join(decode_s)

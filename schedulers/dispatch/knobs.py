@@ -1,0 +1,51 @@
+"""Every switch and number of the dispatcher, so that the worth of each can be measured alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class Knobs(msgspec.Struct, frozen=True, kw_only=True):
+    """What the dispatcher may do, and how eagerly.
+
+    Attributes:
+        solver: `greedy` places in order, `ilp` solves the round as an integer program.
+        background: requests that cannot be on time any more go behind all others.
+        refuse: refuse those instead of serving them late.
+        deadline_order: earliest deadline first; False: first come, first served.
+        preempt: pause running diffuses at a step boundary for a request that would be late.
+        scale_up: give leftover devices to running diffuses that gain from them.
+        spill: decode on a primary device when the decode pool is behind.
+        reserve: hold a node for a wide request (least degree >= 4) that finds no room.
+        elders_per_16_nodes: background requests older than `elder_age` references that go first.
+        elder_age: multiples of a request's reference latency.
+        least_gain: a degree counts only if its step takes less than this share of half of it.
+        scale_up_gain_s: a change of degree must save at least this many seconds.
+        spill_wait: spill when the pool's wait exceeds this share of the decode itself.
+        attempts: preemptions that are thought through per decision.
+        batch: most encodes in one launch.
+        weights: share of the cluster per tenant, 1 if not named.
+        fairness_half_life_s: how fast what a tenant has used is forgotten.
+        prefetch: load a queued stage's weights into free memory before its turn.
+    """
+
+    solver: str = "greedy"
+    background: bool = True
+    refuse: bool = False
+    deadline_order: bool = True
+    preempt: bool = True
+    scale_up: bool = True
+    spill: bool = True
+    reserve: bool = False
+    elders_per_16_nodes: int = 0
+    elder_age: float = 10.0
+    least_gain: float = 0.93
+    scale_up_gain_s: float = 0.2
+    spill_wait: float = 0.5
+    attempts: int = 48
+    batch: int = 8
+    weights: Mapping[str, float] = {}
+    fairness_half_life_s: float = 600.0
+    prefetch: bool = True

@@ -1,0 +1,110 @@
+"""Preemption at step boundaries: pause running diffuses for a request that would be late.
+
+Victims are hopeless ones first, then those that still meet their own deadline after a pause. The
+node is held for the beneficiary until the last boundary. The idea is GF-DiT's and GenServe's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from engine.types import Pause
+from schedulers.dispatch.board import Node
+from schedulers.dispatch.prospects import Prospect, Underway
+from schedulers.dispatch.round import Hold, Round
+
+GUARD = 0.1  # of a victim's fastest run, kept as slack when it is judged whether it can wait
+
+
+class Preemption:
+    """Thinks through at most `knobs.attempts` preemptions of one decision."""
+
+    def __init__(self, decision: Round) -> None:
+        """Begin with all attempts left."""
+        self._decision = decision
+        self._left = decision.knobs.attempts if decision.knobs.preempt else 0
+        self._by_node: dict[Node, list[Underway]] | None = None
+        self._stopped: set[int] = set()
+
+    def make_room(self, prospect: Prospect) -> bool:
+        """Pause what it takes to let a request start in time; False if nothing would help."""
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        options = [
+            option
+            for degree in prospect.curve.degrees
+            for node in self._nodes()
+            if (option := self._option(prospect, node, degree)) is not None
+        ]
+        if not options:
+            return False
+        best = min(options, key=lambda option: option[:4])
+        _tier, _loss_s, _until, node, victims = best
+        self._carry_out(prospect, node, victims)
+        return True
+
+    def _nodes(self) -> dict[Node, list[Underway]]:
+        if self._by_node is None:
+            by_node: dict[Node, list[Underway]] = defaultdict(list)
+            node_of = self._decision.board.layout.node_of
+            for underway in self._decision.underway:
+                by_node[node_of[underway.view.assignment.team[0]]].append(underway)
+            self._by_node = by_node
+        return self._by_node
+
+    def _option(
+        self, prospect: Prospect, node: Node, degree: int
+    ) -> tuple[int, float, float, Node, list[Underway]] | None:
+        """Return (worst victim's tier, seconds lost, when, node, victims) for a node, if any."""
+        decision = self._decision
+        if node in decision.holds:
+            return None
+        latest_s = prospect.deadline_s - prospect.tail_s - prospect.run_s(degree)
+        latest_s -= decision.cost.change_s
+        missing = degree - len(decision.board.rooms(prospect.stage).get(node, ()))
+        candidates = sorted(
+            (
+                (tier, loss_s, i, underway)
+                for i, underway in enumerate(self._nodes()[node])
+                if underway.left
+                and underway.boundary_s <= latest_s
+                and id(underway) not in self._stopped
+                and (tier := self._tier(prospect, underway, degree)) is not None
+                for loss_s in [underway.degree * decision.cost.change_s]
+            ),
+        )
+        victims: list[Underway] = []
+        worst, loss_s, until_s = 0, 0.0, decision.now_s
+        for tier, lost_s, _i, underway in candidates:
+            if missing <= 0:
+                break
+            victims.append(underway)
+            missing -= underway.degree
+            worst, loss_s = max(worst, tier), loss_s + lost_s
+            until_s = max(until_s, underway.boundary_s)
+        return (worst, loss_s, until_s, node, victims) if missing <= 0 else None
+
+    def _tier(self, prospect: Prospect, victim: Underway, degree: int) -> int | None:
+        """Return 0 for a hopeless victim, 1 for one that can wait, None for one that cannot."""
+        decision, task = self._decision, victim.task
+        request = task.request
+        if request.priority > prospect.task.request.priority:
+            return None
+        rest_s = victim.left * victim.curve.fastest_s + decision.tail_s(task)
+        if victim.boundary_s + rest_s > request.deadline_s:
+            return 0
+        guard_s = GUARD * request.steps * victim.curve.fastest_s
+        back_s = victim.boundary_s + prospect.run_s(degree) + decision.cost.change_s + guard_s
+        return 1 if back_s + rest_s <= request.deadline_s else None
+
+    def _carry_out(self, prospect: Prospect, node: Node, victims: Sequence[Underway]) -> None:
+        decision, request = self._decision, prospect.task.request.id
+        for victim in victims:
+            self._stopped.add(id(victim))
+            decision.pauses.append(Pause(victim.task.id, f"makes room for {request}"))
+            decision.underway.remove(victim)
+        until_s = max((v.boundary_s for v in victims), default=decision.now_s)
+        decision.holds[node] = Hold(request, node, until_s)
+        decision.hold(prospect.task, f"waits for {len(victims)} paused on node {node}")

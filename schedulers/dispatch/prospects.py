@@ -1,0 +1,131 @@
+"""What lies ahead of a request: how long at which degree, until when, and whether that is hopeless.
+
+A `Curve` is a class of requests (model and shape) as the cost model knows it; a `Prospect` is one
+diffuse task of it at the moment of a decision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.types import ModelId, RunningView, Shape, StageKey, StageKind, StageTask
+
+if TYPE_CHECKING:
+    from schedulers.cost import CostModel
+
+
+class Curve:
+    """Seconds per denoise step by degree, and the degrees worth considering.
+
+    Attributes:
+        degrees: from the least that memory allows, each with a step that takes less than
+            `least_gain` of the one before; ascending.
+        step_s: seconds per step for each of them.
+        cheapest: the degree with the fewest device-seconds per step.
+        fastest_s: the least seconds per step.
+    """
+
+    __slots__ = ("cheapest", "degrees", "fastest_s", "step_s")
+
+    def __init__(self, cost: CostModel, model: ModelId, shape: Shape, least_gain: float) -> None:
+        """Ask the cost model."""
+        least = cost.min_degree(model, shape)
+        allowed = [k for k in cost.degrees(model) if k >= least]
+        times = {k: cost.step_s(model, shape, k) for k in allowed}
+        kept = allowed[:1]
+        for degree in allowed[1:]:
+            if times[degree] < least_gain * times[kept[-1]]:
+                kept.append(degree)
+        self.degrees = tuple(kept)
+        self.step_s = {k: times[k] for k in kept}
+        self.cheapest = min(kept, key=lambda k: (k * times[k], k))
+        self.fastest_s = min(self.step_s.values())
+
+
+class Prospect:
+    """One ready diffuse task at the moment of a decision.
+
+    Attributes:
+        best_s: least seconds from now to its artifact on idle devices.
+        tail_s: seconds from the end of its last step to its artifact, decode pool's wait included.
+        is_background: it cannot be on time any more, however fast it ran.
+    """
+
+    __slots__ = (
+        "best_s", "curve", "deadline_s", "is_background", "is_elder", "lead_s", "steps", "tail_s",
+        "task",
+    )  # fmt: skip
+
+    def __init__(
+        self, task: StageTask, curve: Curve, *, lead_s: float, tail_s: float, now_s: float
+    ) -> None:
+        """Compute what the decision needs."""
+        self.task, self.curve = task, curve
+        self.lead_s, self.tail_s, self.steps = lead_s, tail_s, task.steps_left
+        self.deadline_s = task.request.deadline_s
+        self.best_s = lead_s + self.steps * curve.fastest_s + tail_s
+        self.is_background = now_s + self.best_s > self.deadline_s
+        self.is_elder = False
+
+    @property
+    def stage(self) -> StageKey:
+        """The diffuse stage of its model."""
+        return self.task.stage
+
+    def run_s(self, degree: int) -> float:
+        """Return the seconds that its team would be taken at a degree."""
+        return self.lead_s + self.steps * self.curve.step_s[degree]
+
+    def on_time(self, degree: int, start_s: float) -> bool:
+        """Whether it would meet its deadline if it started then at a degree."""
+        return start_s + self.run_s(degree) + self.tail_s <= self.deadline_s
+
+
+class Underway:
+    """One running diffuse at the moment of a decision.
+
+    Attributes:
+        boundary_s: when its running denoise step is expected to end.
+        left: steps that remain after that boundary.
+        ends_s: when it is expected to end as it runs.
+    """
+
+    __slots__ = ("boundary_s", "curve", "degree", "ends_s", "left", "view")
+
+    def __init__(self, view: RunningView, curve: Curve, step_s: float, now_s: float) -> None:
+        """Extrapolate from the last boundary."""
+        steps = view.assignment.task.request.steps
+        self.view, self.curve, self.degree = view, curve, view.assignment.degree
+        begun = view.step > view.assignment.task.steps_done
+        ends_s = view.step_at_s + (steps - view.step) * step_s if begun else view.ends_s
+        self.left = max(0, steps - view.step - 1)
+        self.boundary_s = max(now_s, ends_s - self.left * step_s)
+        self.ends_s = max(ends_s, self.boundary_s)
+
+    @property
+    def task(self) -> StageTask:
+        """What runs."""
+        return self.view.assignment.task
+
+
+class Curves:
+    """The curves of all classes seen, renewed when the cost model has learnt."""
+
+    def __init__(self, cost: CostModel, least_gain: float) -> None:
+        """Know nothing yet."""
+        self._cost, self._least_gain = cost, least_gain
+        self._kept: dict[tuple[ModelId, Shape], tuple[float, Curve]] = {}
+
+    def of(self, model: ModelId, shape: Shape) -> Curve:
+        """Return a class's curve as of now."""
+        key = (model, shape)
+        first_s, curve = self._kept.get(key, (None, None))
+        if curve is None or self._cost.step_s(model, shape, curve.degrees[0]) != first_s:
+            curve = Curve(self._cost, model, shape, self._least_gain)
+            self._kept[key] = (curve.step_s[curve.degrees[0]], curve)
+        return curve
+
+
+def sibling(stage: StageKey, kind: StageKind) -> StageKey:
+    """Return another stage of the same model."""
+    return StageKey(stage.model, kind)

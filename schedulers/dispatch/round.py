@@ -1,0 +1,181 @@
+"""One decision in the making: the board, the tasks, and the plan as far as it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine.types import (
+    Assignment,
+    ClusterView,
+    DeviceId,
+    DispatchPlan,
+    Held,
+    Pause,
+    PlanId,
+    Prefetch,
+    RequestId,
+    Resize,
+    StageKey,
+    StageKind,
+    StageTask,
+)
+from schedulers.dispatch.board import Board, Layout, Node
+from schedulers.dispatch.prospects import Curve, Curves, Prospect, Underway, sibling
+
+if TYPE_CHECKING:
+    from schedulers.cost import CostModel
+    from schedulers.dispatch.knobs import Knobs
+
+
+class Hold:
+    """A node kept for one request until a time, so that narrow ones do not slip in before it."""
+
+    __slots__ = ("node", "request", "until_s")
+
+    def __init__(self, request: RequestId, node: Node, until_s: float) -> None:
+        """Keep `node` for `request`."""
+        self.request, self.node, self.until_s = request, node, until_s
+
+
+class Round:
+    """Everything one decision works with.
+
+    Attributes:
+        holds: nodes kept for a request; they outlive the round.
+        pool_wait_s: per decode stage, what a decode that came now would wait for its pool.
+    """
+
+    def __init__(
+        self,
+        view: ClusterView,
+        layout: Layout,
+        cost: CostModel,
+        curves: Curves,
+        *,
+        knobs: Knobs,
+        holds: dict[Node, Hold],
+    ) -> None:
+        """Begin with an empty plan."""
+        self.board = Board(view, layout)
+        self.now_s, self.cost, self.curves, self.knobs, self.holds = (
+            view.now_s, cost, curves, knobs, holds,
+        )  # fmt: skip
+        self.pool_wait_s: dict[StageKey, float] = {}
+        self.launches: list[Assignment] = []
+        self.held: list[Held] = []
+        self.pauses: list[Pause] = []
+        self.resizes: list[Resize] = []
+        self.prefetches: list[Prefetch] = []
+        self._underway: list[Underway] | None = None
+
+    @property
+    def underway(self) -> list[Underway]:
+        """Return the diffuses in the air that no one has asked to change yet."""
+        if self._underway is None:
+            self._underway = [
+                Underway(seen, self.curve_of(task), self.step_s(task, degree), self.now_s)
+                for seen in self.board.diffusing
+                if not seen.is_changing
+                for task, degree in [(seen.assignment.task, seen.assignment.degree)]
+            ]
+        return self._underway
+
+    def curve_of(self, task: StageTask) -> Curve:
+        """Return the class of a task."""
+        return self.curves.of(task.request.model, task.request.shape)
+
+    def step_s(self, task: StageTask, degree: int) -> float:
+        """Return the seconds of one denoise step of a task at a degree."""
+        return self.cost.step_s(task.request.model, task.request.shape, degree)
+
+    def decode_s(self, task: StageTask) -> float:
+        """Return the seconds that a request's decode takes."""
+        return self.cost.estimate(sibling(task.stage, StageKind.DECODE), task.request).duration_s
+
+    def tail_s(self, task: StageTask) -> float:
+        """Return the seconds from the end of a request's diffuse to its artifact."""
+        decode = sibling(task.stage, StageKind.DECODE)
+        handoff_s = self.cost.handoff_s(decode, task.request, same_device=False, same_node=False)
+        return self.decode_s(task) + handoff_s + self.pool_wait_s.get(decode, 0.0)
+
+    def prospect(self, task: StageTask) -> Prospect:
+        """Return what lies ahead of a ready diffuse."""
+        lead_s = self.cost.handoff_s(task.stage, task.request, same_device=False, same_node=False)
+        if task.saved is not None:
+            lead_s += self.cost.change_s
+        return Prospect(
+            task, self.curve_of(task), lead_s=lead_s, tail_s=self.tail_s(task), now_s=self.now_s
+        )
+
+    def lead_s(self, task: StageTask, team: Sequence[DeviceId]) -> float:
+        """Return what passes before a launch's first step: hand-off, weights, forming the team."""
+        source = task.came_from[0] if task.came_from else None
+        node_of = self.board.layout.node_of
+        lead_s = self.cost.handoff_s(
+            task.stage,
+            task.request,
+            same_device=source in team,
+            same_node=source is not None and node_of.get(source) == node_of[team[0]],
+        )
+        if task.saved is not None:
+            lead_s += self.cost.change_s
+        if self.board.lacks(task.stage, team):
+            has_peer = self.board.has_peer(task.stage, team)
+            lead_s += self.cost.load_s(task.stage, from_peer=has_peer)
+        return lead_s
+
+    def launch(
+        self,
+        task: StageTask,
+        team: tuple[DeviceId, ...],
+        why: str,
+        riders: tuple[StageTask, ...] = (),
+    ) -> None:
+        """Put a task on a team of idle devices."""
+        self.launches.append(self.assignment(task, team, why, riders))
+        self.board.take(team)
+
+    def assignment(
+        self,
+        task: StageTask,
+        team: tuple[DeviceId, ...],
+        why: str,
+        riders: tuple[StageTask, ...] = (),
+    ) -> Assignment:
+        """Return a launch with what it is expected to cost."""
+        estimate = self.cost.estimate(
+            task.stage, task.request, degree=len(team), batch=1 + len(riders)
+        )
+        run_s = estimate.duration_s
+        if task.steps_left:
+            run_s *= task.steps_left / task.request.steps
+        return Assignment(
+            task=task,
+            team=team,
+            expected_s=self.lead_s(task, team) + run_s,
+            activation_bytes=estimate.activation_bytes,
+            why=why,
+            riders=riders,
+        )
+
+    def hold(self, task: StageTask, reason: str, *, impossible: bool = False) -> None:
+        """Leave a task waiting, and say why."""
+        self.held.append(Held(task, reason, impossible))
+
+    def is_free_for(self, node: Node, task: StageTask, end_s: float) -> bool:
+        """Whether a node is not held, held for this request, or held until after `end_s`."""
+        hold = self.holds.get(node)
+        return hold is None or hold.request == task.request.id or end_s <= hold.until_s
+
+    def plan(self, plan_id: PlanId, next_decision_at_s: float | None) -> DispatchPlan:
+        """Return what was decided."""
+        return DispatchPlan(
+            id=plan_id,
+            assignments=tuple(self.launches),
+            held=tuple(self.held),
+            pauses=tuple(self.pauses),
+            resizes=tuple(self.resizes),
+            prefetches=tuple(self.prefetches),
+            next_decision_at_s=next_decision_at_s,
+        )

@@ -1,0 +1,136 @@
+"""Greedy starts: each waiting diffuse in order gets the least degree that is on time, best fit.
+
+Policy T of the design notes: what cannot be on time any more goes behind all others and takes its
+cheapest degree; what would be late waits if that helps, else preempts, else takes what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.types import DeviceId
+from schedulers.dispatch.board import Node
+from schedulers.dispatch.preemption import Preemption
+from schedulers.dispatch.prospects import Prospect
+from schedulers.dispatch.reservations import Reservations
+from schedulers.dispatch.round import Round
+
+
+class Horizon:
+    """When each degree becomes possible on some node if all that runs just ends."""
+
+    def __init__(self, decision: Round) -> None:
+        """Look at the expected ends of everything in the air."""
+        self._decision = decision
+        self._earliest: dict[int, float] = {}
+        self._by_node: dict[Node, list[float]] | None = None
+
+    def _ends(self) -> dict[Node, list[float]]:
+        if self._by_node is None:
+            board = self._decision.board
+            homes = {d for ids in board.layout.homes.values() for d in ids}
+            ends: dict[Node, list[float]] = {}
+            for device, seen in board.devices.items():
+                if device in homes:
+                    at_s = board.now_s if device in board.idle else seen.busy_until_s
+                    ends.setdefault(seen.info.node, []).append(at_s or board.now_s)
+            for moments in ends.values():
+                moments.sort()
+            self._by_node = ends
+        return self._by_node
+
+    def earliest_s(self, degree: int) -> float:
+        """Return the first moment at which some node has `degree` devices free."""
+        if degree not in self._earliest:
+            ends = [e[degree - 1] for e in self._ends().values() if len(e) >= degree]
+            self._earliest[degree] = min(ends, default=float("inf"))
+        return self._earliest[degree]
+
+    def node_for(self, degree: int) -> tuple[float, Node] | None:
+        """Return the unheld node that first has `degree` devices free, and when."""
+        found = [
+            (ends[degree - 1], node)
+            for node, ends in self._ends().items()
+            if len(ends) >= degree and node not in self._decision.holds
+        ]
+        return min(found, default=None)
+
+
+def start_greedily(decision: Round, prospects: Sequence[Prospect]) -> None:
+    """Start what can start, in order; `prospects` come most urgent first."""
+    horizon = Horizon(decision)
+    preemption = Preemption(decision)
+    reservations = Reservations(decision, horizon)
+    background_waits = any(p.is_background for p in prospects)
+    for prospect in prospects:
+        if not start_in_time(decision, prospect) and not start_anyhow(
+            decision, prospect, horizon, preemption
+        ):
+            reservations.consider(prospect, background_waits=background_waits)
+
+
+def start_in_time(decision: Round, prospect: Prospect) -> bool:
+    """Start at the least degree that meets the deadline now, if some node has room for it."""
+    if prospect.is_background:
+        return False
+    for degree in prospect.curve.degrees:
+        if prospect.on_time(degree, decision.now_s):
+            node = best_fit(decision, prospect, degree)
+            if node is not None:
+                launch(decision, prospect, node, degree, "least degree that is on time")
+                return True
+    return False
+
+
+def start_anyhow(
+    decision: Round, prospect: Prospect, horizon: Horizon, preemption: Preemption
+) -> bool:
+    """Start late work, or wait or preempt for what could still be on time."""
+    if prospect.is_background:
+        return _start_background(decision, prospect)
+    if any(prospect.on_time(k, horizon.earliest_s(k)) for k in prospect.curve.degrees):
+        decision.hold(prospect.task, "waits: a node will free a sufficient degree in time")
+        return False
+    if preemption.make_room(prospect):
+        return False
+    for degree in reversed(prospect.curve.degrees):
+        node = best_fit(decision, prospect, degree)
+        if node is not None:
+            launch(decision, prospect, node, degree, "largest degree there is, likely late")
+            return True
+    decision.hold(prospect.task, "waits: no node has room for any of its degrees")
+    return False
+
+
+def _start_background(decision: Round, prospect: Prospect) -> bool:
+    curve = prospect.curve
+    cheapest = curve.cheapest
+    for degree in (cheapest, *(k for k in curve.degrees if k < cheapest)):
+        node = best_fit(decision, prospect, degree)
+        if node is not None:
+            launch(decision, prospect, node, degree, "late already: cheapest degree")
+            return True
+    decision.hold(prospect.task, "late already: waits for what the others leave")
+    return False
+
+
+def best_fit(decision: Round, prospect: Prospect, degree: int) -> Node | None:
+    """Return the node with the fewest idle devices that still has `degree` of them."""
+    rooms = decision.board.rooms(prospect.stage)
+    best: tuple[int, Node] | None = None
+    for node, room in rooms.items():
+        if len(room) < degree or (best is not None and (len(room), node) >= best):
+            continue
+        end_s = decision.now_s + prospect.run_s(degree)
+        if decision.is_free_for(node, prospect.task, end_s):
+            best = (len(room), node)
+    return None if best is None else best[1]
+
+
+def launch(decision: Round, prospect: Prospect, node: Node, degree: int, why: str) -> None:
+    """Start a prospect on a node, and drop what was held for it."""
+    task = prospect.task
+    team: tuple[DeviceId, ...] = decision.board.choose(prospect.stage, node, degree, task.came_from)
+    decision.launch(task, team, f"{why}: degree {degree} on node {node}")
+    for held in [n for n, hold in decision.holds.items() if hold.request == task.request.id]:
+        del decision.holds[held]

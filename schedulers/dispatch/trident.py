@@ -1,0 +1,175 @@
+"""The dispatcher that the product runs: stages of requests to teams of devices, at every event.
+
+One decision, in this order: decodes (they finish requests), encodes, then the waiting diffuses in
+order of urgency, and leftover devices to whoever gains most. Diffuse starts come from a greedy
+policy or from an integer program (`solver`); both see the same board.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING
+
+from engine.messages import StageReport
+from engine.types import (
+    Assignment,
+    ClusterView,
+    DispatchPlan,
+    ModelId,
+    PlanId,
+    RequestId,
+    Shape,
+    StageKind,
+    StageTask,
+)
+from schedulers.dispatch.auxiliary import place_decodes, place_encodes
+from schedulers.dispatch.board import Layout, Node
+from schedulers.dispatch.fairness import Accounts
+from schedulers.dispatch.feasibility import why_impossible
+from schedulers.dispatch.growth import scale_up
+from schedulers.dispatch.knobs import Knobs
+from schedulers.dispatch.prospects import Curves, Prospect
+from schedulers.dispatch.round import Hold, Round
+from schedulers.dispatch.starts import start_greedily
+
+if TYPE_CHECKING:
+    from schedulers.cost import CostModel
+
+Starter = Callable[[Round, Sequence[Prospect]], None]
+ELDER_NODES = 16
+
+
+class TridentDispatcher:
+    """A `Dispatcher`; its memory between decisions is holds, tenants' accounts and a layout."""
+
+    def __init__(
+        self, cost: CostModel, knobs: Knobs | None = None, start: Starter = start_greedily
+    ) -> None:
+        """Decide with `cost`, and teach it what is observed."""
+        self._cost, self._knobs, self._start = cost, knobs or Knobs(), start
+        self._curves = Curves(cost, self._knobs.least_gain)
+        self._accounts = Accounts(self._knobs.weights, self._knobs.fairness_half_life_s)
+        self._holds: dict[Node, Hold] = {}
+        self._layout: tuple[object, Layout] | None = None
+        self._impossible: dict[tuple[ModelId, Shape], str | None] = {}
+        self._ids = count(1)
+
+    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
+        """Place what can be placed now, change what runs if that helps, and say why."""
+        layout = self._layout_of(view)
+        decision = Round(
+            view, layout, self._cost, self._curves, knobs=self._knobs, holds=self._holds
+        )
+        self._drop_stale_holds(ready, view.now_s)
+        possible = [task for task in ready if not self._refused(decision, task)]
+        by_kind = {kind: [t for t in possible if t.stage.kind is kind] for kind in StageKind}
+        delays_s = self._accounts.delays_s(
+            {task.request.tenant for task in possible}, len(view.devices), view.now_s
+        )
+        place_decodes(decision, self._ordered(decision, by_kind[StageKind.DECODE], delays_s))
+        place_encodes(decision, self._ordered(decision, by_kind[StageKind.ENCODE], delays_s))
+        self._start(decision, self._prospects(decision, by_kind[StageKind.DIFFUSE], delays_s))
+        scale_up(decision)
+        for launch in decision.launches:
+            for task in launch.tasks:
+                share_s = launch.degree * launch.expected_s / len(launch.tasks)
+                self._accounts.charge(task.request.tenant, share_s, view.now_s)
+        return decision.plan(PlanId(next(self._ids)), self._next_decision_s(view.now_s))
+
+    def observe(self, assignment: Assignment, report: StageReport) -> None:
+        """Pass an undisturbed execution on to the cost model."""
+        if not report.paused and assignment.task.saved is None:
+            self._cost.observe(
+                assignment.task, report, degree=assignment.degree, batch=len(assignment.tasks)
+            )
+
+    def _layout_of(self, view: ClusterView) -> Layout:
+        key = (view.placement_version, tuple(device.info.id for device in view.devices))
+        if self._layout is None or self._layout[0] != key:
+            self._layout = (key, Layout(view))
+            self._impossible.clear()
+        return self._layout[1]
+
+    def _drop_stale_holds(self, ready: Sequence[StageTask], now_s: float) -> None:
+        """Forget holds whose request no longer waits, or whose time has passed by a second."""
+        if self._holds:
+            waiting: set[RequestId] = {task.request.id for task in ready}
+            stale = [
+                node
+                for node, hold in self._holds.items()
+                if hold.request not in waiting or (hold.until_s + 1.0 < now_s)
+            ]
+            for node in stale:
+                del self._holds[node]
+
+    def _next_decision_s(self, now_s: float) -> float | None:
+        """Decide again when a hold runs out: its request must not wait for another event."""
+        return min((max(now_s, h.until_s) + 1.01 for h in self._holds.values()), default=None)
+
+    def _refused(self, decision: Round, task: StageTask) -> bool:
+        """Hold a task as impossible if no wait can help its request."""
+        if task.stage.kind is not StageKind.ENCODE:
+            return False
+        key = (task.request.model, task.request.shape)
+        if key not in self._impossible:
+            self._impossible[key] = why_impossible(decision, task)
+        why = self._impossible[key]
+        if why is not None:
+            decision.hold(task, why, impossible=True)
+        return why is not None
+
+    def _ordered(
+        self, decision: Round, tasks: Sequence[StageTask], delays_s: dict[str, float]
+    ) -> list[StageTask]:
+        """Return encodes or decodes, most urgent first: what can be on time before what cannot."""
+
+        def key(task: StageTask) -> tuple[bool, int, float, float, int, int]:
+            late = self._knobs.background and self._is_late(decision, task)
+            return (late, *self._urgency(task, late=late, delays_s=delays_s))
+
+        return sorted(tasks, key=key)
+
+    def _is_late(self, decision: Round, task: StageTask) -> bool:
+        left_s = decision.decode_s(task)
+        if task.stage.kind is StageKind.ENCODE:
+            left_s += task.request.steps * decision.curve_of(task).fastest_s
+        return decision.now_s + left_s > task.request.deadline_s
+
+    def _urgency(
+        self, task: StageTask, *, late: bool, delays_s: dict[str, float]
+    ) -> tuple[int, float, float, int, int]:
+        request = task.request
+        by_arrival = late or not self._knobs.deadline_order
+        first_s = request.arrival_s if by_arrival else request.deadline_s
+        first_s += delays_s[request.tenant]
+        return (-request.priority, first_s, request.arrival_s, task.sequence, task.image_index)
+
+    def _prospects(
+        self, decision: Round, tasks: Sequence[StageTask], delays_s: dict[str, float]
+    ) -> list[Prospect]:
+        """Return what waits to diffuse, most urgent first, and mark the elders among it."""
+        prospects = [decision.prospect(task) for task in tasks]
+        if not self._knobs.background:
+            for prospect in prospects:
+                prospect.is_background = False
+        if self._knobs.elders_per_16_nodes:
+            self._mark_elders(decision, prospects)
+
+        def key(p: Prospect) -> tuple[bool, bool, int, float, float, int, int]:
+            late = p.is_background
+            urgency = self._urgency(p.task, late=late, delays_s=delays_s)
+            return (not p.is_elder, late, *urgency)
+
+        return sorted(prospects, key=key)
+
+    def _mark_elders(self, decision: Round, prospects: Sequence[Prospect]) -> None:
+        """Let the oldest late requests go first, a few at a time: the starvation bound."""
+        nodes = len(decision.board.layout.nodes)
+        quota = -(-nodes * self._knobs.elders_per_16_nodes // ELDER_NODES)
+        late = [p for p in prospects if p.is_background]
+        late.sort(key=lambda p: (p.task.request.arrival_s, p.task.sequence, p.task.image_index))
+        for prospect in late[:quota]:
+            age_s = decision.now_s - prospect.task.request.arrival_s
+            reference_s = self._cost.reference_s(prospect.task.request)
+            prospect.is_elder = age_s > self._knobs.elder_age * reference_s

@@ -1,0 +1,85 @@
+"""Policies by name: which dispatcher and which planner, wired for one deployment.
+
+The only place that knows all of them. The server and the simulator both build from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.types import DeviceId
+from schedulers.dispatch.knobs import Knobs
+from schedulers.dispatch.trident import TridentDispatcher
+from schedulers.errors import SchedulerError
+from schedulers.static import EverywherePlanner
+
+if TYPE_CHECKING:
+    from engine.pipelines import PipelineSpec
+    from engine.ports import Dispatcher, Planner
+    from schedulers.cost import CostModel
+
+
+class Policy:
+    """A dispatcher and a planner that belong together."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, planner: Planner, *, needs_monitor: bool = False
+    ) -> None:
+        """Say whether the planner wants snapshots."""
+        self.dispatcher, self.planner, self.needs_monitor = dispatcher, planner, needs_monitor
+
+
+class Setup:
+    """What a policy is built for.
+
+    Attributes:
+        nodes: the node of every configured device.
+        solver: `greedy` or `ilp` for policies that have both; None means their default.
+        switches: additions to turn on or off by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        specs: Sequence[PipelineSpec],
+        cost: CostModel,
+        nodes: Mapping[DeviceId, str],
+        solver: str | None = None,
+        switches: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Keep it."""
+        self.specs, self.cost, self.nodes = tuple(specs), cost, dict(nodes)
+        self.solver, self.switches = solver, dict(switches or {})
+
+    def knobs(self, **changes: object) -> Knobs:
+        """Return a policy's knobs with the switches applied; names the ones that do not exist."""
+        unknown = [name for name in self.switches if name not in Knobs.__struct_fields__]
+        if unknown:
+            known = ", ".join(Knobs.__struct_fields__)
+            raise SchedulerError(f"There is no switch {unknown[0]!r}; known: {known}.")
+        wanted = {**changes, **self.switches}
+        if self.solver is not None:
+            wanted["solver"] = self.solver
+        return msgspec.structs.replace(Knobs(), **wanted)
+
+
+def _trident(setup: Setup) -> Policy:
+    return Policy(TridentDispatcher(setup.cost, setup.knobs()), _planner(setup))
+
+
+def _planner(setup: Setup) -> Planner:
+    return EverywherePlanner(setup.specs)
+
+
+POLICIES: dict[str, Callable[[Setup], Policy]] = {"trident": _trident}
+
+
+def build_policy(name: str, setup: Setup) -> Policy:
+    """Return a policy by its name; raises `SchedulerError` if there is none."""
+    builder = POLICIES.get(name)
+    if builder is None:
+        raise SchedulerError(f"There is no policy {name!r}; known: {', '.join(POLICIES)}.")
+    return builder(setup)

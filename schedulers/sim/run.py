@@ -1,0 +1,311 @@
+"""One simulation: the real core loop, a virtual clock, the fake executor, and a trace.
+
+Everything that decides is the code that the server runs; only time and devices are simulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.core import EngineCore
+from engine.errors import EngineClosedError, EngineError
+from engine.executors.fake import FakeExecutor
+from engine.types import (
+    Assignment,
+    ClusterView,
+    DispatchPlan,
+    GenerationRequest,
+    MediaFormat,
+    Modality,
+    ModelId,
+    Placement,
+    RequestId,
+    Shape,
+    StageTask,
+)
+from observability.monitor import StageMonitor
+from observability.tracing import StageSpans, build_provider
+from schedulers.cost import CostModel
+from schedulers.policies import Policy, Setup, build_policy
+from schedulers.profile import load_profile, specs_of
+from schedulers.sim.clock import VirtualClock, run_virtual
+from schedulers.sim.config import RunFacts, SimConfig
+from schedulers.sim.events import (
+    ArriveEvent,
+    DeviceLostEvent,
+    FinishEvent,
+    RejectEvent,
+    SimEvent,
+    SwitchEvent,
+)
+from schedulers.sim.summary import percentile
+from schedulers.sim.world import World, cluster_of
+
+if TYPE_CHECKING:
+    from engine.messages import StageReport
+    from engine.ports import Dispatcher, Planner
+    from observability.snapshot import MonitorSnapshot
+    from schedulers.sim.config import NodeFailure
+    from schedulers.sim.traces import TraceRow
+
+MONITOR_WINDOW_S = 120.0
+UNBOUNDED = 1 << 40
+
+OnEvent = Callable[[SimEvent], None]
+
+
+def simulate(
+    config: SimConfig,
+    *,
+    on_event: OnEvent,
+    on_progress: Callable[[float], None] = lambda _now_s: None,
+) -> RunFacts:
+    """Run a simulation to the end of its last request.
+
+    Args:
+        config: what to simulate.
+        on_event: told of everything that happens, in order of its end.
+        on_progress: told the virtual seconds whenever a request arrives.
+
+    Raises:
+        ProfileError: the profile is malformed or lacks a model.
+        TraceError: a row names a model that is not simulated.
+    """
+    return run_virtual(_Simulation(config, on_event, on_progress).run())
+
+
+class _Simulation:
+    """The wiring of one run."""
+
+    def __init__(
+        self, config: SimConfig, on_event: OnEvent, on_progress: Callable[[float], None]
+    ) -> None:
+        self._config, self._on_event, self._on_progress = config, on_event, on_progress
+        profile = load_profile(config.profile)
+        self._specs = specs_of(profile, config.models)
+        self._infos = cluster_of(profile, config.gpus, config.nodes)
+        self._clock, rng = VirtualClock(), random.Random(config.seed)  # noqa: S311 - no cryptography
+        self._truth = CostModel(self._specs, profile, learn=False)
+        self._world = World(
+            self._truth,
+            self._clock,
+            rng,
+            noise=config.noise,
+            stragglers=config.stragglers,
+            on_event=on_event,
+        )
+        policy = self._policy(CostModel(self._specs, profile))
+        self._dispatcher = TimedDispatcher(policy.dispatcher, self._world)
+        self._planner = WatchedPlanner(policy.planner, self._clock, on_event)
+        self._executor = FakeExecutor(
+            self._infos,
+            clock=self._clock,
+            duration_s=self._world.duration_s,
+            lead_s=self._world.lead_s,
+            load_s=self._world.load_s,
+            witness=self._world,
+            keep_launches=False,
+        )
+        self._core = self._engine(policy, profile.node.reserve_bytes)
+        self._open: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._bug: BaseException | None = None
+
+    def _policy(self, cost: CostModel) -> Policy:
+        setup = Setup(
+            specs=self._specs,
+            cost=cost,
+            nodes={info.id: info.node for info in self._infos},
+            solver=self._config.dispatcher,
+            switches=self._config.switches,
+        )
+        return build_policy(self._config.policy, setup)
+
+    def _engine(self, policy: Policy, reserve_bytes: int) -> EngineCore:
+        monitor = StageMonitor(window_s=MONITOR_WINDOW_S) if policy.needs_monitor else None
+        processors = [] if monitor is None else [monitor]
+        return EngineCore(
+            self._specs,
+            executor=self._executor,
+            dispatcher=self._dispatcher,
+            planner=self._planner,
+            clock=self._clock,
+            spans=StageSpans(build_provider(processors=processors)),
+            monitor=monitor,
+            max_requests=UNBOUNDED,
+            reserve_bytes=reserve_bytes,
+        )
+
+    async def run(self) -> RunFacts:
+        started = time.perf_counter()
+        await self._core.start()
+        await self._settle()
+        self._world.begin(self._core)
+        self._planner.begin()
+        failures = [asyncio.create_task(self._fail(f)) for f in self._config.failures]
+        for row in self._config.rows:
+            await asyncio.sleep(max(0.0, row.arrival_s - self._clock.now()))
+            self._expect_sane()
+            self._arrive(row)
+            self._on_progress(self._clock.now())
+        while self._open:
+            self._ended.clear()
+            await self._ended.wait()
+            self._expect_sane()
+        for failure in failures:
+            failure.cancel()
+        await asyncio.sleep(0)
+        self._core.check_integrity()
+        simulated_s = self._clock.now()
+        await self._core.close()
+        return self._dispatcher.facts(self._planner, time.perf_counter() - started, simulated_s)
+
+    def _expect_sane(self) -> None:
+        """Raise what ended a request that was neither its finish nor its refusal."""
+        if self._bug is not None:
+            raise self._bug
+
+    async def _settle(self) -> None:
+        """Let the first placement be loaded: that takes no time yet."""
+        for _round in range(len(self._infos) * 4):
+            await asyncio.sleep(0)
+
+    def _arrive(self, row: TraceRow) -> None:
+        request = self._request(row)
+        self._on_event(
+            ArriveEvent(
+                t=request.arrival_s,
+                request=request.id,
+                model=request.model,
+                height=row.height,
+                width=row.width,
+                frames=row.frames,
+                steps=row.steps,
+                deadline=request.deadline_s,
+                tenant=request.tenant,
+                priority=request.priority,
+            )
+        )
+        work = asyncio.create_task(self._serve(request))
+        self._open.add(work)
+        work.add_done_callback(self._close)
+
+    def _close(self, work: asyncio.Task[None]) -> None:
+        self._open.discard(work)
+        self._ended.set()
+        if not work.cancelled() and (error := work.exception()) is not None:
+            self._bug = error
+
+    def _request(self, row: TraceRow) -> GenerationRequest:
+        model = row.model or ModelId(self._config.models[0])
+        spec = next(spec for spec in self._specs if spec.id == model)
+        now_s = self._clock.now()
+        wish = GenerationRequest(
+            id=RequestId(uuid.uuid4().hex),
+            model=model,
+            prompt="",
+            shape=Shape(row.width, row.height, row.frames),
+            steps=row.steps,
+            guidance_scale=1.0,
+            seed=0,
+            arrival_s=now_s,
+            deadline_s=now_s,
+            media=MediaFormat.PNG if spec.modality is Modality.IMAGE else MediaFormat.MP4,
+            tenant=row.tenant,
+            priority=row.priority,
+        )
+        scale = self._config.slo_scale if row.slo_scale is None else row.slo_scale
+        return _due(wish, now_s + scale * self._truth.reference_s(wish))
+
+    async def _serve(self, request: GenerationRequest) -> None:
+        try:
+            await self._core.generate(request)
+        except EngineClosedError:
+            raise  # a bug, not an outcome
+        except EngineError as error:
+            self._on_event(RejectEvent(self._clock.now(), request.id, str(error)))
+        else:
+            now_s = self._clock.now()
+            self._on_event(FinishEvent(now_s, request.id, now_s <= request.deadline_s))
+
+    async def _fail(self, failure: NodeFailure) -> None:
+        """Let a node die for good."""
+        await asyncio.sleep(max(0.0, failure.at_s - self._clock.now()))
+        names = sorted({info.node for info in self._infos})
+        for info in self._infos:
+            if info.node == names[failure.node]:
+                self._on_event(DeviceLostEvent(self._clock.now(), info.id))
+                self._executor.kill(info.id, for_good=True)
+
+
+def _due(request: GenerationRequest, deadline_s: float) -> GenerationRequest:
+
+    return msgspec.structs.replace(request, deadline_s=deadline_s)
+
+
+class TimedDispatcher:
+    """A dispatcher whose decisions are counted and timed, in real milliseconds."""
+
+    def __init__(self, inner: Dispatcher, world: World) -> None:
+        """Time `inner`; tell `world` which diffuses are about to be resized."""
+        self._inner, self._world = inner, world
+        self._decision_ms = array("d")
+        self._pauses = self._resizes = 0
+
+    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
+        """Decide, and note how long that took."""
+        started = time.perf_counter()
+        plan = self._inner.plan(ready, view)
+        self._decision_ms.append(1e3 * (time.perf_counter() - started))
+        self._pauses += len(plan.pauses)
+        self._resizes += len(plan.resizes)
+        self._world.resizing.update(resize.task for resize in plan.resizes)
+        return plan
+
+    def observe(self, assignment: Assignment, report: StageReport) -> None:
+        """Pass it on."""
+        self._inner.observe(assignment, report)
+
+    def facts(self, planner: WatchedPlanner, wall_s: float, simulated_s: float) -> RunFacts:
+        """Return what was counted."""
+        ordered = sorted(self._decision_ms)
+        return RunFacts(
+            decisions=len(ordered),
+            decision_ms_p50=percentile(ordered, 0.5) or 0.0,
+            decision_ms_p99=percentile(ordered, 0.99) or 0.0,
+            switches_count=planner.switches,
+            preemptions=self._pauses,
+            resizes=self._resizes,
+            wall_s=wall_s,
+            simulated_s=simulated_s,
+        )
+
+
+class WatchedPlanner:
+    """A planner whose switches become events; the first placement is no switch."""
+
+    def __init__(self, inner: Planner, clock: VirtualClock, on_event: OnEvent) -> None:
+        """Watch `inner`."""
+        self._inner, self._clock, self._on_event = inner, clock, on_event
+        self._begun = False
+        self.switches = 0
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self._begun = True
+
+    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
+        """Pass it on."""
+        placement = self._inner.place(view, snapshot)
+        if placement is not None and self._begun:
+            self.switches += 1
+            self._on_event(SwitchEvent(self._clock.now(), placement.version))
+        return placement

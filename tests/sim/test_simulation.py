@@ -1,0 +1,82 @@
+"""Whole simulations: deterministic, complete, and by the code that the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine.types import ModelId
+from schedulers.errors import SchedulerError
+from schedulers.sim.config import NodeFailure, RunFacts, SimConfig
+from schedulers.sim.events import (
+    ArriveEvent,
+    FinishEvent,
+    RejectEvent,
+    RunEvent,
+    RunOutcome,
+    SimEvent,
+)
+from schedulers.sim.run import simulate
+from schedulers.sim.traces import TraceRow
+
+COG = ModelId("cogvideox1.5-5b")
+SIZES = [(768, 432, 17), (768, 432, 81), (768, 1360, 17), (768, 1360, 81)]
+
+
+def rows(count: int, every_s: float) -> Iterator[TraceRow]:
+    for i in range(count):
+        height, width, frames = SIZES[i % len(SIZES)]
+        yield TraceRow(arrival_s=i * every_s, height=height, width=width, frames=frames, steps=6)
+
+
+def run(trace: Iterator[TraceRow], **changes: object) -> tuple[list[SimEvent], RunFacts]:
+    values = {"profile": "l20", "models": (COG,), "gpus": 16, "policy": "trident", "rows": trace}
+    events: list[SimEvent] = []
+    return events, simulate(SimConfig(**(values | changes)), on_event=events.append)
+
+
+def finishes(events: list[SimEvent]) -> list[float]:
+    return [event.t for event in events if isinstance(event, FinishEvent)]
+
+
+def test_the_same_seed_gives_the_same_times_although_ids_are_random() -> None:
+    first, _facts = run(rows(30, 5.0), noise=0.2, seed=3)
+    second, _facts = run(rows(30, 5.0), noise=0.2, seed=3)
+    assert finishes(first) == finishes(second)
+    assert {e.request for e in first if isinstance(e, ArriveEvent)}.isdisjoint(
+        e.request for e in second if isinstance(e, ArriveEvent)
+    )
+
+
+def test_another_seed_of_the_noise_gives_other_times() -> None:
+    assert finishes(run(rows(10, 5.0), noise=0.2, seed=3)[0]) != finishes(
+        run(rows(10, 5.0), noise=0.2, seed=4)[0]
+    )
+
+
+def test_every_request_ends_once_under_overload_and_after_a_node_has_failed() -> None:
+    failure = NodeFailure(0, 40.0)
+    events, _facts = run(rows(40, 2.0), failures=(failure,), gpus=24)
+    arrived = [e.request for e in events if isinstance(e, ArriveEvent)]
+    ended = [e.request for e in events if isinstance(e, FinishEvent | RejectEvent)]
+    assert sorted(arrived) == sorted(ended)
+    assert any(e.outcome is RunOutcome.FAILED for e in events if isinstance(e, RunEvent))
+    assert not [e for e in events if isinstance(e, RejectEvent)]
+
+
+def test_a_request_that_fits_at_no_degree_is_refused_with_the_reason() -> None:
+    row = TraceRow(arrival_s=0.0, height=768, width=1360, frames=81, steps=6)
+    events, _facts = run(iter([row]), gpus=4)
+    (refusal,) = [e for e in events if isinstance(e, RejectEvent)]
+    assert "needs at least 8 devices of one node" in refusal.reason
+
+
+def test_an_unknown_policy_is_named_with_those_that_exist() -> None:
+    with pytest.raises(SchedulerError, match=r"no policy 'magic'; known: trident"):
+        run(rows(1, 1.0), policy="magic")
+
+
+def test_an_unknown_switch_is_named() -> None:
+    with pytest.raises(SchedulerError, match="no switch 'telepathy'"):
+        run(rows(1, 1.0), switches={"telepathy": True})
