@@ -11,8 +11,8 @@ Between two neighbouring points (n₀, v₀) and (n₁, v₁), r = n / n₁:
 * else, a fixed cost shows, or the curve is linear: v = v₁ (c + l r), through both points.
 
 Beyond the first or last point the law of the outermost two goes on from there, with its negative
-coefficients set to zero (so it neither turns nor crosses zero, and grows at most with n²). Points
-that fall although n grows are pooled to their mean first (pool adjacent violators; Ayer et al.
+coefficients set to zero (so it neither turns nor crosses zero, and grows at most with n²); above the
+last, a duration grows at least with n. Points that fall although n grows are pooled to their mean first (pool adjacent violators; Ayer et al.
 1955), so every curve is monotone. Knows nothing of stages or degrees.
 """
 
@@ -27,9 +27,9 @@ import msgspec
 from schedulers.profiles.schema import Provenance, weakest
 
 # With a single point nothing tells how a duration grows: above it, half with n and half with n²
-# (dear rather than cheap), below it with n.
-_SINGLE_ABOVE = (0.0, 0.5, 0.5)
-_PROPORTIONAL = (0.0, 1.0, 0.0)
+# (dear rather than cheap), below it with n. Shares of (n, n²).
+_SINGLE_ABOVE = (0.5, 0.5)
+_PROPORTIONAL = (1.0, 0.0)
 
 
 class Knot(msgspec.Struct, frozen=True):
@@ -41,17 +41,19 @@ class Knot(msgspec.Struct, frozen=True):
 
 
 class _Law(msgspec.Struct, frozen=True):
-    """`value * (constant + linear * r + quadratic * r²)` with r = n / pixels."""
+    """`value * (c + linear * r + quadratic * r²)` with r = n / pixels; c is what is left of 1."""
 
     pixels: int
     value: float
-    constant: float
     linear: float
     quadratic: float
 
-    def at(self, pixels: float) -> float:
+    def at(self, pixels: int) -> float:
+        # Written around r = 1, so that points a pixel apart lose no digits.
         r = pixels / self.pixels
-        return self.value * (self.constant + self.linear * r + self.quadratic * r * r)
+        change = (pixels - self.pixels) / self.pixels
+        grown = 1.0 + change * (self.linear + self.quadratic * (1.0 + r))
+        return self.value * max(0.0, grown)
 
 
 class Curve:
@@ -64,7 +66,10 @@ class Curve:
         gaps = [_between(low, high, quadratic=quadratic) for low, high in pairwise(self._knots)]
         first, last = self._knots[0], self._knots[-1]
         if gaps:
-            below, above = _anchored(gaps[0], first), _anchored(gaps[-1], last)
+            below = _anchored(gaps[0], first)
+            above = _anchored(gaps[-1], last)
+            if quadratic:  # a fixed cost that still shows at the largest size would be noise
+                above = msgspec.structs.replace(above, linear=1 - above.quadratic)
         else:
             below = _Law(first.pixels, first.value, *_PROPORTIONAL)
             above = _Law(last.pixels, last.value, *(_SINGLE_ABOVE if quadratic else _PROPORTIONAL))
@@ -120,14 +125,14 @@ def _between(low: Knot, high: Knot, *, quadratic: bool) -> _Law:
     ratio = low.value / high.value if high.value else 1.0
     if quadratic and ratio <= r:
         q = (r - ratio) / (r - r * r)
-        return _Law(high.pixels, high.value, 0.0, 1 - q, q)
-    c = (ratio - r) / (1 - r)
-    return _Law(high.pixels, high.value, c, 1 - c, 0.0)
+        return _Law(high.pixels, high.value, 1 - q, q)
+    return _Law(high.pixels, high.value, (1 - ratio) / (1 - r), 0.0)
 
 
 def _anchored(law: _Law, knot: Knot) -> _Law:
     """Return `law` as it goes on beyond `knot`: through it, without negative coefficients."""
     r = knot.pixels / law.pixels
-    shares = [max(0.0, s) for s in (law.constant, law.linear * r, law.quadratic * r * r)]
-    total = sum(shares)
-    return _Law(knot.pixels, knot.value, *(share / total for share in shares))
+    constant = max(0.0, 1 - law.linear - law.quadratic)
+    linear, quadratic = max(0.0, law.linear * r), law.quadratic * r * r
+    total = constant + linear + quadratic
+    return _Law(knot.pixels, knot.value, linear / total, quadratic / total)

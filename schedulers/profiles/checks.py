@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -60,12 +60,15 @@ def decode_profile(content: bytes, file: str) -> Profile:
 
 def _parse(content: bytes, file: str) -> dict[str, Any]:
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=_unique, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         message = f"{file}: line {error.lineno}, column {error.colno}: no JSON: {error.msg}."
         raise ProfileError(message) from error
     except UnicodeDecodeError as error:
         message = f"{file}: byte {error.start}: no UTF-8 text, so no JSON."
+        raise ProfileError(message) from error
+    except ValueError as error:
+        message = f"{file}: {error}."
         raise ProfileError(message) from error
     if not isinstance(document, dict):
         message = f"{file}: line 1: a profile is a JSON object, not {type(document).__name__}."
@@ -73,44 +76,59 @@ def _parse(content: bytes, file: str) -> dict[str, Any]:
     return document
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object, or refuse one that has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        message = f"field {twice}: the same object has it twice"
+        raise ValueError(message)
+    return found
+
+
+def _no_number(constant: str) -> float:
+    message = f"{constant} is no number of JSON"
+    raise ValueError(message)
+
+
 def _located(document: dict[str, Any], error: msgspec.ValidationError) -> tuple[str, str]:
     """Return the field that is wrong, and what is wrong with it.
 
-    msgspec writes `[...]` for the key of a mapping; the key is the one without whose siblings the
-    same error remains.
+    msgspec writes `[...]` for the key of a mapping; the key is the one that fails alone as well.
     """
-    what, _, path = str(error).partition(" - at `")
-    path = path.rstrip("`") or "$"
-    while "[...]" in path:
-        before, _, after = path.partition("[...]")
-        key = next(k for k in _keys_at(document, before) if _fails(document, before, k, error))
-        path = f'{before}["{key}"]{after}'
-        _prune(document, before, key)
-    return path.removeprefix("$").lstrip(".") or "(top level)", what
+    what, _, place = str(error).partition(" - at `")
+    trail: list[str] = []
+    field = ""
+    for part in re.findall(r"\[\.\.\.\]|\[\d+\]|\.\w+", place):
+        if part != "[...]":
+            trail.append(part.strip(".[]"))
+            field += part
+            continue
+        trail.append(_culprit(document, trail, error))
+        document = _with_only(document, trail)
+        field += f"[{json.dumps(trail[-1])}]"
+    return field.lstrip(".") or "(top level)", what
 
 
-def _steps(path: str) -> list[str]:
-    return [key or name for key, name in re.findall(r'\["([^"]*)"\]|\.(\w+)', path)]
+def _culprit(document: dict[str, Any], trail: Sequence[str], error: msgspec.ValidationError) -> str:
+    mapping = document
+    for key in trail:
+        mapping = mapping[key]
+    keys = list(mapping)
+    return next(key for key in keys if _fails(_with_only(document, [*trail, key]), error))
 
 
-def _keys_at(document: Mapping[str, Any], path: str) -> list[str]:
-    for step in _steps(path):
-        document = document[step]
-    return list(document)
+def _with_only(document: dict[str, Any], trail: Sequence[str]) -> dict[str, Any]:
+    """Return the document without the siblings of the last key of `trail`."""
+    first, *rest = trail
+    if not rest:
+        return {first: document[first]}
+    return {**document, first: _with_only(document[first], rest)}
 
 
-def _prune(document: dict[str, Any], path: str, key: str) -> None:
-    for step in _steps(path):
-        document = document[step]
-    for other in [other for other in document if other != key]:
-        del document[other]
-
-
-def _fails(document: dict[str, Any], path: str, key: str, error: msgspec.ValidationError) -> bool:
-    alone = json.loads(json.dumps(document))
-    _prune(alone, path, key)
+def _fails(document: dict[str, Any], error: msgspec.ValidationError) -> bool:
     try:
-        msgspec.convert(alone, Profile)
+        msgspec.convert(document, Profile)
     except msgspec.ValidationError as same:
         return str(same) == str(error)
     return False

@@ -19,8 +19,9 @@ SCHEMA = "tridentserve.profile/1"
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
-Duration = Annotated[float, msgspec.Meta(ge=0)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+_HUGE = 1e18  # beyond every figure that means something; keeps infinities out
+Duration = Annotated[float, msgspec.Meta(ge=0, le=_HUGE)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=_HUGE)]
 
 
 class Provenance(StrEnum):
@@ -114,7 +115,7 @@ class EdgeProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     fixed_bytes: Size
-    bytes_per_pixel: Annotated[float, msgspec.Meta(ge=0)]
+    bytes_per_pixel: Annotated[float, msgspec.Meta(ge=0, le=_HUGE)]
     within_node_s: Duration
     across_node_s: Duration
     provenance: Mapping[str, Provenance]
