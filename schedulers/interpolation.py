@@ -11,9 +11,10 @@ Between two neighbouring points (n₀, v₀) and (n₁, v₁), r = n / n₁:
 * else, a fixed cost shows, or the curve is linear: v = v₁ (c + l r), through both points.
 
 Beyond the first or last point the law of the outermost two goes on from there, with its negative
-coefficients set to zero (so it neither turns nor crosses zero, and grows at most with n²); above the
-last, a duration grows at least with n. Points that fall although n grows are pooled to their mean first (pool adjacent violators; Ayer et al.
-1955), so every curve is monotone. Knows nothing of stages or degrees.
+coefficients set to zero (so it neither turns nor crosses zero, and grows at most with n²); above
+the last, a duration grows at least with n. Points that fall although n grows are pooled to their
+mean first (pool adjacent violators; Ayer et al. 1955), so every curve is monotone. Knows nothing
+of stages or degrees.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ from schedulers.profiles.sourcing import (
     published_shape,
 )
 
-_HERE = Path(__file__).parent
+HERE = Path(__file__).parent
 _BATCHES = (1, 2, 4, 8)
 _BATCHED_SHARE = 0.5  # of an encode: T(b) = t * (0.5 + 0.5 b), so a batch of 8 costs 4.5, not 8
 _LINE = 240  # shorter values are written on one line
@@ -56,6 +56,7 @@ _SCENARIOS: Mapping[str, Mapping[int, str]] = {
     "qwen-image": {1: "qwen_image_t2i", 2: "qwen_image_t2i_2_gpus"},
     "z-image-turbo": {1: "zimage_image_t2i", 2: "zimage_image_t2i_2_gpus"},
 }
+_ENDS = {"flux1": "flux_image_t2i"}  # encode and decode of a model whose steps are from xDiT
 _SGLANG_SHAPE = Shape(1024, 1024)
 _SGLANG = Source(
     "Performance baselines of SGLang 0.5.23 (sgl-project/sglang, Apache-2.0), "
@@ -90,16 +91,13 @@ def build_h100() -> Profile:
             shape = published_shape(run.shape)
             steps = [Step(shape, k, total / run.steps) for k, total in run.total_s.items()]
             given = msgspec.structs.replace(given, default_steps=run.steps)
-            return _model(assumed, given, steps=steps, stages=stages.get(_FLUX1.get(name, "")))
+            return _model(assumed, given, steps=steps, stages=stages.get(_ENDS.get(name, "")))
         single = stages[_SCENARIOS[name][1]]
         given = msgspec.structs.replace(given, default_steps=single.steps)
         return _model(assumed, given, steps=_sglang_steps(name, stages), stages=single)
 
     gives = "steps of flux1 and hunyuanvideo: seconds end to end divided by steps"
     return _profile("h100", assumed, model, [_SGLANG, Source(ends.citation, gives)])
-
-
-_FLUX1 = {"flux1": "flux_image_t2i"}
 
 
 def _sglang_steps(name: str, stages: Mapping[str, StageTimes]) -> list[Step]:
@@ -278,14 +276,14 @@ def built(name: str) -> str:
     return content
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the profiles, or with --check say whether they are up to date."""
     parser = argparse.ArgumentParser(description="Build the profiles that ship.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if outdated")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     outdated = 0
     for name in BUILDERS:
-        path, content = _HERE / f"{name}.json", built(name)
+        path, content = HERE / f"{name}.json", built(name)
         if check:
             same = path.exists() and path.read_text() == content
             outdated += not same

@@ -17,6 +17,7 @@ from engine.types import (
     TaskId,
 )
 from schedulers.cost import CostModel
+from schedulers.interpolation import Curve, Knot
 from schedulers.profile import Provenance, load_profile, specs_of
 from tests.support.builders import MODEL, a_request, a_spec
 
@@ -112,6 +113,24 @@ class TestEstimates:
         cost = a_model()
         largest = cost.step_s(COG, LARGE, 1)
         assert 3 * largest < cost.step_s(COG, Shape(1360, 768, 243), 1) <= 9 * largest
+
+    @pytest.mark.parametrize("model", [COG, HUNYUAN])
+    def test_a_video_size_left_out_of_the_profile_is_met_within_a_quarter(
+        self, model: ModelId
+    ) -> None:
+        entries = L20.models[model].stages[DIFFUSE].entries
+        for degree in (1, 2, 4, 8):
+            knots = sorted(
+                (
+                    Knot(entry.shape.pixels, entry.duration_s, entry.provenance)
+                    for entry in entries
+                    if entry.degree == degree and entry.shape
+                ),
+                key=lambda knot: knot.pixels,
+            )
+            for left_out in knots[1:-1]:
+                curve = Curve([k for k in knots if k != left_out], quadratic=True)
+                assert curve.at(left_out.pixels) == pytest.approx(left_out.value, rel=0.25)
 
     def test_decode_of_an_unprofiled_size_follows_its_line(self) -> None:
         image = a_request(model="flux1", shape=Shape(1280, 720))

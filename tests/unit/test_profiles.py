@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from engine.pipelines import build
@@ -16,7 +18,7 @@ from schedulers.profile import (
     load_profile,
     specs_of,
 )
-from schedulers.profiles.build import BUILDERS, built
+from schedulers.profiles.build import BUILDERS, built, main
 from schedulers.profiles.sourcing import SOURCES
 from tests.support.builders import a_request
 
@@ -47,6 +49,16 @@ def step_s(profile: Profile, model: str, shape: Shape) -> list[float]:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_committed_file_is_what_the_program_builds(name: str) -> None:
     assert built(name) == (SOURCES.parent / f"{name}.json").read_text()
+
+
+def test_the_program_writes_the_files_and_says_when_they_are_outdated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("schedulers.profiles.build.HERE", tmp_path)
+    assert main(["--check"]) == 1
+    assert main([]) == 0
+    assert main(["--check"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "h100.json is up to date"
 
 
 def test_every_profile_that_ships_can_be_loaded_by_its_name() -> None:
