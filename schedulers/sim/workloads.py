@@ -106,10 +106,13 @@ MIXES: Final[Mapping[ModelId, Mix]] = {
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a workload is made for; `steps` and `duration_s` None mean the workload's own."""
+    """What a workload is made for; `steps` and `duration_s` None mean the workload's own.
+
+    `gpus` is the part of the cluster that the load is reckoned for: models share it.
+    """
 
     model: ModelId
-    gpus: int
+    gpus: float
     gpu_seconds: GpuSeconds
     seed: int = 0
     rate_scale: float = 1.0
