@@ -1,6 +1,7 @@
 """Encode and decode teams: Gamma_E and Gamma_C of the paper, one device each.
 
-Encodes of a model run together. A decode goes to its pool of auxiliaries where there is one, and
+Encodes with a pool run together; without one an encode begins its request and is started like a
+diffuse (`starts`). A decode goes to its pool of auxiliaries where there is one, and
 spills onto a primary device when the pool is behind; without a pool it stays where its latent is.
 """
 
@@ -14,35 +15,28 @@ from schedulers.dispatch.round import Round
 
 
 def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
-    """Batch the ready encodes of each model onto idle devices that may encode.
+    """Batch the ready encodes of each model onto the idle auxiliaries of its encode pool.
 
     `tasks` come in order of urgency. A task that failed in a batch runs alone.
     """
     waiting = list(tasks)
     while waiting:
         first = waiting[0]
-        device = _encoder(decision, first.stage)
-        if device is None:
-            same = [task for task in waiting if task.stage == first.stage]
-            for task in same:
-                decision.hold(task, f"waits for an idle device that holds {first.stage}")
-        else:
+        pool = decision.board.idle_in_pool(first.stage)
+        if pool:
             alike = [t for t in waiting if t.stage == first.stage and t.attempt == 1]
             same = alike[: decision.knobs.batch] if first.attempt == 1 else [first]
+            device = min(
+                pool, key=lambda d: (first.stage not in decision.board.idle[d].resident, d)
+            )
             why = f"encode of {len(same)} together on {device}"
             decision.launch(first, (device,), why, tuple(t for t in same if t is not first))
+        else:
+            same = [task for task in waiting if task.stage == first.stage]
+            for task in same:
+                decision.hold(task, f"waits for the encode pool of {first.stage}")
         done = {id(task) for task in same}
         waiting = [task for task in waiting if id(task) not in done]
-
-
-def _encoder(decision: Round, stage: StageKey) -> DeviceId | None:
-    """Return an idle device for an encode: an auxiliary first, else on the fullest node."""
-    pool = decision.board.idle_in_pool(stage)
-    if pool:
-        return min(pool, key=lambda d: (stage not in decision.board.idle[d].resident, d))
-    if decision.board.layout.pools.get(stage):
-        return None
-    return _single(decision, stage, ())
 
 
 def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:

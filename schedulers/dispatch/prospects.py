@@ -43,17 +43,20 @@ class Curve:
 
 
 class Prospect:
-    """One ready diffuse task at the moment of a decision.
+    """A request that waits to begin or to diffuse, at the moment of a decision.
 
     Attributes:
+        stage: its diffuse stage.
+        steps: denoise steps that it has left.
+        lead_s: seconds before its first step: its encode if that is still to do, and hand-offs.
         best_s: least seconds from now to its artifact on idle devices.
         tail_s: seconds from the end of its last step to its artifact, decode pool's wait included.
         is_background: it cannot be on time any more, however fast it ran.
     """
 
     __slots__ = (
-        "best_s", "curve", "deadline_s", "is_background", "is_elder", "lead_s", "steps", "tail_s",
-        "task",
+        "best_s", "curve", "deadline_s", "is_background", "is_elder", "lead_s", "stage", "steps",
+        "tail_s", "task",
     )  # fmt: skip
 
     def __init__(
@@ -61,16 +64,18 @@ class Prospect:
     ) -> None:
         """Compute what the decision needs."""
         self.task, self.curve = task, curve
-        self.lead_s, self.tail_s, self.steps = lead_s, tail_s, task.steps_left
+        self.stage = sibling(task.stage, StageKind.DIFFUSE)
+        self.lead_s, self.tail_s = lead_s, tail_s
+        self.steps = task.request.steps - task.steps_done
         self.deadline_s = task.request.deadline_s
         self.best_s = lead_s + self.steps * curve.fastest_s + tail_s
         self.is_background = now_s + self.best_s > self.deadline_s
         self.is_elder = False
 
     @property
-    def stage(self) -> StageKey:
-        """The diffuse stage of its model."""
-        return self.task.stage
+    def begins(self) -> bool:
+        """Whether its encode is still to do."""
+        return self.task.stage.kind is StageKind.ENCODE
 
     def run_s(self, degree: int) -> float:
         """Return the seconds that its team would be taken at a degree."""

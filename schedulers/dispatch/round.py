@@ -100,10 +100,13 @@ class Round:
         return self.decode_s(task) + handoff_s + self.pool_wait_s.get(decode, 0.0)
 
     def prospect(self, task: StageTask) -> Prospect:
-        """Return what lies ahead of a ready diffuse."""
-        lead_s = self.cost.handoff_s(task.stage, task.request, same_device=False, same_node=False)
+        """Return what lies ahead of a request that waits to begin or to diffuse."""
+        diffuse = sibling(task.stage, StageKind.DIFFUSE)
+        lead_s = self.cost.handoff_s(diffuse, task.request, same_device=False, same_node=False)
         if task.saved is not None:
             lead_s += self.cost.change_s
+        if task.stage.kind is StageKind.ENCODE:
+            lead_s += self.cost.estimate(task.stage, task.request).duration_s
         return Prospect(
             task, self.curve_of(task), lead_s=lead_s, tail_s=self.tail_s(task), now_s=self.now_s
         )

@@ -63,15 +63,41 @@ def start_greedily(decision: Round, prospects: Sequence[Prospect]) -> None:
     reservations = Reservations(decision, horizon)
     background_waits = any(p.is_background for p in prospects)
     for prospect in prospects:
+        if prospect.begins and begin(decision, prospect):
+            continue
         if not start_in_time(decision, prospect) and not start_anyhow(
             decision, prospect, horizon, preemption
         ):
             reservations.consider(prospect, background_waits=background_waits)
 
 
+def begin(decision: Round, prospect: Prospect) -> bool:
+    """Encode at once if any device is idle: it takes next to nothing and the diffuse comes nearer.
+
+    Best on a node where the least degree that is on time has room right after it.
+    """
+    rooms = decision.board.rooms(prospect.task.stage)
+    end_s = decision.now_s + prospect.lead_s
+    open_nodes = [n for n in rooms if decision.is_free_for(n, prospect.task, end_s)]
+    if not open_nodes:
+        return False
+    degrees = prospect.curve.degrees
+    degree = next((k for k in degrees if prospect.on_time(k, decision.now_s)), degrees[0])
+    wide = decision.board.rooms(prospect.stage)
+
+    def fit(node: Node) -> tuple[bool, int, Node]:
+        room = len(wide.get(node, ()))
+        return (room < degree, room, node)
+
+    node = min(open_nodes, key=fit)
+    team = decision.board.choose(prospect.task.stage, node, 1)
+    decision.launch(prospect.task, team, f"begins on node {node}")
+    return True
+
+
 def start_in_time(decision: Round, prospect: Prospect) -> bool:
     """Start at the least degree that meets the deadline now, if some node has room for it."""
-    if prospect.is_background:
+    if prospect.is_background or prospect.begins:
         return False
     for degree in prospect.curve.degrees:
         if prospect.on_time(degree, decision.now_s):
@@ -86,14 +112,17 @@ def start_anyhow(
     decision: Round, prospect: Prospect, horizon: Horizon, preemption: Preemption
 ) -> bool:
     """Start late work, or wait or preempt for what could still be on time."""
-    if prospect.is_background:
+    if prospect.is_background and not prospect.begins:
         return _start_background(decision, prospect)
+    if prospect.is_background:
+        decision.hold(prospect.task, "late already: waits for an idle device to begin")
+        return False
     if any(prospect.on_time(k, horizon.earliest_s(k)) for k in prospect.curve.degrees):
         decision.hold(prospect.task, "waits: a node will free a sufficient degree in time")
         return False
     if preemption.make_room(prospect):
         return False
-    for degree in reversed(prospect.curve.degrees):
+    for degree in () if prospect.begins else reversed(prospect.curve.degrees):
         node = best_fit(decision, prospect, degree)
         if node is not None:
             launch(decision, prospect, node, degree, "largest degree there is, likely late")

@@ -1,7 +1,7 @@
 """The dispatcher that the product runs: stages of requests to teams of devices, at every event.
 
-One decision, in this order: decodes (they finish requests), encodes, then the waiting diffuses in
-order of urgency, and leftover devices to whoever gains most. Diffuse starts come from a greedy
+One decision, in this order: decodes (they finish requests), encodes that have a pool, then in
+order of urgency what waits to begin or to diffuse, and leftover devices to whoever gains most. Diffuse starts come from a greedy
 policy or from an integer program (`solver`); both see the same board.
 """
 
@@ -68,8 +68,12 @@ class TridentDispatcher:
             {task.request.tenant for task in possible}, len(view.devices), view.now_s
         )
         place_decodes(decision, self._ordered(decision, by_kind[StageKind.DECODE], delays_s))
-        place_encodes(decision, self._ordered(decision, by_kind[StageKind.ENCODE], delays_s))
-        self._start(decision, self._prospects(decision, by_kind[StageKind.DIFFUSE], delays_s))
+        encodes = self._ordered(decision, by_kind[StageKind.ENCODE], delays_s)
+        pooled = [task for task in encodes if layout.pools.get(task.stage)]
+        place_encodes(decision, pooled)
+        beginning = [task for task in encodes if not layout.pools.get(task.stage)]
+        waiting = [*beginning, *by_kind[StageKind.DIFFUSE]]
+        self._start(decision, self._prospects(decision, waiting, delays_s))
         scale_up(decision)
         for launch in decision.launches:
             for task in launch.tasks:
