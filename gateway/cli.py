@@ -1,4 +1,4 @@
-"""The `trident` command: serve models, make a model folder to try things with.
+"""The `trident` command: serve models, simulate clusters, make a model folder to try things with.
 
 Flags of `serve` become `TRIDENT_*` variables, because the server process that granian starts
 builds its own settings from them. Everything that can be wrong is found out before that.
@@ -21,6 +21,8 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 
 from engine import Modality, PipelineError
+from gateway.cli_simulate import capacity, simulate
+from gateway.refusal import RefusalError
 from gateway.runner import open_models
 from gateway.settings import Settings, SettingsError
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
@@ -34,16 +36,14 @@ _STOP_WITHIN_S: Final = 15
 _INSTALL_HINT: Final = "pip install 'tridentserve[engine]'"
 
 
-class RefusalError(click.ClickException):
-    """Something the user can mend: one sentence, exit code 2, no traceback."""
-
-    exit_code = 2
-
-
 @click.group()
 @click.version_option(package_name="tridentserve")
 def main() -> None:
     """Serve diffusion models behind an OpenAI-compatible API."""
+
+
+main.add_command(simulate)
+main.add_command(capacity)
 
 
 @main.command()

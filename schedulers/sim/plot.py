@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -28,7 +28,7 @@ _HINT: Final = "pip install 'tridentserve[sim]'"
 _DPI: Final = 150
 _NAMED_ROWS: Final = 16  # with more devices only nodes are named
 _OUTLINED: Final = 4000  # with more rectangles outlines would hide them
-_BAR_HEIGHT: Final = 0.86
+_GAP: Final = 0.14  # between the bars of named devices
 
 
 class _Look(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ def _draw_timeline(axes: Axes, timeline: Timeline) -> None:
     handles: list[Line2D | Patch] = []
     for kind, look in _LOOKS.items():
         if (bars := timeline.bars.get(kind)) is not None:
-            _draw_bars(axes, bars, look)
+            _draw_bars(axes, bars, look, 1.0 - _GAP * (len(timeline.devices) <= _NAMED_ROWS))
             outline = look.edge if look.hatch else look.color
             handles.append(Patch(fc=look.color, ec=outline, hatch=look.hatch, label=kind))
     if timeline.switches:
@@ -128,12 +128,12 @@ def _draw_timeline(axes: Axes, timeline: Timeline) -> None:
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=7, frameon=False)
 
 
-def _draw_bars(axes: Axes, bars: Bars, look: _Look) -> None:
+def _draw_bars(axes: Axes, bars: Bars, look: _Look, height: float) -> None:
     from matplotlib.collections import PolyCollection  # noqa: PLC0415 - an extra
 
     outlined = look.hatch is not None or len(bars.rows) <= _OUTLINED
     boxes = PolyCollection(
-        list(_corners(bars)),
+        list(_corners(bars, height)),
         facecolors=look.color,
         edgecolors=look.edge if outlined else "none",
         linewidths=0.3 if outlined else 0.0,
@@ -143,11 +143,11 @@ def _draw_bars(axes: Axes, bars: Bars, look: _Look) -> None:
     axes.add_collection(boxes, autolim=False)
 
 
-def _corners(bars: Bars) -> np.ndarray:
+def _corners(bars: Bars, height: float) -> np.ndarray:
     import numpy as np  # noqa: PLC0415 - comes with matplotlib
 
-    low = np.asarray(bars.rows) - _BAR_HEIGHT / 2
-    high, start, end = low + _BAR_HEIGHT, np.asarray(bars.starts), np.asarray(bars.ends)
+    low = np.asarray(bars.rows) - height / 2
+    high, start, end = low + height, np.asarray(bars.starts), np.asarray(bars.ends)
     corners = [(start, low), (start, high), (end, high), (end, low)]
     return np.stack([np.stack(corner, axis=1) for corner in corners], axis=1)  # (bars, 4, 2)
 
@@ -174,7 +174,7 @@ def _name_rows(axes: Axes, timeline: Timeline) -> None:
 def _draw_distribution(axes: Axes, runs: Sequence[tuple[str, Latencies]]) -> None:
     for color, (name, latencies) in zip(_colors(runs), runs, strict=True):
         _draw_share(axes, list(latencies.latencies), name, color)
-    axes.set_xscale("log")
+    _scale(axes, "x")
     axes.set_xlabel("latency, s")
     _finish_shares(axes, "Share of all requests that took at most so long", runs)
 
@@ -184,7 +184,7 @@ def _draw_against_deadline(axes: Axes, runs: Sequence[tuple[str, Latencies]]) ->
         pairs = zip(found.latencies, found.allowed, strict=True)
         _draw_share(axes, [latency / max(allowed, 1e-9) for latency, allowed in pairs], name, color)
     axes.axvline(1, color="#444444", linewidth=1, linestyle=":")
-    axes.set_xscale("log")
+    _scale(axes, "x")
     axes.set_xlabel("latency over the time allowed (left of 1: on time)")
     _finish_shares(axes, "Share of all requests, against their deadlines", runs)
 
@@ -213,18 +213,30 @@ def _draw_over_time(axes: Axes, found: Latencies) -> None:
     for points, label, color in ((on_time, "on time", "#0072B2"), (late, "late", "#D55E00")):
         if points:
             ats, latencies = zip(*points, strict=True)
-            axes.scatter(ats, latencies, s=5, color=color, label=label, linewidths=0)
+            axes.scatter(ats, latencies, s=6, color=color, label=label, linewidths=0)
     if never:
         axes.plot(never, [1.0] * len(never), "|", color="black", label="no output")
         axes.lines[-1].set_transform(axes.get_xaxis_transform())
-    axes.set_yscale("log")
+    _scale(axes, "y")
     axes.set_xlabel("arrival, virtual s")
     axes.set_ylabel("latency, s")
     axes.set_title("Latency of every request", loc="left", fontsize="medium")
     axes.grid(color="#dddddd", linewidth=0.6)
     if rows:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+        above = (1, 1)
+        axes.legend(loc="lower right", bbox_to_anchor=above, ncols=3, frameon=False, markerscale=2)
 
 
 def _colors(runs: Sequence[object]) -> list[str]:
     return [_LINES[i % len(_LINES)] for i in range(len(runs))]
+
+
+def _scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: PLC0415
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,98 @@
+"""Options that the simulating commands share, and the kinds of values that they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from schedulers.sim.config import NodeFailure
+from schedulers.sim.workloads import WORKLOADS
+
+_DISPATCHERS: Final = ("ilp", "greedy")
+PATH: Final = click.Path(path_type=Path)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number inside a range."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Refuse infinity and what is no number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return float(number)
+
+
+class Switch(click.ParamType[Any]):
+    """`NAME=on` or `NAME=off`."""
+
+    name = "switch"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, bool]:
+        """Return name and state."""
+        name, _, state = str(value).partition("=")
+        if not name or state not in {"on", "off"}:
+            self.fail(f"{value!r} is not NAME=on or NAME=off.", param, ctx)
+        return name, state == "on"
+
+
+class Failure(click.ParamType[Any]):
+    """`NODE@SECONDS`."""
+
+    name = "failure"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> NodeFailure:
+        """Return which node fails and when."""
+        if isinstance(value, NodeFailure):
+            return value
+        node, _, at = str(value).partition("@")
+        try:
+            failure = NodeFailure(int(node), float(at))
+        except ValueError:
+            failure = NodeFailure(-1, -1.0)
+        if failure.node < 0 or not 0 <= failure.at_s < math.inf:
+            self.fail(f"{value!r} is not NODE@SECONDS, such as 3@600.", param, ctx)
+        return failure
+
+
+ABOVE_0: Final = Number(min=0, min_open=True)
+_SHARED: Final = (
+    click.option("--trace", type=PATH, metavar="FILE", help="CSV of requests to replay."),
+    click.option("--workload", "name", type=click.Choice(tuple(WORKLOADS)), help="Or make them."),
+    click.option("--profile", default="l20", show_default=True, help="l20, h100 or a file."),
+    click.option("--model", "models", multiple=True, required=True, help="Repeatable."),
+    click.option("--slo-scale", type=ABOVE_0, default=2.5, show_default=True),
+    click.option("--rate-scale", type=ABOVE_0, default=1.0, show_default=True),
+    click.option(
+        "--steps", type=click.IntRange(1, 100_000), help="Denoise steps of every request."
+    ),
+    click.option("--duration", "duration_s", type=ABOVE_0, help="Seconds of a workload."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option(
+        "--noise", type=Number(0, 1, max_open=True), default=0.0, help="0.2 is 20 % either way."
+    ),
+    click.option("--stragglers", type=Number(0, 1), default=0.0, help="Share of slow runs."),
+    click.option("--dispatcher", type=click.Choice(_DISPATCHERS), help="If the policy has both."),
+    click.option("--switch", "switches", type=Switch(), multiple=True, metavar="NAME=on|off"),
+    click.option("--json", "json_path", type=PATH, metavar="OUT", help="Write figures here."),
+)
+
+
+def shared(command: _F) -> _F:
+    """Give a command all shared options."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
