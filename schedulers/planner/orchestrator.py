@@ -1,0 +1,315 @@
+"""The Dynamic Orchestrator: a `Planner` that sizes and packs roles from the demand it sees.
+
+Called on every turn of the core loop, it answers at once when there is nothing to learn. It
+thinks at the start, when devices come or go, when a class has no team, and when the monitor shows
+for two windows that stages are unbalanced or the mix is another. It switches only if that gains
+more than it costs. It loads nothing: a placement is a wish that the engine follows lazily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import msgspec
+
+from engine.pipelines import PipelineSpec
+from engine.types import ClusterView, DeviceId, Modality, ModelId, Placement, Shape, StageKey
+from observability.snapshot import MonitorSnapshot
+from schedulers.planner.capacity import Balance, sustained
+from schedulers.planner.decision import Decision, Trigger
+from schedulers.planner.demand import ClassDemand, Demand, blended, merged, observed, uniform
+from schedulers.planner.drafting import Draft, Drafter
+from schedulers.planner.integrity import check_integrity, nodes_of, unserved
+from schedulers.planner.knobs import PlannerKnobs
+from schedulers.planner.ports import StageCost
+from schedulers.planner.replicas import Memory, Role, Wanted, price_all, wanted
+from schedulers.planner.roster import Roster, Slot, by_node
+from schedulers.planner.triggers import Signs, total_variation, work_mix
+
+_LOOK_EVERY_S = 1.0
+_REMEMBERED_CLASSES = 64
+_DEFAULT_KNOBS = PlannerKnobs()
+
+
+class _Scene(msgspec.Struct, frozen=True):
+    """Everything that one deliberation rests on."""
+
+    now_s: float
+    window_s: float
+    slots: tuple[Slot, ...]
+    memory: Memory
+    demand: Demand
+    classes: tuple[Wanted, ...]
+    impossible: tuple[ClassDemand, ...]
+
+
+class Orchestrator:
+    """Plans placements from demand, memory and speeds.
+
+    Args:
+        specs: the models that are served; each stays servable at its default size.
+        cost: what stages take; corrections that it learns are used from then on.
+        nodes: node of each device, as far as it is known before its worker is up.
+        prior: the demand to expect at the start; its classes stay servable for good. Without one,
+            the models' default sizes evenly.
+        policy: the knobs.
+        faithful: the paper's Algorithm 2 and trigger, without our repairs.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[PipelineSpec],
+        cost: StageCost,
+        *,
+        nodes: Mapping[DeviceId, str] | None = None,
+        prior: Demand | None = None,
+        policy: PlannerKnobs = _DEFAULT_KNOBS,
+        faithful: bool = False,
+    ) -> None:
+        """Know the models and what they cost; plan at the first call."""
+        self._cost, self._knobs, self._faithful = cost, policy, faithful
+        self._roster = Roster(nodes, policy.boot_grace_s)
+        self._videos = frozenset(spec.id for spec in specs if spec.modality is Modality.VIDEO)
+        self._steps: dict[ModelId, int] = {spec.id: spec.default_steps for spec in specs}
+        defaults = uniform({spec.id: (spec.default_shape,) for spec in specs}, self._steps)
+        self._demand = prior if prior is not None and prior.classes else defaults
+        self._always = merged(self._demand, defaults).silenced()
+        self._seen: dict[tuple[ModelId, Shape], ClassDemand] = {}
+        self._roles: dict[DeviceId, Role] = {}
+        self._swapped: frozenset[Role] = frozenset()
+        self._version = 0
+        self._presence: tuple[tuple[DeviceId, str, int], ...] = ()
+        self._planned_for = Demand(())
+        self._signs = Signs()
+        self._live, self._look_s, self._begun_s = -1, 0.0, 0.0
+        self._quiet_until_s, self._think_again_s = 0.0, 0.0
+        self._last: Decision | None = None
+
+    @property
+    def last_decision(self) -> Decision | None:
+        """The latest deliberation, None before the first."""
+        return self._last
+
+    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
+        """Return a new placement if there is a better one by enough, else None."""
+        if snapshot is None and len(view.devices) == self._live and view.now_s < self._look_s:
+            return None
+        if self._live < 0:
+            self._begun_s = view.now_s
+        self._live, self._look_s = len(view.devices), view.now_s + _LOOK_EVERY_S
+        slots = self._slots(view)
+        if not slots:
+            return None
+        presence = tuple((slot.id, slot.node, slot.capacity_bytes) for slot in slots)
+        changed, self._presence = presence != self._presence, presence
+        if snapshot is not None and not snapshot.blind:
+            self._learn(snapshot)
+        return self._consider(view, slots, snapshot, changed=changed)
+
+    def _slots(self, view: ClusterView) -> tuple[Slot, ...]:
+        """Return the devices to count on; those not up yet will hold what they should."""
+        return tuple(
+            slot
+            if slot.is_live
+            else msgspec.structs.replace(slot, desired=self._roles.get(slot.id, frozenset()))
+            for slot in self._roster.slots(view)
+        )
+
+    def _learn(self, snapshot: MonitorSnapshot) -> None:
+        seen = observed(
+            snapshot,
+            elapsed_s=snapshot.taken_s - self._begun_s,
+            known=merged(self._demand, self._always),
+            steps=self._steps,
+        )
+        if not seen.requests:
+            return
+        self._demand = blended(seen, self._planned_for, self._knobs.min_requests)
+        for entry in seen.demand.classes:
+            key = (entry.model, entry.shape)
+            self._seen.pop(key, None)  # the latest seen is the last to be forgotten
+            self._seen[key] = msgspec.structs.replace(entry, rate_per_s=0.0)
+        while len(self._seen) > _REMEMBERED_CLASSES:
+            del self._seen[next(iter(self._seen))]
+
+    def _consider(
+        self,
+        view: ClusterView,
+        slots: tuple[Slot, ...],
+        snapshot: MonitorSnapshot | None,
+        *,
+        changed: bool,
+    ) -> Placement | None:
+        if not changed and (snapshot is None or snapshot.blind):
+            return None
+        scene = self._scene(view, slots, snapshot)
+        trigger = self._trigger(scene, changed=changed)
+        if trigger is None or not scene.classes:
+            return None
+        return self._decide(trigger, scene)
+
+    def _scene(
+        self, view: ClusterView, slots: tuple[Slot, ...], snapshot: MonitorSnapshot | None
+    ) -> _Scene:
+        capacity = min(slot.capacity_bytes for slot in slots) - self._knobs.reserve_bytes
+        widest = max(len(node) for node in by_node(slots).values())
+        memory = Memory(view.weight_bytes, capacity, widest, self._swapped)
+        demand = self._absolute(memory, len(slots))
+        silent = Demand(tuple(self._seen.values()))
+        loads = price_all(merged(demand, self._always, silent), self._cost)
+        classes = wanted(loads, memory, faithful=self._faithful)
+        possible = {(item.load.model, item.load.demand.shape) for item in classes}
+        return _Scene(
+            now_s=view.now_s,
+            window_s=self._knobs.cooldown_s if snapshot is None else snapshot.window_s,
+            slots=slots,
+            memory=memory,
+            demand=demand,
+            classes=classes,
+            impossible=tuple(
+                load.demand for load in loads if (load.model, load.demand.shape) not in possible
+            ),
+        )
+
+    def _absolute(self, memory: Memory, devices: int) -> Demand:
+        """Return the demand; one of unknown rate is scaled to the target load."""
+        if not self._demand.is_relative:
+            return self._demand
+        classes = wanted(price_all(self._demand, self._cost), memory, faithful=self._faithful)
+        work = sum(item.work + item.load.rate_per_s * _beside(item) for item in classes)
+        return self._demand.scaled(self._knobs.target_load * devices / work if work > 0 else 0.0)
+
+    def _trigger(self, scene: _Scene, *, changed: bool) -> Trigger | None:
+        """Return what asks for a deliberation now, if anything does."""
+        if not self._version:
+            return Trigger.BOOTSTRAP
+        if changed:
+            return Trigger.DEVICES
+        if self._unserved(scene):
+            return Trigger.UNSERVED
+        unbalanced = self._balance(scene).imbalance() >= self._knobs.imbalance
+        before = self._priced_mix(self._planned_for, scene)
+        shifted = total_variation(work_mix(scene.classes), before) > self._knobs.mix_shift
+        stood = {
+            trigger: self._signs.note(trigger, shown=shown, now_s=scene.now_s, for_s=scene.window_s)
+            for trigger, shown in ((Trigger.IMBALANCE, unbalanced), (Trigger.MIX, shifted))
+        }
+        if scene.now_s < max(self._quiet_until_s, self._think_again_s):
+            return None
+        return next((trigger for trigger, long_enough in stood.items() if long_enough), None)
+
+    def _priced_mix(self, demand: Demand, scene: _Scene) -> Mapping[tuple[ModelId, Shape], float]:
+        return work_mix(wanted(price_all(demand, self._cost), scene.memory))
+
+    def _unserved(self, scene: _Scene) -> list[Wanted]:
+        return unserved(scene.classes, nodes_of(self._roles, scene.slots), scene.memory)
+
+    def _balance(self, scene: _Scene) -> Balance:
+        return sustained(
+            scene.classes,
+            nodes_of(self._roles, scene.slots),
+            scene.memory,
+            fragmentation=self._knobs.fragmentation,
+        )
+
+    def _decide(self, trigger: Trigger, scene: _Scene) -> Placement | None:
+        drafter = Drafter(scene.classes, scene.slots, scene.memory, self._knobs)
+        draft = drafter.paper(self._videos) if self._faithful else drafter.best(self._videos)
+        check_integrity(
+            draft.roles,
+            scene.slots,
+            scene.classes,
+            msgspec.structs.replace(scene.memory, swapped=draft.swapped),
+        )
+        now = self._balance(scene) if self._version else None
+        load = self._loads(draft, scene.slots)
+        reason, switched = self._verdict(scene, draft, now, load)
+        self._signs.clear()
+        self._think_again_s = scene.now_s + scene.window_s
+        self._planned_for = scene.demand
+        if switched:
+            self._version += 1
+            self._roles, self._swapped = dict(draft.roles), draft.swapped
+            self._quiet_until_s = scene.now_s + max(self._knobs.cooldown_s, 2 * load.longest_s)
+        self._last = Decision(
+            at_s=scene.now_s,
+            trigger=trigger,
+            switched=switched,
+            reason=reason,
+            version=self._version,
+            recipe=draft.recipe,
+            sustains_now=None if now is None else now.factor,
+            sustains_new=draft.balance.factor,
+            ratios=(now or draft.balance).ratios,
+            counts=draft.counts(),
+            load_s=load.total_s,
+            demand=scene.demand,
+            swapped=tuple(d for d, role in draft.roles.items() if role in draft.swapped),
+            impossible=scene.impossible,
+        )
+        return Placement(self._version, dict(draft.roles)) if switched else None
+
+    def _verdict(
+        self, scene: _Scene, draft: Draft, now: Balance | None, load: _Loads
+    ) -> tuple[str, bool]:
+        """Return whether to adopt the draft, with the reason."""
+        if now is None:
+            return "There was no placement yet.", True
+        if draft.roles == {slot.id: self._roles.get(slot.id, frozenset()) for slot in scene.slots}:
+            return "The present placement is the best one known.", False
+        if lost := self._unserved(scene):
+            named = ", ".join(f"{i.load.model} {i.load.demand.shape}" for i in lost[:3])
+            return f"No team could serve {named}.", True
+        if any(not self._roles.get(slot.id) for slot in scene.slots) and (
+            draft.balance.factor >= now.factor
+        ):
+            return "Devices without a role get one.", True
+        if self._faithful:
+            return "Stages are unbalanced or the mix is another.", True
+        return self._worth(scene, draft, now, load)
+
+    def _worth(self, scene: _Scene, draft: Draft, now: Balance, load: _Loads) -> tuple[str, bool]:
+        """Weigh what a switch gains against what it costs."""
+        knobs = self._knobs
+        if now.factor >= knobs.comfort:
+            return f"The present placement sustains {now.factor:.2f} times the demand.", False
+        gain = draft.balance.factor / max(now.factor, 1e-9) - 1.0
+        budget = len(scene.slots) * knobs.horizon_s
+        cheap = load.total_s <= knobs.cheap_load_share * budget
+        least = knobs.cheap_gain if cheap else knobs.min_gain
+        if gain < least:
+            return f"A switch would gain {gain:.1%}, less than {least:.0%}.", False
+        saved_s = budget * (1.0 / max(now.factor, 1e-9) - 1.0 / draft.balance.factor)
+        if saved_s < load.total_s:
+            return (
+                f"Loading takes {load.total_s:.0f} device-seconds and saves {saved_s:.0f}.",
+                False,
+            )
+        return f"The new placement sustains {gain:.1%} more.", True
+
+    def _loads(self, draft: Draft, slots: tuple[Slot, ...]) -> _Loads:
+        """Estimate the weight loads of a draft; those of one node share its link."""
+        total = longest = 0.0
+        for _, group in groupby(sorted(slots, key=lambda s: s.node), key=lambda s: s.node):
+            node = list(group)
+            peers = frozenset[StageKey]().union(*(slot.resident for slot in node))
+            seconds = sum(
+                self._cost.load_s(stage, from_peer=stage in peers)
+                for slot in node
+                for stage in sorted(draft.roles.get(slot.id, frozenset()) - slot.resident)
+            )
+            total, longest = total + seconds, max(longest, seconds)
+        return _Loads(total, longest)
+
+
+class _Loads(msgspec.Struct, frozen=True):
+    """Seconds of weight loads: of all devices, and of the node that takes longest."""
+
+    total_s: float
+    longest_s: float
+
+
+def _beside(item: Wanted) -> float:
+    """Return seconds of encode and decode."""
+    return item.load.encode_s + item.load.decode_s

@@ -1,0 +1,340 @@
+"""Recipes: how many devices of which role a cluster could consist of.
+
+Ours proposes several and lets the objective choose: models together or apart, decode pools or
+none, pools exact or in whole blocks; if memory or devices are short, stages that are swapped.
+The paper's Algorithm 2 (`paper_recipe`) proposes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import msgspec
+
+from engine.types import ModelId, StageKey, StageKind
+from schedulers.planner.capacity import room
+from schedulers.planner.knobs import PlannerKnobs
+from schedulers.planner.packing import Recipe, Share
+from schedulers.planner.replicas import Memory, Role, VirtualReplica, Wanted
+from schedulers.planner.split import apportioned, balanced, in_blocks, pool_sizes
+
+E, D, C = StageKind.ENCODE, StageKind.DIFFUSE, StageKind.DECODE
+
+
+class Means(msgspec.Struct, frozen=True):
+    """What there is to plan with."""
+
+    memory: Memory
+    devices: int
+    knobs: PlannerKnobs
+
+
+class Crew(msgspec.Struct, frozen=True):
+    """Primaries of one role and the classes that they are counted for."""
+
+    role: Role
+    items: tuple[Wanted, ...]
+
+    @property
+    def width(self) -> int:
+        """The largest degree that one of its classes needs."""
+        return max(item.need.degree for item in self.items)
+
+    @property
+    def work(self) -> float:
+        """Work that comes in, in devices, with the stages that the role keeps to itself."""
+        kept = sum(
+            item.work_of(kind)
+            for item in self.items
+            for kind in (E, C)
+            if item.load.stage(kind) in self.role
+        )
+        return kept + sum(item.work for item in self.items)
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """Auxiliary devices of one role, as many as its work takes."""
+
+    role: Role
+    kind: StageKind
+    devices: int
+
+
+def proposals(classes: Sequence[Wanted], means: Means, videos: frozenset[ModelId]) -> list[Recipe]:
+    """Return recipes without swapping, the most natural first, each only once."""
+    pooled = frozenset(m for m in videos if _withdraws(_of(classes, m)) > means.knobs.pool_share)
+    found: dict[tuple[tuple[Share, ...], tuple[Share, ...]], Recipe] = {}
+    for choice in dict.fromkeys((pooled, frozenset[ModelId]())):
+        for groups in _groupings(classes, means.memory, choice):
+            crews = [crew for group in groups for crew in _crews(classes, group, choice)]
+            for recipe in _rounded(crews, classes, means, choice):
+                found.setdefault((recipe.primaries, recipe.pools), recipe)
+    return list(found.values())
+
+
+def swapping(classes: Sequence[Wanted], means: Means) -> list[Recipe]:
+    """Return recipes for clusters that are too small: stages that evict each other.
+
+    First pools stowed on as many primaries as the pools would have devices; last, everything
+    everywhere, under which each class that fits anywhere can be served.
+    """
+    everything = frozenset(item.load.stage(kind) for item in classes for kind in StageKind)
+    width = max((item.need.degree for item in classes), default=1)
+    last = Recipe(
+        "all stages swapped on all devices",
+        (Share(everything, means.devices, width),),
+        swapped=frozenset({everything}),
+    )
+    stowed: list[Recipe] = []
+    for groups in _groupings(classes, means.memory, frozenset()):
+        crews = [crew for group in groups for crew in _crews(classes, group, frozenset())]
+        shares = _shares(crews, means.devices)
+        if shares is not None:
+            pools = _pools(crews, classes, means, frozenset())
+            mixed = _stow(shares, pools)
+            new = {share.role for share in mixed} - {share.role for share in shares}
+            name = "auxiliaries swapped on primaries"
+            stowed.append(Recipe(name, mixed, swapped=frozenset(new)))
+    return [*stowed, last]
+
+
+def paper_recipe(classes: Sequence[Wanted], devices: int) -> Recipe | None:
+    """Return Algorithm 2's recipe: types by request count, floored, then balanced speeds.
+
+    Devices that flooring leaves over go to the type with most requests.
+    """
+    by_type = [
+        (model, replica, list(items))
+        for (model, replica), items in groupby(
+            sorted(classes, key=lambda i: (i.load.model, i.need.replica, i.load.demand)),
+            key=lambda item: (item.load.model, item.need.replica),
+        )
+    ]
+    rates = [sum(item.load.rate_per_s for item in items) for _, _, items in by_type]
+    if sum(rates) <= 0:
+        return None
+    counts = [int(rate / sum(rates) * devices + 1e-9) for rate in rates]
+    counts[rates.index(max(rates))] += devices - sum(counts)
+    primaries, pools = [], []
+    for (model, replica, items), count in zip(by_type, counts, strict=True):
+        apart = [kind for kind in (E, C) if kind not in replica.primary]
+        work = [sum(item.work_of(kind) for item in items) for kind in apart]
+        diffuse = sum(item.work for item in items)
+        split = balanced(count, [_inverse(w) for w in (diffuse, *work)], [1] * (1 + len(apart)))
+        if split is None:
+            continue
+        width = max(item.need.degree for item in items)
+        primaries.append(Share(replica.stages(model), split[0], width))
+        pools += [
+            Share(frozenset({StageKey(model, kind)}), n)
+            for kind, n in zip(apart, split[1:], strict=True)
+        ]
+    return Recipe("the paper's Algorithm 2", tuple(primaries), tuple(pools))
+
+
+def _inverse(work: float) -> float:
+    return 1.0 / work if work > 0 else float("inf")
+
+
+def _of(classes: Sequence[Wanted], model: ModelId) -> list[Wanted]:
+    return [item for item in classes if item.load.model == model]
+
+
+def _withdraws(items: Sequence[Wanted]) -> float:
+    """Return the share of the work's devices that decodes on primaries keep from the widest class.
+
+    A decode takes one device of a team, but a wide class needs the whole block, so each second of
+    decode withdraws up to a block. (As it is, decode is only 5 % of the work even of the public
+    CogVideoX trace, where a pool is the largest single gain; for images this stays near 2 %.)
+    """
+    asked = [item for item in items if item.load.rate_per_s > 0]
+    decode = sum(item.work_of(C) for item in asked)
+    work = decode + sum(item.work + item.work_of(E) for item in asked)
+    return decode * max(item.need.degree for item in asked) / work if work > 0 else 0.0
+
+
+def _crews(
+    classes: Sequence[Wanted], group: Sequence[ModelId], pooled: frozenset[ModelId]
+) -> list[Crew]:
+    """Return one crew per replica type of a single model, or one for a group of several."""
+    items = [item for item in classes if item.load.model in group]
+    if len(group) > 1:
+        role = frozenset[StageKey]().union(*(_joint(items, model, pooled) for model in group))
+        return [Crew(role, tuple(items))]
+    by_role: dict[Role, list[Wanted]] = {}
+    for item in items:
+        by_role.setdefault(_role(item.load.model, item.need.replica, pooled), []).append(item)
+    return [Crew(role, tuple(members)) for role, members in by_role.items()]
+
+
+def _joint(items: Sequence[Wanted], model: ModelId, pooled: frozenset[ModelId]) -> Role:
+    return frozenset.intersection(
+        *(_role(model, item.need.replica, pooled) for item in _of(items, model))
+    )
+
+
+def _role(model: ModelId, replica: VirtualReplica, pooled: frozenset[ModelId]) -> Role:
+    """Return a primary's stages; a model with a decode pool encodes there, too, but may spill."""
+    stages = replica.stages(model)
+    return stages - {StageKey(model, E)} if model in pooled else stages
+
+
+def _groupings(
+    classes: Sequence[Wanted], memory: Memory, pooled: frozenset[ModelId]
+) -> list[list[list[ModelId]]]:
+    """Return ways to share devices between models: as many together as fit, or each alone."""
+    models = sorted({item.load.model for item in classes})
+    heaviest = sorted(
+        models, key=lambda m: (-memory.of(frozenset(StageKey(m, k) for k in StageKind)), m)
+    )
+    together: list[list[ModelId]] = []
+    for model in heaviest:
+        home = next((g for g in together if _fit(classes, [*g, model], memory, pooled)), None)
+        if home is None:
+            together.append([model])
+        else:
+            home.append(model)
+    alone = [[model] for model in heaviest]
+    return [together] if together == alone else [together, alone]
+
+
+def _fit(
+    classes: Sequence[Wanted], group: Sequence[ModelId], memory: Memory, pooled: frozenset[ModelId]
+) -> bool:
+    [crew] = _crews(classes, group, pooled)
+    held = memory.of(crew.role)
+    spill = max(
+        (
+            item.load.bytes_of(kind, 1)
+            for item in crew.items
+            for kind in (E, C)
+            if item.load.stage(kind) in crew.role
+        ),
+        default=0,
+    )
+    return held + spill <= memory.capacity_bytes and all(
+        room(item, crew.role, memory) for item in crew.items
+    )
+
+
+def _pools(
+    crews: Sequence[Crew],
+    classes: Sequence[Wanted],
+    means: Means,
+    pooled: frozenset[ModelId],
+) -> list[Pool]:
+    """Return the pools that these crews need, sized by the work that comes to them."""
+    pools: list[Pool] = []
+    apart: dict[StageKind, list[Wanted]] = {
+        kind: [
+            item
+            for crew in crews
+            for item in crew.items
+            if item.load.stage(kind) not in crew.role or (kind is C and item.load.model in pooled)
+        ]
+        for kind in (E, C)
+    }
+    work = {kind: sum(item.work_of(kind) for item in items) for kind, items in apart.items()}
+    sizes = pool_sizes(
+        total=means.devices,
+        diffuse=sum(item.work for item in classes),
+        encode=work[E],
+        decode=work[C],
+        headroom=(means.knobs.encode_headroom, means.knobs.decode_headroom),
+    )
+    for kind, total in ((C, sizes.decode), (E, sizes.encode)):
+        roles = _pool_roles(apart[kind], kind, means.memory)
+        amounts = [
+            sum(item.work_of(kind) for item in apart[kind] if item.load.stage(kind) in role)
+            for role in roles
+        ]
+        counts = apportioned(max(total, len(roles)), amounts, [1] * len(roles)) if roles else []
+        pools += [Pool(role, kind, n) for role, n in zip(roles, counts or (), strict=True)]
+    return pools
+
+
+def _pool_roles(items: Sequence[Wanted], kind: StageKind, memory: Memory) -> list[Role]:
+    """Return one role for all models' stages of a kind if they fit together, else one each."""
+    stages = sorted({item.load.stage(kind) for item in items})
+    peak = max((item.load.bytes_of(kind, 1) for item in items), default=0)
+    shared = frozenset(stages)
+    if memory.of(shared) + peak <= memory.capacity_bytes:
+        return [shared] if shared else []
+    return [frozenset({stage}) for stage in stages]
+
+
+def _rounded(
+    crews: Sequence[Crew],
+    classes: Sequence[Wanted],
+    means: Means,
+    pooled: frozenset[ModelId],
+) -> Iterator[Recipe]:
+    """Yield recipes with pools as they are and rounded to whole blocks of the widest class."""
+    pools = _pools(crews, classes, means, pooled)
+    width = max((item.need.degree for item in classes), default=1)
+    exact = sum(pool.devices for pool in pools)
+    for name, total in (
+        ("pools in whole blocks", exact // width * width),
+        ("pools as their demand asks", exact),
+        ("pools filled up to whole blocks", -(-exact // width) * width),
+    ):
+        sized = _resized(pools, total - exact, classes, means.knobs)
+        if sized is None or (name != "pools as their demand asks" and total == exact):
+            continue
+        shares = _shares(crews, means.devices - sum(pool.devices for pool in sized))
+        if shares is not None:
+            aux = tuple(Share(pool.role, pool.devices) for pool in sized)
+            yield Recipe(name if pools else "no pools", shares, aux)
+
+
+def _resized(
+    pools: Sequence[Pool], extra: int, classes: Sequence[Wanted], knobs: PlannerKnobs
+) -> list[Pool] | None:
+    """Return the pools with `extra` devices more (or fewer) in the largest decode pool.
+
+    None if there is none, or if fewer devices would leave it too busy for its demand.
+    """
+    if extra == 0:
+        return list(pools)
+    decoders = [pool for pool in pools if pool.kind is C]
+    if not decoders:
+        return None
+    chosen = max(decoders, key=lambda pool: pool.devices)
+    size = chosen.devices + extra
+    work = sum(item.work_of(C) for item in classes if item.load.stage(C) in chosen.role)
+    if size < 1 or (extra < 0 and work > knobs.pool_limit * size):
+        return None
+    return [Pool(p.role, p.kind, size) if p is chosen else p for p in pools]
+
+
+def _shares(crews: Sequence[Crew], devices: int) -> tuple[Share, ...] | None:
+    """Share primaries between crews by work, each in blocks; None if there are too few."""
+    if not crews:
+        return None
+    widths = [crew.width for crew in crews]
+    counts = apportioned(devices, [crew.work for crew in crews], widths)
+    if counts is None:
+        return None
+    counts = in_blocks(counts, widths, widths)
+    return tuple(
+        Share(crew.role, count, crew.width) for crew, count in zip(crews, counts, strict=True)
+    )
+
+
+def _stow(shares: Sequence[Share], pools: Sequence[Pool]) -> tuple[Share, ...]:
+    """Return the shares with each pool's stages added to some primaries of the same models."""
+    stowed = list(shares)
+    for pool in pools:
+        for stage in sorted(pool.role):
+            left = pool.devices
+            diffuse = StageKey(stage.model, D)
+            for share in [s for s in stowed if diffuse in s.role]:
+                taken = min(left, share.devices)
+                if taken:
+                    stowed.remove(share)
+                    rest = Share(share.role, share.devices - taken, share.width)
+                    stowed += [s for s in (rest,) if s.devices]
+                    stowed.append(Share(share.role | {stage}, taken))
+                    left -= taken
+    return tuple(stowed)
