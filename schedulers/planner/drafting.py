@@ -17,7 +17,8 @@ from schedulers.planner.capacity import Balance, sustained
 from schedulers.planner.integrity import unserved
 from schedulers.planner.knobs import PlannerKnobs
 from schedulers.planner.packing import Layout, Recipe, Seating, lay_out, seat
-from schedulers.planner.recipes import Means, paper_recipe, proposals, swapping
+from schedulers.planner.paper import paper_recipe
+from schedulers.planner.recipes import Means, proposals, swapping
 from schedulers.planner.replicas import Memory, Role, Wanted
 from schedulers.planner.roster import Slot, by_node
 

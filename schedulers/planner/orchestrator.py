@@ -8,8 +8,8 @@ more than it costs. It loads nothing: a placement is a wish that the engine foll
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import msgspec
 
@@ -25,7 +25,8 @@ from schedulers.planner.knobs import PlannerKnobs
 from schedulers.planner.ports import StageCost
 from schedulers.planner.replicas import Memory, Role, Wanted, price_all, wanted
 from schedulers.planner.roster import Roster, Slot, by_node
-from schedulers.planner.triggers import Signs, total_variation, work_mix
+from schedulers.planner.switching import Loads, Verdict, extra_loads, weigh
+from schedulers.planner.triggers import Mix, Signs, total_variation, work_mix
 
 _LOOK_EVERY_S = 1.0
 _REMEMBERED_CLASSES = 64
@@ -33,11 +34,12 @@ _DEFAULT_KNOBS = PlannerKnobs()
 
 
 class _Scene(msgspec.Struct, frozen=True):
-    """Everything that one deliberation rests on."""
+    """Everything that one deliberation rests on; `nodes` is what they should hold so far."""
 
     now_s: float
     window_s: float
     slots: tuple[Slot, ...]
+    nodes: list[Counter[Role]]
     memory: Memory
     demand: Demand
     classes: tuple[Wanted, ...]
@@ -81,6 +83,7 @@ class Orchestrator:
         self._version = 0
         self._presence: tuple[tuple[DeviceId, str, int], ...] = ()
         self._planned_for = Demand(())
+        self._mix: Mix = {}
         self._signs = Signs()
         self._live, self._look_s, self._begun_s = -1, 0.0, 0.0
         self._quiet_until_s, self._think_again_s = 0.0, 0.0
@@ -164,6 +167,7 @@ class Orchestrator:
             now_s=view.now_s,
             window_s=self._knobs.cooldown_s if snapshot is None else snapshot.window_s,
             slots=slots,
+            nodes=nodes_of(self._roles, slots),
             memory=memory,
             demand=demand,
             classes=classes,
@@ -189,8 +193,8 @@ class Orchestrator:
         if self._unserved(scene):
             return Trigger.UNSERVED
         unbalanced = self._balance(scene).imbalance() >= self._knobs.imbalance
-        before = self._priced_mix(self._planned_for, scene)
-        shifted = total_variation(work_mix(scene.classes), before) > self._knobs.mix_shift
+        moved = total_variation(work_mix(scene.classes), self._mix)
+        shifted = moved > self._knobs.mix_shift
         stood = {
             trigger: self._signs.note(trigger, shown=shown, now_s=scene.now_s, for_s=scene.window_s)
             for trigger, shown in ((Trigger.IMBALANCE, unbalanced), (Trigger.MIX, shifted))
@@ -199,18 +203,12 @@ class Orchestrator:
             return None
         return next((trigger for trigger, long_enough in stood.items() if long_enough), None)
 
-    def _priced_mix(self, demand: Demand, scene: _Scene) -> Mapping[tuple[ModelId, Shape], float]:
-        return work_mix(wanted(price_all(demand, self._cost), scene.memory))
-
     def _unserved(self, scene: _Scene) -> list[Wanted]:
-        return unserved(scene.classes, nodes_of(self._roles, scene.slots), scene.memory)
+        return unserved(scene.classes, scene.nodes, scene.memory)
 
     def _balance(self, scene: _Scene) -> Balance:
         return sustained(
-            scene.classes,
-            nodes_of(self._roles, scene.slots),
-            scene.memory,
-            fragmentation=self._knobs.fragmentation,
+            scene.classes, scene.nodes, scene.memory, fragmentation=self._knobs.fragmentation
         )
 
     def _decide(self, trigger: Trigger, scene: _Scene) -> Placement | None:
@@ -223,91 +221,50 @@ class Orchestrator:
             msgspec.structs.replace(scene.memory, swapped=draft.swapped),
         )
         now = self._balance(scene) if self._version else None
-        load = self._loads(draft, scene.slots)
-        reason, switched = self._verdict(scene, draft, now, load)
+        loads = extra_loads(draft.roles, self._roles, scene.slots, self._cost)
+        verdict = self._verdict(scene, draft, now, loads)
         self._signs.clear()
         self._think_again_s = scene.now_s + scene.window_s
-        self._planned_for = scene.demand
-        if switched:
+        self._planned_for, self._mix = scene.demand, work_mix(scene.classes)
+        if verdict.switch:
             self._version += 1
             self._roles, self._swapped = dict(draft.roles), draft.swapped
-            self._quiet_until_s = scene.now_s + max(self._knobs.cooldown_s, 2 * load.longest_s)
+            self._quiet_until_s = scene.now_s + max(self._knobs.cooldown_s, 2 * loads.longest_s)
         self._last = Decision(
             at_s=scene.now_s,
             trigger=trigger,
-            switched=switched,
-            reason=reason,
+            switched=verdict.switch,
+            reason=verdict.reason,
             version=self._version,
             recipe=draft.recipe,
             sustains_now=None if now is None else now.factor,
             sustains_new=draft.balance.factor,
             ratios=(now or draft.balance).ratios,
             counts=draft.counts(),
-            load_s=load.total_s,
+            load_s=loads.total_s,
             demand=scene.demand,
             swapped=tuple(d for d, role in draft.roles.items() if role in draft.swapped),
             impossible=scene.impossible,
         )
-        return Placement(self._version, dict(draft.roles)) if switched else None
+        return Placement(self._version, dict(draft.roles)) if verdict.switch else None
 
-    def _verdict(
-        self, scene: _Scene, draft: Draft, now: Balance | None, load: _Loads
-    ) -> tuple[str, bool]:
-        """Return whether to adopt the draft, with the reason."""
+    def _verdict(self, scene: _Scene, draft: Draft, now: Balance | None, loads: Loads) -> Verdict:
+        """Return whether to adopt the draft: when something forces it, or when it is worth it."""
         if now is None:
-            return "There was no placement yet.", True
-        if draft.roles == {slot.id: self._roles.get(slot.id, frozenset()) for slot in scene.slots}:
-            return "The present placement is the best one known.", False
+            return Verdict(switch=True, reason="There was no placement yet.")
+        present = {slot.id: self._roles.get(slot.id, frozenset[StageKey]()) for slot in scene.slots}
+        if draft.roles == present:
+            self._swapped = draft.swapped  # the same roles may have come to swap, or no longer do
+            return Verdict(switch=False, reason="The present placement is the best one known.")
         if lost := self._unserved(scene):
             named = ", ".join(f"{i.load.model} {i.load.demand.shape}" for i in lost[:3])
-            return f"No team could serve {named}.", True
-        if any(not self._roles.get(slot.id) for slot in scene.slots) and (
-            draft.balance.factor >= now.factor
-        ):
-            return "Devices without a role get one.", True
+            return Verdict(switch=True, reason=f"No team could serve {named}.")
+        if not all(present.values()) and draft.balance.factor >= now.factor:
+            return Verdict(switch=True, reason="Devices without a role get one.")
         if self._faithful:
-            return "Stages are unbalanced or the mix is another.", True
-        return self._worth(scene, draft, now, load)
-
-    def _worth(self, scene: _Scene, draft: Draft, now: Balance, load: _Loads) -> tuple[str, bool]:
-        """Weigh what a switch gains against what it costs."""
-        knobs = self._knobs
-        if now.factor >= knobs.comfort:
-            return f"The present placement sustains {now.factor:.2f} times the demand.", False
-        gain = draft.balance.factor / max(now.factor, 1e-9) - 1.0
-        budget = len(scene.slots) * knobs.horizon_s
-        cheap = load.total_s <= knobs.cheap_load_share * budget
-        least = knobs.cheap_gain if cheap else knobs.min_gain
-        if gain < least:
-            return f"A switch would gain {gain:.1%}, less than {least:.0%}.", False
-        saved_s = budget * (1.0 / max(now.factor, 1e-9) - 1.0 / draft.balance.factor)
-        if saved_s < load.total_s:
-            return (
-                f"Loading takes {load.total_s:.0f} device-seconds and saves {saved_s:.0f}.",
-                False,
-            )
-        return f"The new placement sustains {gain:.1%} more.", True
-
-    def _loads(self, draft: Draft, slots: tuple[Slot, ...]) -> _Loads:
-        """Estimate the weight loads of a draft; those of one node share its link."""
-        total = longest = 0.0
-        for _, group in groupby(sorted(slots, key=lambda s: s.node), key=lambda s: s.node):
-            node = list(group)
-            peers = frozenset[StageKey]().union(*(slot.resident for slot in node))
-            seconds = sum(
-                self._cost.load_s(stage, from_peer=stage in peers)
-                for slot in node
-                for stage in sorted(draft.roles.get(slot.id, frozenset()) - slot.resident)
-            )
-            total, longest = total + seconds, max(longest, seconds)
-        return _Loads(total, longest)
-
-
-class _Loads(msgspec.Struct, frozen=True):
-    """Seconds of weight loads: of all devices, and of the node that takes longest."""
-
-    total_s: float
-    longest_s: float
+            return Verdict(switch=True, reason="The paper's rule switches whenever it triggers.")
+        devices = len(scene.slots)
+        return weigh(draft.balance, now, loads, devices=devices, knobs=self._knobs)
 
 
 def _beside(item: Wanted) -> float:

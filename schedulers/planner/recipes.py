@@ -2,22 +2,20 @@
 
 Ours proposes several and lets the objective choose: models together or apart, decode pools or
 none, pools exact or in whole blocks; if memory or devices are short, stages that are swapped.
-The paper's Algorithm 2 (`paper_recipe`) proposes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import msgspec
 
 from engine.types import ModelId, StageKey, StageKind
-from schedulers.planner.capacity import room
+from schedulers.planner.crews import Crew, crews_of, groupings, of_model
 from schedulers.planner.knobs import PlannerKnobs
 from schedulers.planner.packing import Recipe, Share
-from schedulers.planner.replicas import Memory, Role, VirtualReplica, Wanted
-from schedulers.planner.split import apportioned, balanced, in_blocks, pool_sizes
+from schedulers.planner.replicas import Memory, Role, Wanted
+from schedulers.planner.split import apportioned, in_blocks, pool_sizes
 
 E, D, C = StageKind.ENCODE, StageKind.DIFFUSE, StageKind.DECODE
 
@@ -30,29 +28,6 @@ class Means(msgspec.Struct, frozen=True):
     knobs: PlannerKnobs
 
 
-class Crew(msgspec.Struct, frozen=True):
-    """Primaries of one role and the classes that they are counted for."""
-
-    role: Role
-    items: tuple[Wanted, ...]
-
-    @property
-    def width(self) -> int:
-        """The largest degree that one of its classes needs."""
-        return max(item.need.degree for item in self.items)
-
-    @property
-    def work(self) -> float:
-        """Work that comes in, in devices, with the stages that the role keeps to itself."""
-        kept = sum(
-            item.work_of(kind)
-            for item in self.items
-            for kind in (E, C)
-            if item.load.stage(kind) in self.role
-        )
-        return kept + sum(item.work for item in self.items)
-
-
 class Pool(msgspec.Struct, frozen=True):
     """Auxiliary devices of one role, as many as its work takes."""
 
@@ -63,11 +38,13 @@ class Pool(msgspec.Struct, frozen=True):
 
 def proposals(classes: Sequence[Wanted], means: Means, videos: frozenset[ModelId]) -> list[Recipe]:
     """Return recipes without swapping, the most natural first, each only once."""
-    pooled = frozenset(m for m in videos if _withdraws(_of(classes, m)) > means.knobs.pool_share)
+    pooled = frozenset(
+        m for m in videos if _withdraws(of_model(classes, m)) > means.knobs.pool_share
+    )
     found: dict[tuple[tuple[Share, ...], tuple[Share, ...]], Recipe] = {}
     for choice in dict.fromkeys((pooled, frozenset[ModelId]())):
-        for groups in _groupings(classes, means.memory, choice):
-            crews = [crew for group in groups for crew in _crews(classes, group, choice)]
+        for groups in groupings(classes, means.memory, choice):
+            crews = [crew for group in groups for crew in crews_of(classes, group, choice)]
             for recipe in _rounded(crews, classes, means, choice):
                 found.setdefault((recipe.primaries, recipe.pools), recipe)
     return list(found.values())
@@ -87,8 +64,8 @@ def swapping(classes: Sequence[Wanted], means: Means) -> list[Recipe]:
         swapped=frozenset({everything}),
     )
     stowed: list[Recipe] = []
-    for groups in _groupings(classes, means.memory, frozenset()):
-        crews = [crew for group in groups for crew in _crews(classes, group, frozenset())]
+    for groups in groupings(classes, means.memory, frozenset()):
+        crews = [crew for group in groups for crew in crews_of(classes, group, frozenset())]
         shares = _shares(crews, means.devices)
         if shares is not None:
             pools = _pools(crews, classes, means, frozenset())
@@ -97,48 +74,6 @@ def swapping(classes: Sequence[Wanted], means: Means) -> list[Recipe]:
             name = "auxiliaries swapped on primaries"
             stowed.append(Recipe(name, mixed, swapped=frozenset(new)))
     return [*stowed, last]
-
-
-def paper_recipe(classes: Sequence[Wanted], devices: int) -> Recipe | None:
-    """Return Algorithm 2's recipe: types by request count, floored, then balanced speeds.
-
-    Devices that flooring leaves over go to the type with most requests.
-    """
-    by_type = [
-        (model, replica, list(items))
-        for (model, replica), items in groupby(
-            sorted(classes, key=lambda i: (i.load.model, i.need.replica, i.load.demand)),
-            key=lambda item: (item.load.model, item.need.replica),
-        )
-    ]
-    rates = [sum(item.load.rate_per_s for item in items) for _, _, items in by_type]
-    if sum(rates) <= 0:
-        return None
-    counts = [int(rate / sum(rates) * devices + 1e-9) for rate in rates]
-    counts[rates.index(max(rates))] += devices - sum(counts)
-    primaries, pools = [], []
-    for (model, replica, items), count in zip(by_type, counts, strict=True):
-        apart = [kind for kind in (E, C) if kind not in replica.primary]
-        work = [sum(item.work_of(kind) for item in items) for kind in apart]
-        diffuse = sum(item.work for item in items)
-        split = balanced(count, [_inverse(w) for w in (diffuse, *work)], [1] * (1 + len(apart)))
-        if split is None:
-            continue
-        width = max(item.need.degree for item in items)
-        primaries.append(Share(replica.stages(model), split[0], width))
-        pools += [
-            Share(frozenset({StageKey(model, kind)}), n)
-            for kind, n in zip(apart, split[1:], strict=True)
-        ]
-    return Recipe("the paper's Algorithm 2", tuple(primaries), tuple(pools))
-
-
-def _inverse(work: float) -> float:
-    return 1.0 / work if work > 0 else float("inf")
-
-
-def _of(classes: Sequence[Wanted], model: ModelId) -> list[Wanted]:
-    return [item for item in classes if item.load.model == model]
 
 
 def _withdraws(items: Sequence[Wanted]) -> float:
@@ -152,70 +87,6 @@ def _withdraws(items: Sequence[Wanted]) -> float:
     decode = sum(item.work_of(C) for item in asked)
     work = decode + sum(item.work + item.work_of(E) for item in asked)
     return decode * max(item.need.degree for item in asked) / work if work > 0 else 0.0
-
-
-def _crews(
-    classes: Sequence[Wanted], group: Sequence[ModelId], pooled: frozenset[ModelId]
-) -> list[Crew]:
-    """Return one crew per replica type of a single model, or one for a group of several."""
-    items = [item for item in classes if item.load.model in group]
-    if len(group) > 1:
-        role = frozenset[StageKey]().union(*(_joint(items, model, pooled) for model in group))
-        return [Crew(role, tuple(items))]
-    by_role: dict[Role, list[Wanted]] = {}
-    for item in items:
-        by_role.setdefault(_role(item.load.model, item.need.replica, pooled), []).append(item)
-    return [Crew(role, tuple(members)) for role, members in by_role.items()]
-
-
-def _joint(items: Sequence[Wanted], model: ModelId, pooled: frozenset[ModelId]) -> Role:
-    return frozenset.intersection(
-        *(_role(model, item.need.replica, pooled) for item in _of(items, model))
-    )
-
-
-def _role(model: ModelId, replica: VirtualReplica, pooled: frozenset[ModelId]) -> Role:
-    """Return a primary's stages; a model with a decode pool encodes there, too, but may spill."""
-    stages = replica.stages(model)
-    return stages - {StageKey(model, E)} if model in pooled else stages
-
-
-def _groupings(
-    classes: Sequence[Wanted], memory: Memory, pooled: frozenset[ModelId]
-) -> list[list[list[ModelId]]]:
-    """Return ways to share devices between models: as many together as fit, or each alone."""
-    models = sorted({item.load.model for item in classes})
-    heaviest = sorted(
-        models, key=lambda m: (-memory.of(frozenset(StageKey(m, k) for k in StageKind)), m)
-    )
-    together: list[list[ModelId]] = []
-    for model in heaviest:
-        home = next((g for g in together if _fit(classes, [*g, model], memory, pooled)), None)
-        if home is None:
-            together.append([model])
-        else:
-            home.append(model)
-    alone = [[model] for model in heaviest]
-    return [together] if together == alone else [together, alone]
-
-
-def _fit(
-    classes: Sequence[Wanted], group: Sequence[ModelId], memory: Memory, pooled: frozenset[ModelId]
-) -> bool:
-    [crew] = _crews(classes, group, pooled)
-    held = memory.of(crew.role)
-    spill = max(
-        (
-            item.load.bytes_of(kind, 1)
-            for item in crew.items
-            for kind in (E, C)
-            if item.load.stage(kind) in crew.role
-        ),
-        default=0,
-    )
-    return held + spill <= memory.capacity_bytes and all(
-        room(item, crew.role, memory) for item in crew.items
-    )
 
 
 def _pools(
