@@ -7,6 +7,7 @@ planner's own tick. It sees every span of the engine's scope, whatever the expor
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +18,7 @@ from observability.semconv import (
     ATTR_QUEUE_WAIT_S,
     ATTR_SHAPE,
     ATTR_STAGE,
+    ATTR_STEPS,
     ENGINE_SCOPE,
 )
 from observability.snapshot import MonitorSnapshot, StageClass, StageWindow
@@ -37,6 +39,7 @@ class _Event(msgspec.Struct, frozen=True):
     service_s: float | None = None
     queue_wait_s: float = 0.0
     failed: bool = False
+    steps: int = 0
 
 
 class StageMonitor(SpanProcessor):
@@ -59,7 +62,9 @@ class StageMonitor(SpanProcessor):
         """Count an execution as in flight."""
         del parent_context
         if (key := _stage_class(span)) is not None and span.start_time is not None:
-            self._append(_Event(key, span.start_time / _NS_PER_S))
+            steps = (span.attributes or {}).get(ATTR_STEPS, 0)
+            count = steps if isinstance(steps, int) else 0
+            self._append(_Event(key, span.start_time / _NS_PER_S, steps=count))
 
     def on_end(self, span: ReadableSpan) -> None:
         """Note how long an execution took."""
@@ -117,21 +122,22 @@ class StageMonitor(SpanProcessor):
             self._window.append(event)
 
     def _describe(self, key: StageClass, events: list[_Event]) -> StageWindow:
-        starts = sum(event.service_s is None for event in events)
+        begun = [event.steps for event in events if event.service_s is None]
         ends = [event for event in events if event.service_s is not None]
         done = [event for event in ends if not event.failed]
         return StageWindow(
-            started=starts,
+            started=len(begun),
             finished=len(ends),
             failed=sum(event.failed for event in ends),
             in_flight=self._in_flight.get(key, 0),
-            arrivals_per_s=starts / self._window_s,
+            arrivals_per_s=len(begun) / self._window_s,
+            mean_steps=_mean(begun),
             mean_service_s=_mean([event.service_s or 0.0 for event in done]),
             mean_queue_wait_s=_mean([event.queue_wait_s for event in ends]),
         )
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 

@@ -18,7 +18,7 @@ class StageClass(msgspec.Struct, frozen=True, order=True):
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
     """One stage class over the window.
 
-    Times are mean seconds of executions that ended in it; service times leave out those that
+    `mean_steps` are the denoise steps of the requests whose stages started. Times are mean seconds of executions that ended in it; service times leave out those that
     failed or were cancelled.
     """
 
@@ -27,6 +27,7 @@ class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     in_flight: int
     arrivals_per_s: float
+    mean_steps: float
     mean_service_s: float
     mean_queue_wait_s: float
 

@@ -14,7 +14,9 @@ from engine.types import DeviceId
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.errors import SchedulerError
-from schedulers.static import EverywherePlanner
+from schedulers.planner.demand import Demand
+from schedulers.planner.handsized import HandSized, HandSizes
+from schedulers.planner.orchestrator import Orchestrator
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
@@ -39,6 +41,8 @@ class Setup:
         nodes: the node of every configured device.
         solver: `greedy` or `ilp` for policies that have both; None means their default.
         switches: additions to turn on or off by name.
+        sizes: a placement sized by hand, instead of the policy's planner.
+        prior: the mix that is expected before anything was seen.
     """
 
     def __init__(
@@ -49,8 +53,11 @@ class Setup:
         nodes: Mapping[DeviceId, str],
         solver: str | None = None,
         switches: Mapping[str, bool] | None = None,
+        sizes: HandSizes | None = None,
+        prior: Demand | None = None,
     ) -> None:
         """Keep it."""
+        self.sizes, self.prior = sizes, prior
         self.specs, self.cost, self.nodes = tuple(specs), cost, dict(nodes)
         self.solver, self.switches = solver, dict(switches or {})
 
@@ -67,11 +74,15 @@ class Setup:
 
 
 def _trident(setup: Setup) -> Policy:
-    return Policy(TridentDispatcher(setup.cost, setup.knobs()), _planner(setup))
+    dispatcher = TridentDispatcher(setup.cost, setup.knobs())
+    return Policy(dispatcher, _planner(setup), needs_monitor=setup.sizes is None)
 
 
 def _planner(setup: Setup) -> Planner:
-    return EverywherePlanner(setup.specs)
+    """Return the orchestrator, or the placement that a person has sized."""
+    if setup.sizes is not None:
+        return HandSized(setup.specs, setup.sizes, nodes=setup.nodes)
+    return Orchestrator(setup.specs, setup.cost, nodes=setup.nodes, prior=setup.prior)
 
 
 POLICIES: dict[str, Callable[[Setup], Policy]] = {"trident": _trident}

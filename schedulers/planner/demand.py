@@ -91,7 +91,7 @@ def observed(
     Args:
         snapshot: the window; its own rates assume that it is full.
         elapsed_s: how long anybody has listened; a young window is divided by this.
-        known: where the steps of a class come from, since the monitor does not see them.
+        known: where the steps of a class come from if the window does not tell.
         steps: steps of classes that are not in `known`; models that are not here are ignored.
     """
     seconds = max(1e-9, min(snapshot.window_s, elapsed_s))
@@ -104,9 +104,8 @@ def observed(
         if window.started:
             requests += window.started
             rate = window.started / seconds
-            classes.append(
-                ClassDemand(model, shape, by_class.get((model, shape), steps[model]), rate)
-            )
+            asked = round(window.mean_steps) or by_class.get((model, shape), steps[model])
+            classes.append(ClassDemand(model, shape, asked, rate))
     return Observation(Demand(tuple(sorted(classes))), requests)
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from schedulers.planner.handsized import HandSizes
 from schedulers.sim.traces import TraceRow
 
 POLICIES: Final = (
@@ -39,6 +40,7 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
         stragglers: probability that an execution is a straggler.
         dispatcher: for policies that have several; None means the policy's default.
         switches: additions of the policy to turn on or off; what is not named keeps its default.
+        sizes: a placement sized by hand, instead of the policy's planner.
     """
 
     profile: str
@@ -54,6 +56,7 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     failures: tuple[NodeFailure, ...] = ()
     dispatcher: str | None = None
     switches: Mapping[str, bool] = msgspec.field(default_factory=dict)
+    sizes: HandSizes | None = None
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):

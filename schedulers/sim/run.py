@@ -34,6 +34,7 @@ from engine.types import (
 from observability.monitor import StageMonitor
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
+from schedulers.planner.demand import Demand, uniform
 from schedulers.policies import Policy, Setup, build_policy
 from schedulers.profile import load_profile, specs_of
 from schedulers.sim.clock import VirtualClock, run_virtual
@@ -51,8 +52,10 @@ from schedulers.sim.world import World, cluster_of
 
 if TYPE_CHECKING:
     from engine.messages import StageReport
+    from engine.pipelines import PipelineSpec
     from engine.ports import Dispatcher, Planner
     from observability.snapshot import MonitorSnapshot
+    from schedulers.profile import Profile
     from schedulers.sim.config import NodeFailure
     from schedulers.sim.traces import TraceRow
 
@@ -102,7 +105,7 @@ class _Simulation:
             stragglers=config.stragglers,
             on_event=on_event,
         )
-        policy = self._policy(CostModel(self._specs, profile))
+        policy = self._policy(CostModel(self._specs, profile), profile)
         self._dispatcher = TimedDispatcher(policy.dispatcher, self._world)
         self._planner = WatchedPlanner(policy.planner, self._clock, on_event)
         self._executor = FakeExecutor(
@@ -119,13 +122,15 @@ class _Simulation:
         self._ended = asyncio.Event()
         self._bug: BaseException | None = None
 
-    def _policy(self, cost: CostModel) -> Policy:
+    def _policy(self, cost: CostModel, profile: Profile) -> Policy:
         setup = Setup(
             specs=self._specs,
             cost=cost,
             nodes={info.id: info.node for info in self._infos},
             solver=self._config.dispatcher,
             switches=self._config.switches,
+            sizes=self._config.sizes,
+            prior=_even_mix(profile, self._specs),
         )
         return build_policy(self._config.policy, setup)
 
@@ -244,6 +249,12 @@ class _Simulation:
             if info.node == names[failure.node]:
                 self._on_event(DeviceLostEvent(self._clock.now(), info.id))
                 self._executor.kill(info.id, for_good=True)
+
+
+def _even_mix(profile: Profile, specs: Sequence[PipelineSpec]) -> Demand:
+    """Return what is expected before anything was seen: every profiled size as often."""
+    shapes = {spec.id: profile.models[spec.id].shapes for spec in specs}
+    return uniform(shapes, {spec.id: spec.default_steps for spec in specs})
 
 
 def _due(request: GenerationRequest, deadline_s: float) -> GenerationRequest:

@@ -191,6 +191,7 @@ def snapshot_of(demand: Demand, now_s: float, *, window_s: float = 60.0) -> Moni
             failed=0,
             in_flight=0,
             arrivals_per_s=entry.rate_per_s,
+            mean_steps=entry.steps,
             mean_service_s=0.0,
             mean_queue_wait_s=0.0,
         )
