@@ -36,15 +36,27 @@ class Cluster:
         self.configured = tuple(configured)
         self.weight_bytes = dict(weight_bytes)
         self.memories: dict[DeviceId, DeviceMemory] = {}
-        self.teams = Teams()
-        self.placement = Placement(0, {})
+        self._changed: set[DeviceId] = set()
+        self.teams = Teams(self._changed)
+        self._placement = Placement(0, {})
         self._reserve_bytes = reserve_bytes
-        self._views: dict[DeviceId, tuple[tuple[int, float | None, Placement], DeviceView]] = {}
+        self._views: dict[DeviceId, DeviceView] = {}
+
+    @property
+    def placement(self) -> Placement:
+        """The placement that devices are to follow."""
+        return self._placement
+
+    def adopt(self, placement: Placement) -> None:
+        """Take a new placement: metadata only."""
+        self._placement = placement
+        self._changed.update(self.memories)
 
     def add(self, info: DeviceInfo) -> None:
         """Open an empty ledger for a device that came up."""
-        self.memories[info.id] = DeviceMemory(info, self._reserve_bytes)
-        self._views.pop(info.id, None)
+        memory = DeviceMemory(info, self._reserve_bytes, self._changed)
+        self.memories[info.id] = memory
+        self._views[info.id] = self._view_of(memory)
 
     def remove(self, device: DeviceId) -> None:
         """Forget a device that died, with everything it held."""
@@ -56,10 +68,14 @@ class Cluster:
         return self.placement.stages.get(device, frozenset())
 
     def view(self, now_s: float, running: tuple[RunningView, ...] = ()) -> ClusterView:
-        """Return the cluster as policies may see it now."""
+        """Return the cluster as policies may see it now; only what changed is looked at anew."""
+        for device in self._changed:
+            if device in self.memories:
+                self._views[device] = self._view_of(self.memories[device])
+        self._changed.clear()
         return ClusterView(
             configured=self.configured,
-            devices=tuple(self._view_of(memory) for memory in self.memories.values()),
+            devices=tuple(self._views.values()),
             weight_bytes=self.weight_bytes,
             now_s=now_s,
             running=running,
@@ -67,32 +83,13 @@ class Cluster:
         )
 
     def _view_of(self, memory: DeviceMemory) -> DeviceView:
-        """Return a device's view; most devices did not change since the last decision."""
-        device = memory.info.id
-        busy_until_s = self.teams.busy_until_s(device)
-        kept, view = self._views.get(device, (None, None))
-        if kept is not None and view is not None and self._is_fresh(kept, memory, busy_until_s):
-            return view
-        view = DeviceView(
+        return DeviceView(
             info=memory.info,
             capacity_bytes=memory.capacity_bytes,
             free_bytes=memory.free_bytes,
             resident=frozenset(memory.weights),
-            desired=self.desired(device),
-            busy_until_s=busy_until_s,
-        )
-        self._views[device] = ((memory.revision, busy_until_s, self.placement), view)
-        return view
-
-    def _is_fresh(
-        self,
-        kept: tuple[int, float | None, Placement],
-        memory: DeviceMemory,
-        busy_until_s: float | None,
-    ) -> bool:
-        revision, until_s, placement = kept
-        return (
-            revision == memory.revision and until_s == busy_until_s and placement is self.placement
+            desired=self.desired(memory.info.id),
+            busy_until_s=self.teams.busy_until_s(memory.info.id),
         )
 
     def check_integrity(self) -> None:

@@ -143,8 +143,11 @@ class EngineCore:
             self._wake.clear()
             if not self._requests:
                 self.check_integrity()  # an idle engine audits its ledgers
-            self._adopt(self._planner.place(self._view(), self._snapshot()))
-            plan = self._dispatcher.plan(self._ready_tasks(), self._view())
+            view = self._view()
+            if (placement := self._planner.place(view, self._snapshot())) is not None:
+                self._adopt(placement)
+                view = self._view()
+            plan = self._dispatcher.plan(self._ready_tasks(), view)
             self._refuse_impossible(plan)
             self._launcher.carry_out(plan, self._requests)
             self._preload_idle()
@@ -187,12 +190,11 @@ class EngineCore:
             for ref in run.abandon():
                 self._executor.release(ref)
 
-    def _adopt(self, placement: Placement | None) -> None:
+    def _adopt(self, placement: Placement) -> None:
         """Take a new placement: metadata only; weights move when devices are idle or need them."""
-        if placement is not None:
-            self.cluster.placement = placement
-            self._loader.start_over()
-            log.info("placement_adopted", version=placement.version)
+        self.cluster.adopt(placement)
+        self._loader.start_over()
+        log.info("placement_adopted", version=placement.version)
 
     def _preload_idle(self) -> None:
         """Let every idle device load one stage that it should hold; requests come first."""

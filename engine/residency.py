@@ -8,7 +8,7 @@ not fit is ever launched.
 from __future__ import annotations
 
 from engine.errors import LedgerError
-from engine.types import DeviceInfo, StageKey, TaskId
+from engine.types import DeviceId, DeviceInfo, StageKey, TaskId
 
 
 class DeviceMemory:
@@ -17,11 +17,13 @@ class DeviceMemory:
     Attributes:
         capacity_bytes: the device's memory minus the reserve for what no profile sees.
         loaded: stages whose weights have arrived; the others in `weights` are on their way.
-        revision: counts changes, so that what was read from the ledger can be kept until the next.
     """
 
-    def __init__(self, info: DeviceInfo, reserve_bytes: int = 0) -> None:
-        """Begin empty."""
+    def __init__(
+        self, info: DeviceInfo, reserve_bytes: int = 0, changed: set[DeviceId] | None = None
+    ) -> None:
+        """Begin empty; whenever it changes, the device is put into `changed`."""
+        self._changed = set() if changed is None else changed
         self.info = info
         self.capacity_bytes = info.memory_bytes - reserve_bytes
         self.weights: dict[StageKey, int] = {}
@@ -29,7 +31,6 @@ class DeviceMemory:
         self.activations: dict[TaskId, int] = {}
         self._last_used: dict[StageKey, int] = {}
         self._uses = 0
-        self.revision = 0
 
     @property
     def used_bytes(self) -> int:
@@ -48,13 +49,13 @@ class DeviceMemory:
             raise LedgerError(message)
         self._expect_free(size_bytes, f"weights of {stage}")
         self.weights[stage] = size_bytes
-        self.revision += 1
+        self._changed.add(self.info.id)
         self.touch(stage)
 
     def evict(self, stage: StageKey) -> None:
         """Take back the memory of a stage's weights."""
         self.loaded.discard(stage)
-        self.revision += 1
+        self._changed.add(self.info.id)
         if self.weights.pop(stage, None) is None:
             message = f"Stage {stage} is not resident on {self.info.id}; it cannot be evicted."
             raise LedgerError(message)
@@ -66,12 +67,12 @@ class DeviceMemory:
             raise LedgerError(message)
         self._expect_free(size_bytes, f"activations of task {task}")
         self.activations[task] = size_bytes
-        self.revision += 1
+        self._changed.add(self.info.id)
 
     def settle(self, task: TaskId) -> None:
         """Take back a task's activation memory; harmless if it holds none."""
         self.activations.pop(task, None)
-        self.revision += 1
+        self._changed.add(self.info.id)
 
     def touch(self, stage: StageKey) -> None:
         """Remember that a stage was used just now."""

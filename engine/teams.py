@@ -14,8 +14,9 @@ from engine.types import DeviceId, TaskId
 class Teams:
     """Which device works for which task, and until when it is expected to."""
 
-    def __init__(self) -> None:
-        """Begin with all devices idle."""
+    def __init__(self, changed: set[DeviceId] | None = None) -> None:
+        """Begin with all devices idle; a device that is taken or freed is put into `changed`."""
+        self._changed = set() if changed is None else changed
         self._holders: dict[DeviceId, TaskId] = {}
         self._until_s: dict[DeviceId, float] = {}
 
@@ -32,6 +33,7 @@ class Teams:
         for device in devices:
             self._holders[device] = task
             self._until_s[device] = until_s
+        self._changed.update(devices)
 
     def extend(self, task: TaskId, more: Sequence[DeviceId]) -> None:
         """Give a working task idle devices as well, or raise `LedgerError` and give none."""
@@ -56,6 +58,7 @@ class Teams:
         """Free every device that works for `task`; harmless if there is none."""
         for device in [d for d, holder in self._holders.items() if holder == task]:
             del self._holders[device], self._until_s[device]
+            self._changed.add(device)
 
     def busy_until_s(self, device: DeviceId) -> float | None:
         """Return when a device's team is expected to finish; None if it is idle."""

@@ -7,7 +7,6 @@ planner's own tick. It sees every span of the engine's scope, whatever the expor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,6 +52,7 @@ class StageMonitor(SpanProcessor):
         self._window_s = window_s
         self._incoming: deque[_Event] = deque(maxlen=max_events)
         self._window: deque[_Event] = deque(maxlen=max_events)
+        self._tallies: dict[StageClass, _Tally] = {}
         self._in_flight: dict[StageClass, int] = {}
         self._next_snapshot_s = 0.0
         self._appended = 0
@@ -95,19 +95,20 @@ class StageMonitor(SpanProcessor):
         return self.snapshot(now_s)
 
     def snapshot(self, now_s: float) -> MonitorSnapshot:
-        """Fold what happened since the last call and describe the window that ends now."""
+        """Fold what happened since the last call and describe the window that ends now.
+
+        Costs as much as there are new and old events, not as there are in the window.
+        """
         self._fold()
         while self._window and self._window[0].at_s < now_s - self._window_s:
-            self._window.popleft()
-        by_class: dict[StageClass, list[_Event]] = {key: [] for key in self._in_flight}
-        for event in self._window:
-            by_class.setdefault(event.key, []).append(event)
+            self._leave(self._window.popleft())
+        seen = {**dict.fromkeys(self._in_flight, _NOTHING), **self._tallies}
         return MonitorSnapshot(
             taken_s=now_s,
             window_s=self._window_s,
             blind=self._appended == 0,
             dropped_events=self._appended - self._folded,
-            classes={key: self._describe(key, events) for key, events in by_class.items()},
+            classes={key: self._describe(key, tally) for key, tally in seen.items()},
         )
 
     def _fold(self) -> None:
@@ -119,26 +120,57 @@ class StageMonitor(SpanProcessor):
             self._in_flight[event.key] = max(0, count)
             if count <= 0:
                 del self._in_flight[event.key]
+            if len(self._window) == self._window.maxlen:
+                self._leave(self._window.popleft())
             self._window.append(event)
+            self._tallies.setdefault(event.key, _Tally()).count(event, 1)
 
-    def _describe(self, key: StageClass, events: list[_Event]) -> StageWindow:
-        begun = [event.steps for event in events if event.service_s is None]
-        ends = [event for event in events if event.service_s is not None]
-        done = [event for event in ends if not event.failed]
+    def _leave(self, event: _Event) -> None:
+        """Take an event out of its class; an empty class is forgotten, and its rounding with it."""
+        tally = self._tallies[event.key]
+        tally.count(event, -1)
+        if tally.events == 0:
+            del self._tallies[event.key]
+
+    def _describe(self, key: StageClass, tally: _Tally) -> StageWindow:
+        done = tally.finished - tally.failed
         return StageWindow(
-            started=len(begun),
-            finished=len(ends),
-            failed=sum(event.failed for event in ends),
+            started=tally.started,
+            finished=tally.finished,
+            failed=tally.failed,
             in_flight=self._in_flight.get(key, 0),
-            arrivals_per_s=len(begun) / self._window_s,
-            mean_steps=_mean(begun),
-            mean_service_s=_mean([event.service_s or 0.0 for event in done]),
-            mean_queue_wait_s=_mean([event.queue_wait_s for event in ends]),
+            arrivals_per_s=tally.started / self._window_s,
+            mean_steps=tally.steps / tally.started if tally.started else 0.0,
+            mean_service_s=max(0.0, tally.service_s) / done if done else 0.0,
+            mean_queue_wait_s=max(0.0, tally.wait_s) / tally.finished if tally.finished else 0.0,
         )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+class _Tally:
+    """Sums over the events of one class in the window."""
+
+    __slots__ = ("events", "failed", "finished", "service_s", "started", "steps", "wait_s")
+
+    def __init__(self) -> None:
+        self.events = self.started = self.finished = self.failed = self.steps = 0
+        self.service_s = self.wait_s = 0.0
+
+    def count(self, event: _Event, sign: int) -> None:
+        """Add an event, or take it out with `sign` -1."""
+        self.events += sign
+        if event.service_s is None:
+            self.started += sign
+            self.steps += sign * event.steps
+            return
+        self.finished += sign
+        self.wait_s += sign * event.queue_wait_s
+        if event.failed:
+            self.failed += sign
+        else:
+            self.service_s += sign * event.service_s
+
+
+_NOTHING = _Tally()
 
 
 def _stage_class(span: ReadableSpan) -> StageClass | None:
