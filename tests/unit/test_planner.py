@@ -344,9 +344,12 @@ class TestDemand:
         assert seen.demand.rate_per_s == pytest.approx(10.0)
         assert seen.requests == 300
 
-    def test_steps_come_from_what_is_known(self) -> None:
+    def test_steps_come_from_what_is_known_if_the_window_does_not_tell(self) -> None:
         known = Demand((ClassDemand(SD3, Shape(128, 128), 7, 1.0),))
-        seen = observed(snapshot_of(even(SD3, 5.0), 60.0), elapsed_s=60, known=known, steps=STEPS)
+        silent = Demand(
+            tuple(msgspec.structs.replace(entry, steps=0) for entry in even(SD3, 5.0).classes)
+        )
+        seen = observed(snapshot_of(silent, 60.0), elapsed_s=60, known=known, steps=STEPS)
         assert {entry.shape: entry.steps for entry in seen.demand.classes}[Shape(128, 128)] == 7
 
     def test_models_that_are_not_served_are_ignored(self) -> None:
