@@ -155,7 +155,7 @@ def _corners(bars: Bars, height: float) -> np.ndarray:
 def _name_rows(axes: Axes, timeline: Timeline) -> None:
     """Name devices if they are few, nodes otherwise; the first row is on top."""
     devices = timeline.devices
-    axes.set_ylim(len(devices) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(devices)) - 0.5, -0.5)
     first = 0
     middles, names = [], []
     for node, group in groupby(devices, key=lambda device: device.node):
@@ -202,7 +202,7 @@ def _finish_shares(axes: Axes, title: str, runs: Sequence[tuple[str, Latencies]]
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(color="#dddddd", linewidth=0.6)
     if len(runs) > 1:
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left")
 
 
 def _draw_over_time(axes: Axes, found: Latencies) -> None:
@@ -215,8 +215,8 @@ def _draw_over_time(axes: Axes, found: Latencies) -> None:
             ats, latencies = zip(*points, strict=True)
             axes.scatter(ats, latencies, s=6, color=color, label=label, linewidths=0)
     if never:
-        axes.plot(never, [1.0] * len(never), "|", color="black", label="no output")
-        axes.lines[-1].set_transform(axes.get_xaxis_transform())
+        top = axes.get_xaxis_transform()
+        axes.plot(never, [0.97] * len(never), "k|", transform=top, label="no output")
     _scale(axes, "y")
     axes.set_xlabel("arrival, virtual s")
     axes.set_ylabel("latency, s")

@@ -98,7 +98,7 @@ MIXES: Final[Mapping[ModelId, Mix]] = {
             *(Size(720, 1280, frames) for frames in (17, 33, 65, 129)),
         ),
         rate_per_gpu=0.7114 / 128,  # the published 1.0/s asks for more than 128 GPUs have
-        # 720x1280x129 as the long class would ask for 1.4 times what 8 GPUs have over the hour.
+        # 720x1280x129 as the long class would ask for 1.3 times what 8 GPUs have over the hour.
         three=(Size(960, 544, 17), Size(960, 544, 65), Size(960, 544, 129)),
         three_steps=12,
     ),
