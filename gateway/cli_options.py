@@ -73,20 +73,39 @@ _SHARED: Final = (
     click.option("--trace", type=PATH, metavar="FILE", help="CSV of requests to replay."),
     click.option("--workload", "name", type=click.Choice(tuple(WORKLOADS)), help="Or make them."),
     click.option("--profile", default="l20", show_default=True, help="l20, h100 or a file."),
-    click.option("--model", "models", multiple=True, required=True, help="Repeatable."),
-    click.option("--slo-scale", type=ABOVE_0, default=2.5, show_default=True),
-    click.option("--rate-scale", type=ABOVE_0, default=1.0, show_default=True),
+    click.option(
+        "--model", "models", multiple=True, required=True, help="What is served; repeatable."
+    ),
+    click.option(
+        "--slo-scale",
+        type=ABOVE_0,
+        default=2.5,
+        show_default=True,
+        help="Deadlines, in best unloaded latencies.",
+    ),
+    click.option(
+        "--rate-scale", type=ABOVE_0, default=1.0, show_default=True, help="Times the rate."
+    ),
     click.option(
         "--steps", type=click.IntRange(1, 100_000), help="Denoise steps of every request."
     ),
     click.option("--duration", "duration_s", type=ABOVE_0, help="Seconds of a workload."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of the workload and the noise."
+    ),
     click.option(
         "--noise", type=Number(0, 1, max_open=True), default=0.0, help="0.2 is 20 % either way."
     ),
     click.option("--stragglers", type=Number(0, 1), default=0.0, help="Share of slow runs."),
     click.option("--dispatcher", type=click.Choice(_DISPATCHERS), help="If the policy has both."),
-    click.option("--switch", "switches", type=Switch(), multiple=True, metavar="NAME=on|off"),
+    click.option(
+        "--switch",
+        "switches",
+        type=Switch(),
+        multiple=True,
+        metavar="NAME=on|off",
+        help="An addition of the policy; repeatable.",
+    ),
     click.option("--json", "json_path", type=PATH, metavar="OUT", help="Write figures here."),
 )
 

@@ -91,13 +91,21 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
 
 @click.command()
 @shared
-@click.option("--gpus", type=click.IntRange(1, MOST_GPUS), required=True, metavar="N")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1, MOST_GPUS),
+    required=True,
+    metavar="N",
+    help="Size of the cluster.",
+)
 @click.option(
     "--nodes", type=click.IntRange(1, MOST_GPUS), metavar="M", help="[as the profile's nodes are]"
 )
 @click.option("--policy", type=click.Choice(POLICIES), default="trident", show_default=True)
 @click.option("--compare", "compared", metavar="A,B,..", help="Several policies, as a table.")
-@click.option("--fail-node", "failures", type=Failure(), multiple=True, metavar="NODE@SECONDS")
+@click.option(
+    "--fail-node", "failures", type=Failure(), multiple=True, help="NODE@SECONDS, for good."
+)
 @click.option("--events", type=PATH, metavar="OUT.jsonl", help="Everything that happens.")
 @click.option("--plot", type=PATH, metavar="OUT.png", help="Timeline and latencies.")
 @click.pass_obj
@@ -277,6 +285,8 @@ def _run(
         demand = made = at(rate_scale)
         if rate_rps is not None:
             demand = at(rate_scale * rate_rps / made.rate_rps)
+    if next(demand.rows(), None) is None:
+        raise RefusalError(f"{demand.label} has no request in {demand.duration_s:g} s; take more.")
     return _Run(
         demand=demand,
         profile=profile,
@@ -302,7 +312,7 @@ def _need_nodes(run: _Run, gpus: int, nodes: int | None) -> None:
     count = len({info.node for info in infos})
     for failure in run.failures:
         if failure.node >= count:
-            message = f"Node {failure.node} cannot fail: the {count} nodes are numbered from 0."
+            message = f"There is no node {failure.node} to fail; nodes are 0 to {count - 1}."
             raise RefusalError(message)
 
 
