@@ -36,11 +36,13 @@ class Balance(msgspec.Struct, frozen=True):
         factor: the multiple of the demand that it sustains; 0 if a class cannot be served.
         ratios: capacity over demand of diffuse and of each dedicated pool, by stage kind.
         dedicated: devices of each of these.
+        wide: primaries in whole node-local blocks of the widest class.
     """
 
     factor: float
     ratios: Mapping[str, float]
     dedicated: Mapping[str, int]
+    wide: int
 
     def imbalance(self) -> float:
         """Return fastest over slowest stage; a pool of one device cannot be too fast."""
@@ -70,7 +72,9 @@ def sustained(
     asked = [item for item in classes if item.load.rate_per_s > 0]
     sites = _sites(asked, {role for count in nodes for role in count}, memory)
     fluid = _Fluid(asked, nodes, sites, memory, fragmentation)
-    return Balance(fluid.factor(), *fluid.ratios())
+    widest = max((item.need.degree for item in classes), default=1)
+    primaries = frozenset(role for count in nodes for role in count if _diffuses(role))
+    return Balance(fluid.factor(), *fluid.ratios(), fluid.blocks(primaries, widest))
 
 
 def room(item: Wanted, role: Role, memory: Memory) -> bool:
@@ -109,7 +113,7 @@ class _Fluid:
     ) -> None:
         self._sites, self._nodes = sites, nodes
         total: Counter[Role] = sum(nodes, Counter())
-        self._primaries = {r: n for r, n in total.items() if any(s.kind is D for s in r)}
+        self._primaries = {r: n for r, n in total.items() if _diffuses(r)}
         self._pools = {r: n for r, n in total.items() if r and r not in self._primaries}
         self._work: dict[StageKey, float] = {}
         for item in asked:
@@ -141,10 +145,10 @@ class _Fluid:
         for width in {width for site in group for width in site.work}:
             work = sum(_at_least(site.work, width) for site in group)
             if work > 0:
-                bounds.append(self._blocks(roles, width) / work)
+                bounds.append(self.blocks(roles, width) / work)
         return min(bounds)
 
-    def _blocks(self, roles: frozenset[Role], width: int) -> int:
+    def blocks(self, roles: frozenset[Role], width: int) -> int:
         """Return devices of these roles in whole node-local blocks."""
         held = (sum(count[role] for role in roles) for count in self._nodes)
         return sum(devices // width * width for devices in held)
@@ -187,6 +191,10 @@ class _Fluid:
                 ratios[kind.value] = counts[kind] / work[kind]
                 dedicated[kind.value] = counts[kind]
         return ratios, dedicated
+
+
+def _diffuses(role: Role) -> bool:
+    return any(stage.kind is D for stage in role)
 
 
 def _at_least(work: Mapping[int, float], width: int) -> float:

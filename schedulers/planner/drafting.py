@@ -1,8 +1,8 @@
 """Drafting: from demand and devices to the best placement that the recipes offer.
 
 Every recipe is laid out, judged by the fluid model and dropped if it leaves a class without a
-team. Among the best the one with the fewest bytes to load wins. If none is left, stages are
-swapped: slow, but nothing becomes impossible.
+team. Among the best the one with most primaries in whole blocks wins, then the one with the fewest
+bytes to load. If none is left, stages are swapped: slow, but nothing becomes impossible.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from schedulers.planner.paper import paper_recipe
 from schedulers.planner.recipes import Means, proposals, swapping
 from schedulers.planner.replicas import Memory, Role, Wanted
 from schedulers.planner.roster import Slot, by_node
-
-_EQUAL = 0.002  # relative difference of the objective below which fewer loads win
+from schedulers.planner.switching import EQUAL
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -68,9 +67,9 @@ class Drafter:
         judged = self._judge(proposals(self._classes, self._means, videos))
         if not judged:
             judged = self._judge(swapping(self._classes, self._means))[:1]
-        bar = max((item.balance.factor for item in judged), default=0.0) * (1.0 - _EQUAL)
+        bar = max((item.balance.factor for item in judged), default=0.0) * (1.0 - EQUAL)
         seated = [(item, self._seat(item)) for item in judged if item.balance.factor >= bar]
-        chosen, seating = min(seated, key=lambda pair: pair[1].load_bytes)
+        chosen, seating = min(seated, key=lambda pair: (-pair[0].balance.wide, pair[1].load_bytes))
         return self._draft(chosen, seating)
 
     def paper(self, videos: frozenset[ModelId]) -> Draft:

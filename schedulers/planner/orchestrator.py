@@ -222,7 +222,7 @@ class Orchestrator:
         )
         now = self._balance(scene) if self._version else None
         loads = extra_loads(draft.roles, self._roles, scene.slots, self._cost)
-        verdict = self._verdict(scene, draft, now, loads)
+        verdict = self._verdict(trigger, scene, draft, now, loads)
         self._signs.clear()
         self._think_again_s = scene.now_s + scene.window_s
         self._planned_for, self._mix = scene.demand, work_mix(scene.classes)
@@ -248,7 +248,9 @@ class Orchestrator:
         )
         return Placement(self._version, dict(draft.roles)) if verdict.switch else None
 
-    def _verdict(self, scene: _Scene, draft: Draft, now: Balance | None, loads: Loads) -> Verdict:
+    def _verdict(
+        self, trigger: Trigger, scene: _Scene, draft: Draft, now: Balance | None, loads: Loads
+    ) -> Verdict:
         """Return whether to adopt the draft: when something forces it, or when it is worth it."""
         if now is None:
             return Verdict(switch=True, reason="There was no placement yet.")
@@ -263,8 +265,14 @@ class Orchestrator:
             return Verdict(switch=True, reason="Devices without a role get one.")
         if self._faithful:
             return Verdict(switch=True, reason="The paper's rule switches whenever it triggers.")
-        devices = len(scene.slots)
-        return weigh(draft.balance, now, loads, devices=devices, knobs=self._knobs)
+        return weigh(
+            draft.balance,
+            now,
+            loads,
+            devices=len(scene.slots),
+            knobs=self._knobs,
+            mend=trigger is Trigger.DEVICES,
+        )
 
 
 def _beside(item: Wanted) -> float:

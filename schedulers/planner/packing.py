@@ -46,11 +46,6 @@ class Recipe(msgspec.Struct, frozen=True):
         """The widest block that somebody needs."""
         return max((share.width for share in self.primaries), default=1)
 
-    @property
-    def devices(self) -> int:
-        """All devices that get a role."""
-        return sum(share.devices for share in (*self.primaries, *self.pools))
-
 
 class Layout(msgspec.Struct, frozen=True):
     """What each node holds, nodes in descending order of size; `sizes[i]` belongs to `nodes[i]`."""

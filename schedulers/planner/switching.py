@@ -14,6 +14,7 @@ from schedulers.planner.ports import StageCost
 from schedulers.planner.replicas import Role
 from schedulers.planner.roster import Slot
 
+EQUAL = 0.002  # relative difference of the objective that means nothing
 _TINY = 1e-9
 
 
@@ -62,15 +63,29 @@ def _load_s(
 
 
 def weigh(
-    new: Balance, now: Balance, loads: Loads, *, devices: int, knobs: PlannerKnobs
+    new: Balance,
+    now: Balance,
+    loads: Loads,
+    *,
+    devices: int,
+    knobs: PlannerKnobs,
+    mend: bool = False,
 ) -> Verdict:
-    """Return whether what a switch gains over the horizon is worth what it loads."""
+    """Return whether what a switch gains over the horizon is worth what it loads.
+
+    With `mend`, whole blocks in place of broken ones are worth a cheap switch by themselves: the
+    fluid model does not see how much harder it is to find a wide team among fewer. That is for
+    times when devices came or went, as at the start, when their nodes become known one by one.
+    """
+    budget = devices * knobs.horizon_s
+    cheap = loads.total_s <= knobs.cheap_load_share * budget
+    whole = new.wide > now.wide and new.factor >= now.factor * (1.0 - EQUAL)
+    if mend and cheap and whole:
+        return Verdict(switch=True, reason="More devices lie in whole blocks.")
     if now.factor >= knobs.comfort:
         reason = f"The present placement sustains {now.factor:.2f} times the demand."
         return Verdict(switch=False, reason=reason)
     gain = new.factor / max(now.factor, _TINY) - 1.0
-    budget = devices * knobs.horizon_s
-    cheap = loads.total_s <= knobs.cheap_load_share * budget
     least = knobs.cheap_gain if cheap else knobs.min_gain
     if gain < least:
         reason = f"A switch would gain {gain:.1%}, less than {least:.0%}."

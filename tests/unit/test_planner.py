@@ -138,6 +138,17 @@ class TestBootstrap:
         assert len(placement.stages) == 128
         assert planner.place(view_of(infos, [COG], placement=placement), None) is None
 
+    def test_blocks_become_whole_as_the_nodes_of_devices_become_known(self) -> None:
+        infos = a_cluster(4)
+        planner, placement = a_planner([COG], even(COG, 0.37)), None
+        for up in range(1, 33):
+            arrived = [infos[i * 13 % 32] for i in range(up)]
+            lost = {info.id for info in infos} - {info.id for info in arrived}
+            view = view_of(infos, [COG], lost=lost, now_s=up / 10)
+            placement = planner.place(view, None) or placement
+        assert placement is not None
+        assert sorted(node.get("DC", 0) for node in nodes_of(placement)) == [5, 8, 8, 8]
+
     def test_a_device_that_never_comes_up_is_given_up(self) -> None:
         infos = a_cluster(2)
         planner = a_planner([COG], even(COG, 0.1))
