@@ -155,12 +155,10 @@ class Orchestrator:
     def _scene(
         self, view: ClusterView, slots: tuple[Slot, ...], snapshot: MonitorSnapshot | None
     ) -> _Scene:
-        capacity = min(slot.capacity_bytes for slot in slots) - self._knobs.reserve_bytes
-        widest = max(len(node) for node in by_node(slots).values())
-        memory = Memory(view.weight_bytes, capacity, widest, self._swapped)
+        known = merged(self._demand, self._always, Demand(tuple(self._seen.values())))
+        slots, memory = self._usable(slots, view, known)
         demand = self._absolute(memory, len(slots))
-        silent = Demand(tuple(self._seen.values()))
-        loads = price_all(merged(demand, self._always, silent), self._cost)
+        loads = price_all(merged(demand, known.silenced()), self._cost)
         classes = wanted(loads, memory, faithful=self._faithful)
         possible = {(item.load.model, item.load.demand.shape) for item in classes}
         return _Scene(
@@ -175,6 +173,25 @@ class Orchestrator:
                 load.demand for load in loads if (load.model, load.demand.shape) not in possible
             ),
         )
+
+    def _usable(
+        self, slots: tuple[Slot, ...], view: ClusterView, demand: Demand
+    ) -> tuple[tuple[Slot, ...], Memory]:
+        """Return the most devices with which the most classes can be served, and their memory.
+
+        All devices of a plan count as the smallest of them, so devices that are too small for a
+        class that larger ones could serve are left out.
+        """
+        tiers = []
+        for least in sorted({slot.capacity_bytes for slot in slots}):
+            large = tuple(slot for slot in slots if slot.capacity_bytes >= least)
+            widest = max(len(node) for node in by_node(large).values())
+            capacity = least - self._knobs.reserve_bytes
+            tiers.append((large, Memory(view.weight_bytes, capacity, widest, self._swapped)))
+        if len(tiers) == 1:
+            return tiers[0]
+        loads = price_all(demand, self._cost)
+        return max(tiers, key=lambda tier: len(wanted(loads, tier[1])))
 
     def _absolute(self, memory: Memory, devices: int) -> Demand:
         """Return the demand; one of unknown rate is scaled to the target load."""

@@ -266,6 +266,15 @@ class TestFollowing:
         assert watched.planner.last_decision is not None
         assert watched.planner.last_decision.sustains_new > 1.0
 
+    def test_the_pool_follows_what_the_cost_model_learns(self) -> None:
+        cost = L20Cost()
+        watched = Watched(a_planner([COG], even(COG, 1.3), cost=cost), a_cluster(16), COG)
+        assert list(watched.run(even(COG, 1.3), 60)) == []
+        cost.decode_factor = 2.0
+        [(at_s, placement)] = watched.run(even(COG, 1.3), 200)
+        assert at_s <= 60 + 2 * 60 + 1
+        assert totals(placement)["C"] > 10
+
     def test_a_comfortable_placement_is_left_alone(self) -> None:
         before = mixed({SMALL: 2.5, WIDE: 0.2})
         planner = a_planner([COG], before, policy=PlannerKnobs(comfort=1.0))
@@ -418,3 +427,17 @@ def test_encode_leaves_a_device_that_is_too_small_for_it() -> None:
     assert set(totals(placement)) <= {"DC", "E", "C"}
     for stages in placement.stages.values():
         assert not (StageKey(COG, E) in stages and len(stages) > 1)
+
+
+def test_devices_too_small_for_a_class_are_left_out_of_the_plan() -> None:
+    infos = [
+        msgspec.structs.replace(info, memory_bytes=(16 if info.node == "n001" else 48) * GB)
+        for info in a_cluster(3)
+    ]
+    planner = a_planner([COG], even(COG, 0.1))
+    placement = planner.place(view_of(infos, [COG]), None)
+    assert placement is not None
+    assert planner.last_decision is not None
+    assert planner.last_decision.impossible == ()
+    assert {device.split("/")[0] for device in placement.stages} == {"n000", "n002"}
+    assert planner.place(view_of(infos, [COG], placement=placement, now_s=2.0), None) is None
