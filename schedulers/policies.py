@@ -6,11 +6,13 @@ The only place that knows all of them. The server and the simulator both build f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.types import DeviceId
+from schedulers.baselines.catalogue import PIPELINE_LEVEL, STAGE_LEVEL, Builder
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.errors import SchedulerError
@@ -85,7 +87,21 @@ def _planner(setup: Setup) -> Planner:
     return Orchestrator(setup.specs, setup.cost, nodes=setup.nodes, prior=setup.prior)
 
 
-POLICIES: dict[str, Callable[[Setup], Policy]] = {"trident": _trident}
+def _pipeline_level(build: Builder, setup: Setup) -> Policy:
+    """Return a baseline whose teams run all stages: every device wants them all."""
+    return Policy(build(setup.specs, setup.cost), EverywherePlanner(setup.specs))
+
+
+def _stage_level(build: Builder, setup: Setup) -> Policy:
+    """Return a baseline on the placement that ours has."""
+    return Policy(build(setup.specs, setup.cost), _planner(setup))
+
+
+POLICIES: dict[str, Callable[[Setup], Policy]] = {
+    "trident": _trident,
+    **{name: partial(_pipeline_level, build) for name, build in PIPELINE_LEVEL.items()},
+    **{name: partial(_stage_level, build) for name, build in STAGE_LEVEL.items()},
+}
 
 
 def build_policy(name: str, setup: Setup) -> Policy:

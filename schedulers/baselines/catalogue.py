@@ -1,0 +1,71 @@
+"""The baselines by name: B1 to B6 of TridentServe's evaluation (arXiv 2510.02838).
+
+B1 is the usual static deployment (xDiT's way). B2 buckets requests by degree. B3 chooses the degree
+per request and serves strictly in order of arrival; B4 is B3 with the shortest remaining time
+first. B5 and B6 are B2 and B4 with stages disaggregated by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from engine.types import StageTask
+from schedulers.baselines.bestfit import BestFit
+from schedulers.baselines.buckets import Buckets, uniform_shares
+from schedulers.baselines.dispatcher import BaselineDispatcher
+from schedulers.baselines.orders import first_come, shortest_first
+from schedulers.baselines.pipeline import PipelineRule
+from schedulers.baselines.stagewise import StageRule
+
+if TYPE_CHECKING:
+    from engine.pipelines import PipelineSpec
+    from engine.ports import Dispatcher
+    from schedulers.cost import CostModel
+
+Builder = Callable[[Sequence["PipelineSpec"], "CostModel"], "Dispatcher"]
+STATIC_DEGREES = (1, 2, 4, 8)
+
+
+def _static(degree: int, _specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+    rule = PipelineRule(Buckets({degree: 1.0}, lambda _task: degree), first_come, overtakes=True)
+    return BaselineDispatcher(cost, rule)
+
+
+def _buckets(specs: Sequence[PipelineSpec], cost: CostModel, *, whole_pipeline: bool) -> Buckets:
+    def natural(task: StageTask) -> int:
+        return cost.best_degree(task.request.model, task.request.shape)
+
+    return Buckets(uniform_shares(specs, cost, whole_pipeline=whole_pipeline), natural)
+
+
+def _b2(specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+    buckets = _buckets(specs, cost, whole_pipeline=True)
+    return BaselineDispatcher(cost, PipelineRule(buckets, first_come, overtakes=True))
+
+
+def _b3(_specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+    return BaselineDispatcher(cost, PipelineRule(BestFit(), first_come, overtakes=False))
+
+
+def _b4(_specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+    return BaselineDispatcher(cost, PipelineRule(BestFit(), shortest_first, overtakes=True))
+
+
+def _b5(specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+    buckets = _buckets(specs, cost, whole_pipeline=False)
+    return BaselineDispatcher(cost, StageRule(buckets, first_come))
+
+
+def _b6(_specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+    return BaselineDispatcher(cost, StageRule(BestFit(), shortest_first))
+
+
+PIPELINE_LEVEL: dict[str, Builder] = {
+    **{f"b1-sp{degree}": partial(_static, degree) for degree in STATIC_DEGREES},
+    "b2": _b2,
+    "b3": _b3,
+    "b4": _b4,
+}
+STAGE_LEVEL: dict[str, Builder] = {"b5": _b5, "b6": _b6}

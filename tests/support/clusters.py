@@ -1,0 +1,107 @@
+"""Clusters and tasks for policies under test: views of l20 nodes and ready tasks of profiled models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from engine.types import (
+    ClusterView,
+    DeviceId,
+    DeviceInfo,
+    DeviceView,
+    GenerationRequest,
+    ModelId,
+    NodeId,
+    RequestId,
+    Shape,
+    StageKey,
+    StageKind,
+    StageTask,
+    TaskId,
+)
+from schedulers.cost import CostModel
+from schedulers.profile import load_profile, specs_of
+
+COG = ModelId("cogvideox1.5-5b")
+PROFILE = load_profile("l20")
+SPECS = specs_of(PROFILE, [COG])
+COST = CostModel(SPECS, PROFILE, learn=False)
+SHORT, MIDDLE, LONG = Shape(768, 432, 17), Shape(768, 1360, 17), Shape(768, 1360, 81)  # k 1, 2, 8
+
+
+def device_ids(nodes: int, per_node: int = 8) -> list[DeviceId]:
+    return [DeviceId(f"n{n}g{g}") for n in range(nodes) for g in range(per_node)]
+
+
+def a_cluster(
+    nodes: int = 1,
+    *,
+    per_node: int = 8,
+    busy: Collection[str] = (),
+    lost: Collection[str] = (),
+    pools: Mapping[str, StageKind] | None = None,
+    now_s: float = 0.0,
+    **changes: Any,
+) -> ClusterView:
+    """Return nodes of which each device holds every stage, or one only if `pools` says so."""
+    ids = device_ids(nodes, per_node)
+    stages = SPECS[0].stages
+
+    def device(device_id: DeviceId) -> DeviceView:
+        kind = (pools or {}).get(device_id)
+        held = frozenset(stage for stage in stages if kind is None or stage.kind is kind)
+        info = DeviceInfo(device_id, device_id.partition("g")[0], PROFILE.node.memory_bytes)
+        capacity_bytes = info.memory_bytes - PROFILE.node.reserve_bytes
+        return DeviceView(
+            info=info,
+            capacity_bytes=capacity_bytes,
+            free_bytes=capacity_bytes - sum(SPECS[0].weight_bytes[s.kind] for s in held),
+            resident=held,
+            desired=held,
+            busy_until_s=now_s + 5.0 if device_id in busy else None,
+        )
+
+    values: dict[str, Any] = {
+        "configured": tuple(ids),
+        "devices": tuple(device(d) for d in ids if d not in lost),
+        "weight_bytes": {SPECS[0].stage(k): size for k, size in SPECS[0].weight_bytes.items()},
+        "now_s": now_s,
+    }
+    return ClusterView(**(values | changes))
+
+
+def a_ready(
+    name: str,
+    shape: Shape = SHORT,
+    kind: StageKind = StageKind.ENCODE,
+    *,
+    sequence: int = 0,
+    arrival_s: float = 0.0,
+    deadline_s: float = 1e4,
+    **changes: Any,
+) -> StageTask:
+    """Return a ready task of a request for one video."""
+    request = GenerationRequest(
+        id=RequestId(name),
+        model=COG,
+        prompt="",
+        shape=shape,
+        steps=6,
+        guidance_scale=1.0,
+        seed=0,
+        arrival_s=arrival_s,
+        deadline_s=deadline_s,
+    )
+    values: dict[str, Any] = {
+        "id": TaskId(f"{name}/{kind.value}"),
+        "request": request,
+        "node": NodeId(kind.value),
+        "stage": StageKey(COG, kind),
+        "image_index": 0,
+        "inputs": (),
+        "sequence": sequence,
+        "attempt": 1,
+        "ready_s": arrival_s,
+    }
+    return StageTask(**(values | changes))
