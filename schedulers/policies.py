@@ -19,6 +19,7 @@ from schedulers.errors import SchedulerError
 from schedulers.planner.demand import Demand
 from schedulers.planner.handsized import HandSized, HandSizes
 from schedulers.planner.orchestrator import Orchestrator
+from schedulers.static import EverywherePlanner
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
@@ -94,7 +95,8 @@ def _pipeline_level(build: Builder, setup: Setup) -> Policy:
 
 def _stage_level(build: Builder, setup: Setup) -> Policy:
     """Return a baseline on the placement that ours has."""
-    return Policy(build(setup.specs, setup.cost), _planner(setup))
+    dispatcher = build(setup.specs, setup.cost)
+    return Policy(dispatcher, _planner(setup), needs_monitor=setup.sizes is None)
 
 
 POLICIES: dict[str, Callable[[Setup], Policy]] = {

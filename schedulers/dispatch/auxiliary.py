@@ -15,28 +15,32 @@ from schedulers.dispatch.round import Round
 
 
 def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
-    """Batch the ready encodes of each model onto the idle auxiliaries of its encode pool.
+    """Batch the ready encodes of each model onto idle devices: its encode pool if it has one.
 
     `tasks` come in order of urgency. A task that failed in a batch runs alone.
     """
     waiting = list(tasks)
     while waiting:
         first = waiting[0]
-        pool = decision.board.idle_in_pool(first.stage)
-        if pool:
+        device = _encoder(decision, first.stage)
+        if device is not None:
             alike = [t for t in waiting if t.stage == first.stage and t.attempt == 1]
             same = alike[: decision.knobs.batch] if first.attempt == 1 else [first]
-            device = min(
-                pool, key=lambda d: (first.stage not in decision.board.idle[d].resident, d)
-            )
             why = f"encode of {len(same)} together on {device}"
             decision.launch(first, (device,), why, tuple(t for t in same if t is not first))
         else:
             same = [task for task in waiting if task.stage == first.stage]
             for task in same:
-                decision.hold(task, f"waits for the encode pool of {first.stage}")
+                decision.hold(task, f"waits for a device to encode {first.stage}")
         done = {id(task) for task in same}
         waiting = [task for task in waiting if id(task) not in done]
+
+
+def _encoder(decision: Round, stage: StageKey) -> DeviceId | None:
+    pool = decision.board.idle_in_pool(stage)
+    if pool:
+        return min(pool, key=lambda d: (stage not in decision.board.idle[d].resident, d))
+    return None if decision.board.layout.pools.get(stage) else _single(decision, stage, ())
 
 
 def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
