@@ -14,6 +14,7 @@ from engine.errors import (
     PipelineError,
     RequestCancelledError,
     RequestImpossibleError,
+    RequestRefusedError,
     StageFailedError,
     WorkerLostError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "RequestCancelledError",
     "RequestId",
     "RequestImpossibleError",
+    "RequestRefusedError",
     "Shape",
     "StageFailedError",
     "StageKey",

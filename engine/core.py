@@ -23,6 +23,7 @@ from engine.errors import (
     InvalidRequestError,
     RequestCancelledError,
     RequestImpossibleError,
+    RequestRefusedError,
 )
 from engine.launching import Launcher
 from engine.loading import Loader
@@ -111,6 +112,7 @@ class EngineCore:
 
         Raises:
             InvalidRequestError, RequestImpossibleError: the request can never run here.
+            RequestRefusedError: it could only end after its deadline, and the policy refuses that.
             EngineBusyError: the engine is full; try later.
             StageFailedError, WorkerLostError: a stage failed on every attempt.
             EngineClosedError: the engine stopped; run it elsewhere.
@@ -148,16 +150,18 @@ class EngineCore:
                 self._adopt(placement)
                 view = self._view()
             plan = self._dispatcher.plan(self._ready_tasks(), view)
-            self._refuse_impossible(plan)
+            self._end_hopeless(plan)
             self._launcher.carry_out(plan, self._requests)
             self._preload_idle()
             await self._sleep_until(plan.next_decision_at_s)
 
-    def _refuse_impossible(self, plan: DispatchPlan) -> None:
+    def _end_hopeless(self, plan: DispatchPlan) -> None:
         for held in plan.held:
             run = self._requests.get(held.task.request.id)
-            if held.impossible and run is not None:
+            if run is not None and held.impossible:
                 self._give_up(run, RequestImpossibleError(held.reason))
+            elif run is not None and held.refused:
+                self._give_up(run, RequestRefusedError(held.reason))
 
     def _snapshot(self) -> MonitorSnapshot | None:
         return None if self._monitor is None else self._monitor.fresh_snapshot(self._clock.now())

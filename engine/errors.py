@@ -9,6 +9,7 @@ EngineError
 │   └── EngineCrashedError       it stopped on an internal error while it held the request
 ├── RequestCancelledError    the request was cancelled by its owner
 ├── RequestImpossibleError   no device of this deployment can ever run a stage of the request
+├── RequestRefusedError      the request could only end after its deadline, and is not served
 ├── StageFailedError         a stage failed on a live worker (out of memory, bad weights, bug)
 ├── WorkerLostError          the worker process died while it held the task
 └── LedgerError              an accounting invariant broke: a bug, never a user's mistake
@@ -80,6 +81,12 @@ class RequestImpossibleError(EngineError):
     """A stage of the request fits on no device, however long it waits."""
 
     code = "request_does_not_fit"
+
+
+class RequestRefusedError(EngineError):
+    """The request cannot be on time any more, and the policy refuses what would be late."""
+
+    code = "deadline_unreachable"
 
 
 class StageFailedError(EngineError):

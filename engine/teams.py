@@ -41,7 +41,8 @@ class Teams:
         if not until:
             message = f"Task {task} holds no team that could be extended by {list(more)}."
             raise LedgerError(message)
-        self.acquire(task, more, until[0])
+        if more:
+            self.acquire(task, more, until[0])
 
     def transfer(
         self, holder: TaskId, heir: TaskId, team: Sequence[DeviceId], until_s: float

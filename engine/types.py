@@ -259,11 +259,16 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A ready task that was not placed, and why; `impossible` if no wait can help."""
+    """A ready task that was not placed, and why.
+
+    `impossible` says that it can never run here, `refused` that it could only end too late and is
+    given up; both end the request.
+    """
 
     task: StageTask
     reason: str
     impossible: bool = False
+    refused: bool = False
 
 
 class Pause(msgspec.Struct, frozen=True):

@@ -8,9 +8,7 @@ from __future__ import annotations
 import heapq
 from itertools import count
 
-import msgspec
-
-from engine.types import Assignment, DeviceId, Resize, StageKind
+from engine.types import DeviceId, Resize, StageKind
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.prospects import Underway
 from schedulers.dispatch.round import Round
@@ -35,7 +33,7 @@ class _Growers:
         self._decision, self._order = decision, count()
         node_of = decision.board.layout.node_of
         self._running: dict[Node, list[Underway]] = {}
-        for underway in decision.underway:
+        for underway in decision.underway if decision.knobs.resize else ():
             self._running.setdefault(node_of[underway.view.assignment.team[0]], []).append(underway)
         self._fresh: dict[Node, list[int]] = {}
         for i, launch in enumerate(decision.launches):
@@ -90,16 +88,7 @@ class _Growers:
         decision.board.take(more)
         why = f"grew to degree {len(team)} with leftover devices"
         if isinstance(grower, Underway):
-            decision.resizes.append(Resize(grower.task.id, self._onward(grower, team, why)))
+            decision.resizes.append(Resize(grower.task.id, decision.onward(grower, team, why)))
             return None
         decision.launches[grower] = decision.assignment(launch.task, team, why, launch.riders)
         return grower
-
-    def _onward(self, grower: Underway, team: tuple[DeviceId, ...], why: str) -> Assignment:
-        decision, task = self._decision, grower.task
-        estimate = decision.cost.estimate(task.stage, task.request, degree=len(team))
-        onward = decision.assignment(task, team, why)
-        left_s = grower.left * decision.step_s(task, len(team)) + decision.cost.change_s
-        return msgspec.structs.replace(
-            onward, expected_s=left_s, activation_bytes=estimate.activation_bytes
-        )

@@ -16,9 +16,12 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         refuse: refuse those instead of serving them late.
         deadline_order: earliest deadline first; False: first come, first served.
         preempt: pause running diffuses at a step boundary for a request that would be late.
-        scale_up: give leftover devices to running diffuses that gain from them.
+        demote: halve the team of a running diffuse rather than pause it, where that is enough.
+        scale_up: give leftover devices to diffuses that gain from them.
+        resize: let running diffuses grow, at a step boundary; else only those that just start.
         spill: decode on a primary device when the decode pool is behind.
         reserve: hold a node for a wide request (least degree >= 4) that finds no room.
+        considered: most requests that one decision looks at; the least urgent wait for the next.
         elders_per_16_nodes: background requests older than `elder_age` references that go first.
         elder_age: multiples of a request's reference latency.
         least_gain: a degree counts only if its step takes less than this share of half of it.
@@ -36,9 +39,12 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     refuse: bool = False
     deadline_order: bool = True
     preempt: bool = True
+    demote: bool = False
     scale_up: bool = True
+    resize: bool = True
     spill: bool = True
     reserve: bool = False
+    considered: int = 512
     elders_per_16_nodes: int = 0
     elder_age: float = 10.0
     least_gain: float = 0.93

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from engine.types import Pause
+from engine.types import Pause, Resize
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.prospects import Prospect, Underway
 from schedulers.dispatch.round import Hold, Round
@@ -56,8 +56,11 @@ class Preemption:
 
     def _option(
         self, prospect: Prospect, node: Node, degree: int
-    ) -> tuple[int, float, float, Node, list[Underway]] | None:
-        """Return (worst victim's tier, seconds lost, when, node, victims) for a node, if any."""
+    ) -> tuple[int, float, float, Node, list[tuple[Underway, bool]]] | None:
+        """Return (worst victim's tier, seconds lost, when, node, victims) for a node, if any.
+
+        Each victim comes with whether it only shrinks.
+        """
         decision = self._decision
         if node in decision.holds:
             return None
@@ -75,16 +78,26 @@ class Preemption:
                 for loss_s in [underway.degree * decision.cost.change_s]
             ),
         )
-        victims: list[Underway] = []
+        victims: list[tuple[Underway, bool]] = []
         worst, loss_s, until_s = 0, 0.0, decision.now_s
         for tier, lost_s, _i, underway in candidates:
             if missing <= 0:
                 break
-            victims.append(underway)
-            missing -= underway.degree
+            shrinks = 2 * missing <= underway.degree and self._can_shrink(underway)
+            victims.append((underway, shrinks))
+            missing -= underway.degree // 2 if shrinks else underway.degree
             worst, loss_s = max(worst, tier), loss_s + lost_s
             until_s = max(until_s, underway.boundary_s)
         return (worst, loss_s, until_s, node, victims) if missing <= 0 else None
+
+    def _can_shrink(self, victim: Underway) -> bool:
+        """Whether half a victim's team is enough for it, in memory and in time."""
+        half = victim.degree // 2
+        if not self._decision.knobs.demote or half not in victim.curve.step_s:
+            return False
+        rest_s = victim.left * victim.curve.step_s[half] + self._decision.tail_s(victim.task)
+        ends_s = victim.boundary_s + self._decision.cost.change_s + rest_s
+        return ends_s <= victim.task.request.deadline_s
 
     def _tier(self, prospect: Prospect, victim: Underway, degree: int) -> int | None:
         """Return 0 for a hopeless victim, 1 for one that can wait, None for one that cannot."""
@@ -99,12 +112,20 @@ class Preemption:
         back_s = victim.boundary_s + prospect.run_s(degree) + decision.cost.change_s + guard_s
         return 1 if back_s + rest_s <= request.deadline_s else None
 
-    def _carry_out(self, prospect: Prospect, node: Node, victims: Sequence[Underway]) -> None:
+    def _carry_out(
+        self, prospect: Prospect, node: Node, victims: Sequence[tuple[Underway, bool]]
+    ) -> None:
         decision, request = self._decision, prospect.task.request.id
-        for victim in victims:
+        why = f"makes room for {request}"
+        for victim, shrinks in victims:
             self._stopped.add(id(victim))
-            decision.pauses.append(Pause(victim.task.id, f"makes room for {request}"))
             decision.underway.remove(victim)
-        until_s = max((v.boundary_s for v in victims), default=decision.now_s)
+            if shrinks:
+                team = victim.view.assignment.team[: victim.degree // 2]
+                onward = decision.onward(victim, team, why)
+                decision.resizes.append(Resize(victim.task.id, onward))
+            else:
+                decision.pauses.append(Pause(victim.task.id, why))
+        until_s = max((v.boundary_s for v, _shrinks in victims), default=decision.now_s)
         decision.holds[node] = Hold(request, node, until_s)
-        decision.hold(prospect.task, f"waits for {len(victims)} paused on node {node}")
+        decision.hold(prospect.task, f"waits for {len(victims)} stopped on node {node}")

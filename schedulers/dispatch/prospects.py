@@ -42,35 +42,45 @@ class Curve:
         self.fastest_s = min(self.step_s.values())
 
 
+class Outlook:
+    """What lies ahead of every waiting request of a class, at the moment of a decision.
+
+    Attributes:
+        steps: denoise steps that are left.
+        lead_s: seconds before the first of them: the encode if that is still to do, and hand-offs.
+        tail_s: seconds from the end of the last to the artifact, decode pool's wait included.
+        best_s: least seconds from now to the artifact on idle devices.
+    """
+
+    __slots__ = ("best_s", "curve", "lead_s", "steps", "tail_s")
+
+    def __init__(self, curve: Curve, steps: int, *, lead_s: float, tail_s: float) -> None:
+        """Add it up."""
+        self.curve, self.steps, self.lead_s, self.tail_s = curve, steps, lead_s, tail_s
+        self.best_s = lead_s + steps * curve.fastest_s + tail_s
+
+
 class Prospect:
     """A request that waits to begin or to diffuse, at the moment of a decision.
 
     Attributes:
         stage: its diffuse stage.
-        steps: denoise steps that it has left.
-        lead_s: seconds before its first step: its encode if that is still to do, and hand-offs.
-        best_s: least seconds from now to its artifact on idle devices.
-        tail_s: seconds from the end of its last step to its artifact, decode pool's wait included.
-        is_background: it cannot be on time any more, however fast it ran.
+        is_background: it cannot be on time any more, so it stands behind all that can.
+        is_elder: it has waited so long that it goes first all the same.
     """
 
     __slots__ = (
-        "best_s", "curve", "deadline_s", "is_background", "is_elder", "lead_s", "stage", "steps",
-        "tail_s", "task",
+        "curve", "deadline_s", "is_background", "is_elder", "lead_s", "stage", "steps", "tail_s",
+        "task",
     )  # fmt: skip
 
-    def __init__(
-        self, task: StageTask, curve: Curve, *, lead_s: float, tail_s: float, now_s: float
-    ) -> None:
-        """Compute what the decision needs."""
-        self.task, self.curve = task, curve
+    def __init__(self, task: StageTask, outlook: Outlook, *, late: bool) -> None:
+        """Take over what its class has in common."""
+        self.task, self.curve, self.steps = task, outlook.curve, outlook.steps
+        self.lead_s, self.tail_s = outlook.lead_s, outlook.tail_s
         self.stage = sibling(task.stage, StageKind.DIFFUSE)
-        self.lead_s, self.tail_s = lead_s, tail_s
-        self.steps = task.request.steps - task.steps_done
         self.deadline_s = task.request.deadline_s
-        self.best_s = lead_s + self.steps * curve.fastest_s + tail_s
-        self.is_background = now_s + self.best_s > self.deadline_s
-        self.is_elder = False
+        self.is_background, self.is_elder = late, False
 
     @property
     def begins(self) -> bool:

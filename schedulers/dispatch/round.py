@@ -21,7 +21,7 @@ from engine.types import (
     StageTask,
 )
 from schedulers.dispatch.board import Board, Layout, Node
-from schedulers.dispatch.prospects import Curve, Curves, Prospect, Underway, sibling
+from schedulers.dispatch.prospects import Curve, Curves, Outlook, Prospect, Underway, sibling
 
 if TYPE_CHECKING:
     from schedulers.cost import CostModel
@@ -68,6 +68,7 @@ class Round:
         self.resizes: list[Resize] = []
         self.prefetches: list[Prefetch] = []
         self._underway: list[Underway] | None = None
+        self._outlooks: dict[tuple[object, ...], Outlook] = {}
 
     @property
     def underway(self) -> list[Underway]:
@@ -99,17 +100,39 @@ class Round:
         handoff_s = self.cost.handoff_s(decode, task.request, same_device=False, same_node=False)
         return self.decode_s(task) + handoff_s + self.pool_wait_s.get(decode, 0.0)
 
-    def prospect(self, task: StageTask) -> Prospect:
-        """Return what lies ahead of a request that waits to begin or to diffuse."""
+    def outlook(self, task: StageTask) -> Outlook:
+        """Return what lies ahead of a task of its class, computed once per decision."""
+        request = task.request
+        begins = task.stage.kind is StageKind.ENCODE
+        key = (
+            request.model,
+            request.shape,
+            request.steps - task.steps_done,
+            begins,
+            task.saved is None,
+        )
+        found = self._outlooks.get(key)
+        if found is None:
+            found = self._outlooks[key] = self._outlook(task)
+        return found
+
+    def _outlook(self, task: StageTask) -> Outlook:
         diffuse = sibling(task.stage, StageKind.DIFFUSE)
         lead_s = self.cost.handoff_s(diffuse, task.request, same_device=False, same_node=False)
         if task.saved is not None:
             lead_s += self.cost.change_s
         if task.stage.kind is StageKind.ENCODE:
             lead_s += self.cost.estimate(task.stage, task.request).duration_s
-        return Prospect(
-            task, self.curve_of(task), lead_s=lead_s, tail_s=self.tail_s(task), now_s=self.now_s
-        )
+        steps = task.request.steps - task.steps_done
+        return Outlook(self.curve_of(task), steps, lead_s=lead_s, tail_s=self.tail_s(task))
+
+    def is_late(self, task: StageTask) -> bool:
+        """Whether a waiting request cannot be on time any more, however fast it ran."""
+        return self.now_s + self.outlook(task).best_s > task.request.deadline_s
+
+    def prospect(self, task: StageTask, *, late: bool) -> Prospect:
+        """Return a request that waits to begin or to diffuse, with what lies ahead of it."""
+        return Prospect(task, self.outlook(task), late=late)
 
     def lead_s(self, task: StageTask, team: Sequence[DeviceId]) -> float:
         """Return what passes before a launch's first step: hand-off, weights, forming the team."""
@@ -162,9 +185,26 @@ class Round:
             riders=riders,
         )
 
+    def onward(self, running: Underway, team: tuple[DeviceId, ...], why: str) -> Assignment:
+        """Return how a running diffuse goes on with another team after its next boundary."""
+        task, degree = running.task, len(team)
+        return Assignment(
+            task=task,
+            team=team,
+            expected_s=running.left * self.step_s(task, degree) + self.cost.change_s,
+            activation_bytes=self.cost.estimate(
+                task.stage, task.request, degree=degree
+            ).activation_bytes,
+            why=why,
+        )
+
     def hold(self, task: StageTask, reason: str, *, impossible: bool = False) -> None:
         """Leave a task waiting, and say why."""
         self.held.append(Held(task, reason, impossible))
+
+    def refuse(self, task: StageTask, reason: str) -> None:
+        """Give a request up, because it cannot be on time any more."""
+        self.held.append(Held(task, reason, refused=True))
 
     def is_free_for(self, node: Node, task: StageTask, end_s: float) -> bool:
         """Whether a node is not held, held for this request, or held until after `end_s`."""

@@ -30,6 +30,7 @@ from schedulers.dispatch.feasibility import why_impossible
 from schedulers.dispatch.growth import scale_up
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.prospects import Curves, Prospect
+from schedulers.dispatch.ranking import Ranking
 from schedulers.dispatch.round import Hold, Round
 from schedulers.dispatch.starts import start_greedily
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from schedulers.cost import CostModel
 
 Starter = Callable[[Round, Sequence[Prospect]], None]
-ELDER_NODES = 16
 
 
 class TridentDispatcher:
@@ -67,13 +67,12 @@ class TridentDispatcher:
         delays_s = self._accounts.delays_s(
             {task.request.tenant for task in possible}, len(view.devices), view.now_s
         )
-        place_decodes(decision, self._ordered(decision, by_kind[StageKind.DECODE], delays_s))
-        encodes = self._ordered(decision, by_kind[StageKind.ENCODE], delays_s)
-        pooled = [task for task in encodes if layout.pools.get(task.stage)]
-        place_encodes(decision, pooled)
-        beginning = [task for task in encodes if not layout.pools.get(task.stage)]
-        waiting = [*beginning, *by_kind[StageKind.DIFFUSE]]
-        self._start(decision, self._prospects(decision, waiting, delays_s))
+        ranking = Ranking(decision, delays_s)
+        place_decodes(decision, ranking.ordered(by_kind[StageKind.DECODE]))
+        pooled = [t for t in by_kind[StageKind.ENCODE] if layout.pools.get(t.stage)]
+        place_encodes(decision, ranking.ordered(pooled))
+        beginning = [t for t in by_kind[StageKind.ENCODE] if not layout.pools.get(t.stage)]
+        self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
         scale_up(decision)
         for launch in decision.launches:
             for task in launch.tasks:
@@ -122,58 +121,3 @@ class TridentDispatcher:
         if why is not None:
             decision.hold(task, why, impossible=True)
         return why is not None
-
-    def _ordered(
-        self, decision: Round, tasks: Sequence[StageTask], delays_s: dict[str, float]
-    ) -> list[StageTask]:
-        """Return encodes or decodes, most urgent first: what can be on time before what cannot."""
-
-        def key(task: StageTask) -> tuple[bool, int, float, float, int, int]:
-            late = self._knobs.background and self._is_late(decision, task)
-            return (late, *self._urgency(task, late=late, delays_s=delays_s))
-
-        return sorted(tasks, key=key)
-
-    def _is_late(self, decision: Round, task: StageTask) -> bool:
-        left_s = decision.decode_s(task)
-        if task.stage.kind is StageKind.ENCODE:
-            left_s += task.request.steps * decision.curve_of(task).fastest_s
-        return decision.now_s + left_s > task.request.deadline_s
-
-    def _urgency(
-        self, task: StageTask, *, late: bool, delays_s: dict[str, float]
-    ) -> tuple[int, float, float, int, int]:
-        request = task.request
-        by_arrival = late or not self._knobs.deadline_order
-        first_s = request.arrival_s if by_arrival else request.deadline_s
-        first_s += delays_s[request.tenant]
-        return (-request.priority, first_s, request.arrival_s, task.sequence, task.image_index)
-
-    def _prospects(
-        self, decision: Round, tasks: Sequence[StageTask], delays_s: dict[str, float]
-    ) -> list[Prospect]:
-        """Return what waits to diffuse, most urgent first, and mark the elders among it."""
-        prospects = [decision.prospect(task) for task in tasks]
-        if not self._knobs.background:
-            for prospect in prospects:
-                prospect.is_background = False
-        if self._knobs.elders_per_16_nodes:
-            self._mark_elders(decision, prospects)
-
-        def key(p: Prospect) -> tuple[bool, bool, int, float, float, int, int]:
-            late = p.is_background
-            urgency = self._urgency(p.task, late=late, delays_s=delays_s)
-            return (not p.is_elder, late, *urgency)
-
-        return sorted(prospects, key=key)
-
-    def _mark_elders(self, decision: Round, prospects: Sequence[Prospect]) -> None:
-        """Let the oldest late requests go first, a few at a time: the starvation bound."""
-        nodes = len(decision.board.layout.nodes)
-        quota = -(-nodes * self._knobs.elders_per_16_nodes // ELDER_NODES)
-        late = [p for p in prospects if p.is_background]
-        late.sort(key=lambda p: (p.task.request.arrival_s, p.task.sequence, p.task.image_index))
-        for prospect in late[:quota]:
-            age_s = decision.now_s - prospect.task.request.arrival_s
-            reference_s = self._cost.reference_s(prospect.task.request)
-            prospect.is_elder = age_s > self._knobs.elder_age * reference_s
