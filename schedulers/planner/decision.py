@@ -39,7 +39,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         counts: devices per role of the proposal, roles written `model/stage+model/stage`.
         load_s: estimated device-seconds of weight loads to get there.
         demand: the demand that was planned for.
-        swapped: devices whose stages evict each other for want of memory.
+        swapped: devices of the placement in force whose stages evict each other.
         impossible: classes that no placement of these devices could serve.
     """
 

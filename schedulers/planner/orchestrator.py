@@ -260,7 +260,7 @@ class Orchestrator:
             counts=draft.counts(),
             load_s=loads.total_s,
             demand=scene.demand,
-            swapped=tuple(d for d, role in draft.roles.items() if role in draft.swapped),
+            swapped=tuple(d for d, role in self._roles.items() if role in self._swapped),
             impossible=scene.impossible,
         )
         return Placement(self._version, dict(draft.roles)) if verdict.switch else None
