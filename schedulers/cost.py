@@ -149,11 +149,6 @@ class CostModel:
         """Return the degrees at which the diffuse stage was profiled, ascending."""
         return self._degrees.get(model, (1,))
 
-    def shapes(self, model: ModelId) -> tuple[Shape, ...]:
-        """Return the sizes at which the diffuse stage was profiled; none without a profile."""
-        profiled = self._models.get(model)
-        return profiled.shapes if profiled else ()
-
     def min_degree(self, model: ModelId, shape: Shape) -> int:
         """Return the least degree at which memory holds a diffuse stage of this shape."""
         stage = self._diffuse[model]

@@ -16,7 +16,7 @@ from schedulers.baselines.catalogue import PIPELINE_LEVEL, STAGE_LEVEL, Builder
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.errors import SchedulerError
-from schedulers.planner.demand import Demand
+from schedulers.planner.demand import Demand, uniform
 from schedulers.planner.handsized import HandSized, HandSizes
 from schedulers.planner.orchestrator import Orchestrator
 from schedulers.static import EverywherePlanner
@@ -90,13 +90,21 @@ def _planner(setup: Setup) -> Planner:
 
 def _pipeline_level(build: Builder, setup: Setup) -> Policy:
     """Return a baseline whose teams run all stages: every device wants them all."""
-    return Policy(build(setup.specs, setup.cost), EverywherePlanner(setup.specs))
+    return Policy(build(setup.cost, _mix(setup)), EverywherePlanner(setup.specs))
 
 
 def _stage_level(build: Builder, setup: Setup) -> Policy:
     """Return a baseline on the placement that ours has."""
-    dispatcher = build(setup.specs, setup.cost)
+    dispatcher = build(setup.cost, _mix(setup))
     return Policy(dispatcher, _planner(setup), needs_monitor=setup.sizes is None)
+
+
+def _mix(setup: Setup) -> Demand:
+    """Return the mix that is expected, or every model's default size evenly."""
+    if setup.prior is not None and setup.prior.classes:
+        return setup.prior
+    shapes = {spec.id: (spec.default_shape,) for spec in setup.specs}
+    return uniform(shapes, {spec.id: spec.default_steps for spec in setup.specs})
 
 
 POLICIES: dict[str, Callable[[Setup], Policy]] = {

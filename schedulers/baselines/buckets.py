@@ -1,8 +1,8 @@
 """Fixed teams: every node is cut into teams once, each for requests of one degree (B1, B2, B5).
 
 With one bucket this is the usual static deployment. With several, each gets a share of the devices
-by its share of the device-seconds under a uniform mix of the profiled sizes. When devices are lost
-or come back the cut is made anew, as if the deployment were restarted at no cost.
+by its share of the device-seconds under the mix that is expected. When devices are lost or come
+back the cut is made anew, as if the deployment were restarted at no cost.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from schedulers.dispatch.prospects import sibling
 from schedulers.dispatch.round import Round
 
 if TYPE_CHECKING:
-    from engine.pipelines import PipelineSpec
     from schedulers.cost import CostModel
+    from schedulers.planner.demand import ClassDemand, Demand
 
 Shares = Mapping[int, float]  # device-seconds by degree, in any unit
 Cut = dict[int, list[Team]]  # teams by degree, in order of node and device
@@ -110,36 +110,32 @@ class BucketOffer:
         return None
 
 
-def uniform_shares(
-    specs: Sequence[PipelineSpec], cost: CostModel, *, whole_pipeline: bool
-) -> dict[int, float]:
-    """Return the device-seconds of one request of every profiled size, by its best degree.
+def shares_of(mix: Demand, cost: CostModel, *, whole_pipeline: bool) -> dict[int, float]:
+    """Return the device-seconds that a mix of requests asks for, by their best degrees.
 
-    With `whole_pipeline` a team is also busy while its request is encoded and decoded. A model
-    without a profile counts with its default size at degree 1.
+    With `whole_pipeline` a team is also busy while its request is encoded and decoded.
     """
     shares: dict[int, float] = {}
-    for spec in specs:
-        for shape in cost.shapes(spec.id) or (spec.default_shape,):
-            best = cost.best_degree(spec.id, shape)
-            request = _specimen(spec, shape)
-            busy_s = sum(
-                cost.estimate(stage, request, degree=best).duration_s
-                for stage in spec.stages
-                if whole_pipeline or stage.kind is StageKind.DIFFUSE
-            )
-            shares[best] = shares.get(best, 0.0) + best * busy_s
+    for entry in mix.classes:
+        best = cost.best_degree(entry.model, entry.shape)
+        request = _specimen(entry)
+        busy_s = sum(
+            cost.estimate(StageKey(entry.model, kind), request, degree=best).duration_s
+            for kind in StageKind
+            if whole_pipeline or kind is StageKind.DIFFUSE
+        )
+        shares[best] = shares.get(best, 0.0) + entry.rate_per_s * best * busy_s
     return shares
 
 
-def _specimen(spec: PipelineSpec, shape: Shape) -> GenerationRequest:
+def _specimen(entry: ClassDemand) -> GenerationRequest:
     return GenerationRequest(
         id=RequestId("specimen"),
-        model=spec.id,
+        model=entry.model,
         prompt="",
-        shape=shape,
-        steps=spec.default_steps,
-        guidance_scale=spec.default_guidance,
+        shape=entry.shape,
+        steps=entry.steps,
+        guidance_scale=1.0,
         seed=0,
         arrival_s=0.0,
         deadline_s=0.0,

@@ -2,63 +2,65 @@
 
 B1 is the usual static deployment (xDiT's way). B2 buckets requests by degree. B3 chooses the degree
 per request and serves strictly in order of arrival; B4 is B3 with the shortest remaining time
-first. B5 and B6 are B2 and B4 with stages disaggregated by hand.
+first. B5 and B6 are B2 and B4 with stages disaggregated.
+
+A builder takes the cost model and the mix of requests that is expected, by which buckets are sized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.types import StageTask
 from schedulers.baselines.bestfit import BestFit
-from schedulers.baselines.buckets import Buckets, uniform_shares
+from schedulers.baselines.buckets import Buckets, shares_of
 from schedulers.baselines.dispatcher import BaselineDispatcher
 from schedulers.baselines.orders import first_come, shortest_first
 from schedulers.baselines.pipeline import PipelineRule
 from schedulers.baselines.stagewise import StageRule
 
 if TYPE_CHECKING:
-    from engine.pipelines import PipelineSpec
     from engine.ports import Dispatcher
     from schedulers.cost import CostModel
+    from schedulers.planner.demand import Demand
 
-Builder = Callable[[Sequence["PipelineSpec"], "CostModel"], "Dispatcher"]
+Builder = Callable[["CostModel", "Demand"], "Dispatcher"]
 STATIC_DEGREES = (1, 2, 4, 8)
 
 
-def _static(degree: int, _specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+def _static(degree: int, cost: CostModel, _mix: Demand) -> Dispatcher:
     rule = PipelineRule(Buckets({degree: 1.0}, lambda _task: degree), first_come, overtakes=True)
     return BaselineDispatcher(cost, rule)
 
 
-def _buckets(specs: Sequence[PipelineSpec], cost: CostModel, *, whole_pipeline: bool) -> Buckets:
+def _buckets(cost: CostModel, mix: Demand, *, whole_pipeline: bool) -> Buckets:
     def natural(task: StageTask) -> int:
         return cost.best_degree(task.request.model, task.request.shape)
 
-    return Buckets(uniform_shares(specs, cost, whole_pipeline=whole_pipeline), natural)
+    return Buckets(shares_of(mix, cost, whole_pipeline=whole_pipeline), natural)
 
 
-def _b2(specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
-    buckets = _buckets(specs, cost, whole_pipeline=True)
+def _b2(cost: CostModel, mix: Demand) -> Dispatcher:
+    buckets = _buckets(cost, mix, whole_pipeline=True)
     return BaselineDispatcher(cost, PipelineRule(buckets, first_come, overtakes=True))
 
 
-def _b3(_specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+def _b3(cost: CostModel, _mix: Demand) -> Dispatcher:
     return BaselineDispatcher(cost, PipelineRule(BestFit(), first_come, overtakes=False))
 
 
-def _b4(_specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+def _b4(cost: CostModel, _mix: Demand) -> Dispatcher:
     return BaselineDispatcher(cost, PipelineRule(BestFit(), shortest_first, overtakes=True))
 
 
-def _b5(specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
-    buckets = _buckets(specs, cost, whole_pipeline=False)
+def _b5(cost: CostModel, mix: Demand) -> Dispatcher:
+    buckets = _buckets(cost, mix, whole_pipeline=False)
     return BaselineDispatcher(cost, StageRule(buckets, first_come))
 
 
-def _b6(_specs: Sequence[PipelineSpec], cost: CostModel) -> Dispatcher:
+def _b6(cost: CostModel, _mix: Demand) -> Dispatcher:
     return BaselineDispatcher(cost, StageRule(BestFit(), shortest_first))
 
 

@@ -1,17 +1,16 @@
 """Stage-level rule: encode and decode on auxiliaries, diffuse by an allotment (B5 and B6).
 
-Which devices are auxiliaries is the placement's matter: stages with a pool run there, others on one
-idle device of those that also diffuse.
+Which devices are auxiliaries is the placement's matter (see `auxiliaries`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.types import StageKind, StageTask
+from engine.types import StageTask
 from schedulers.baselines.allotment import Allotment
+from schedulers.baselines.auxiliaries import place_auxiliaries
 from schedulers.baselines.orders import Order
-from schedulers.dispatch.auxiliary import place_decodes, place_encodes
 from schedulers.dispatch.round import Round
 
 
@@ -36,12 +35,3 @@ class StageRule:
                 decision.hold(task, "waits for a team to diffuse on")
             else:
                 decision.launch(task, team, f"diffuses at its degree of {len(team)}")
-
-
-def place_auxiliaries(decision: Round, tasks: Sequence[StageTask], order: Order) -> list[StageTask]:
-    """Place decodes and encodes in order; return the diffuses in order."""
-    ordered = sorted(tasks, key=lambda task: order(decision, task))
-    of = {kind: [t for t in ordered if t.stage.kind is kind] for kind in StageKind}
-    place_decodes(decision, of[StageKind.DECODE])
-    place_encodes(decision, of[StageKind.ENCODE])
-    return of[StageKind.DIFFUSE]

@@ -21,12 +21,14 @@ from engine.types import (
     TaskId,
 )
 from schedulers.cost import CostModel
+from schedulers.planner.demand import uniform
 from schedulers.profile import load_profile, specs_of
 
 COG = ModelId("cogvideox1.5-5b")
 PROFILE = load_profile("l20")
 SPECS = specs_of(PROFILE, [COG])
 COST = CostModel(SPECS, PROFILE, learn=False)
+MIX = uniform({COG: PROFILE.models[COG].shapes}, {COG: 6})
 SHORT, MIDDLE, LONG = Shape(768, 432, 17), Shape(768, 1360, 17), Shape(768, 1360, 81)  # k 1, 2, 8
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from engine.types import DispatchPlan, Shape, StageKind
-from schedulers.baselines.buckets import cut, uniform_shares
+from schedulers.baselines.buckets import cut, shares_of
 from schedulers.baselines.catalogue import PIPELINE_LEVEL
 from schedulers.baselines.dispatcher import BaselineDispatcher
 from schedulers.dispatch.board import Layout
-from tests.support.clusters import COST, LONG, MIDDLE, SHORT, SPECS, a_cluster, a_ready
+from tests.support.clusters import COST, LONG, MIDDLE, MIX, SHORT, a_cluster, a_ready
 
 ENCODE, DIFFUSE, DECODE = StageKind
 
 
 def dispatcher(name: str) -> BaselineDispatcher:
-    built = PIPELINE_LEVEL[name](SPECS, COST)
+    built = PIPELINE_LEVEL[name](COST, MIX)
     assert isinstance(built, BaselineDispatcher)
     return built
 
@@ -93,7 +93,7 @@ def test_nothing_is_refused_while_devices_are_missing() -> None:
 
 
 def test_buckets_share_the_devices_by_the_work_of_their_sizes() -> None:
-    shares = uniform_shares(SPECS, COST, whole_pipeline=True)
+    shares = shares_of(MIX, COST, whole_pipeline=True)
     found = cut(Layout(a_cluster(nodes=16)), shares)
     devices = {degree: degree * len(teams) for degree, teams in found.items()}
     assert sum(devices.values()) == 128
