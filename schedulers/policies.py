@@ -13,8 +13,10 @@ import msgspec
 
 from engine.types import DeviceId
 from schedulers.baselines.catalogue import PIPELINE_LEVEL, STAGE_LEVEL, Builder
+from schedulers.dispatch.assigned_starts import AssignedStarts
 from schedulers.dispatch.knobs import Knobs
-from schedulers.dispatch.trident import TridentDispatcher
+from schedulers.dispatch.starts import start_greedily
+from schedulers.dispatch.trident import Starter, TridentDispatcher
 from schedulers.errors import SchedulerError
 from schedulers.planner.demand import Demand, uniform
 from schedulers.planner.handsized import HandSized, HandSizes
@@ -77,8 +79,16 @@ class Setup:
 
 
 def _trident(setup: Setup) -> Policy:
-    dispatcher = TridentDispatcher(setup.cost, setup.knobs())
+    knobs = setup.knobs()
+    dispatcher = TridentDispatcher(setup.cost, knobs, start=_starter(knobs.solver))
     return Policy(dispatcher, _planner(setup), needs_monitor=setup.sizes is None)
+
+
+def _starter(solver: str) -> Starter:
+    starters: dict[str, Starter] = {"greedy": start_greedily, "ilp": AssignedStarts()}
+    if solver not in starters:
+        raise SchedulerError(f"There is no solver {solver!r}; known: {', '.join(starters)}.")
+    return starters[solver]
 
 
 def _planner(setup: Setup) -> Planner:
