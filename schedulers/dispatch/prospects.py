@@ -83,6 +83,11 @@ class Prospect:
         self.is_background, self.is_elder = late, False
 
     @property
+    def best_s(self) -> float:
+        """Least seconds from now to its artifact on idle devices."""
+        return self.lead_s + self.steps * self.curve.fastest_s + self.tail_s
+
+    @property
     def begins(self) -> bool:
         """Whether its encode is still to do."""
         return self.task.stage.kind is StageKind.ENCODE
