@@ -53,8 +53,8 @@ def proposals(classes: Sequence[Wanted], means: Means, videos: frozenset[ModelId
 def swapping(classes: Sequence[Wanted], means: Means) -> list[Recipe]:
     """Return recipes for clusters that are too small: stages that evict each other.
 
-    First pools stowed on as many primaries as the pools would have devices; last, everything
-    everywhere, under which each class that fits anywhere can be served.
+    First the pools' stages stowed on the primaries; last, everything everywhere, under which each
+    class that fits anywhere can be served.
     """
     everything = frozenset(item.load.stage(kind) for item in classes for kind in StageKind)
     width = max((item.need.degree for item in classes), default=1)
@@ -194,18 +194,14 @@ def _shares(crews: Sequence[Crew], devices: int) -> tuple[Share, ...] | None:
 
 
 def _stow(shares: Sequence[Share], pools: Sequence[Pool]) -> tuple[Share, ...]:
-    """Return the shares with each pool's stages added to some primaries of the same models."""
-    stowed = list(shares)
-    for pool in pools:
-        for stage in sorted(pool.role):
-            left = pool.devices
-            diffuse = StageKey(stage.model, D)
-            for share in [s for s in stowed if diffuse in s.role]:
-                taken = min(left, share.devices)
-                if taken:
-                    stowed.remove(share)
-                    rest = Share(share.role, share.devices - taken, share.width)
-                    stowed += [s for s in (rest,) if s.devices]
-                    stowed.append(Share(share.role | {stage}, taken))
-                    left -= taken
-    return tuple(stowed)
+    """Return the shares with the pools' stages added to all primaries of the same models.
+
+    All, because a request can begin on any idle device then. On a few of them it would queue
+    behind what runs there: a minute on a wide video (five-phase HunyuanVideo on 8 GPUs).
+    """
+    stages = frozenset(stage for pool in pools for stage in pool.role)
+
+    def added(share: Share) -> Role:
+        return frozenset(s for s in stages if StageKey(s.model, D) in share.role)
+
+    return tuple(Share(s.role | added(s), s.devices, s.width) for s in shares)
