@@ -83,7 +83,7 @@ class EngineCore:
         self._max_requests, self._sequence = max_requests, 0
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self.cluster = Cluster(executor.devices, weights, reserve_bytes)
-        self._loader = Loader(self.cluster, executor)
+        self._loader = Loader(self.cluster, executor, clock)
         self._wake = asyncio.Event()
         self._background = Background(self._crash)
         self._launcher = Launcher(

@@ -80,13 +80,15 @@ class Launcher:
                 self._executor.cancel(assignment)
 
     def carry_out(self, plan: DispatchPlan, requests: Mapping[RequestId, RequestRun]) -> None:
-        """Launch what a plan assigns, then ask for the pauses and resizes that it wants."""
+        """Launch what a plan assigns, then ask for the pauses, resizes and loads that it wants."""
         for assignment in plan.assignments:
             self._launch(assignment, requests, plan.id)
         for pause in plan.pauses:
             self._stop_at_boundary(pause.task)
         for resize in plan.resizes:
             self._stop_at_boundary(resize.task, resize.onward)
+        for prefetch in plan.prefetches:
+            self._spawn(self._loader.prefetch(prefetch.device, prefetch.stage))
 
     def _launch(
         self, assignment: Assignment, requests: Mapping[RequestId, RequestRun], plan: PlanId

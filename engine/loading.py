@@ -1,6 +1,7 @@
 """Makes stages resident: books memory, evicts, loads, and remembers what could not be loaded.
 
-The caller holds the device's team, so at most one operation changes a device at a time.
+The caller holds the device's team, so at most one operation changes a device at a time; only a
+prefetch works beside it, into memory that nobody else was promised.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from engine.types import Assignment, DeviceId, StageKey, StageKind
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
-    from engine.ports import Executor
+    from engine.ports import Clock, Executor
     from engine.residency import DeviceMemory
 
 DEATHS_ALLOWED = 3  # of a worker while it loads one stage; then the stage is to blame
@@ -27,13 +28,13 @@ log = structlog.get_logger(__name__)
 class Loader:
     """Moves stages between folders and devices through the executor, ledger first."""
 
-    def __init__(self, cluster: Cluster, executor: Executor) -> None:
+    def __init__(self, cluster: Cluster, executor: Executor, clock: Clock) -> None:
         """Know the ledgers and who can load."""
-        self._cluster = cluster
-        self._executor = executor
+        self._cluster, self._executor, self._clock = cluster, executor, clock
         self._refused: dict[tuple[DeviceId, StageKey], str] = {}
         self._deaths: dict[tuple[DeviceId, StageKey], int] = {}
         self._filled: set[DeviceId] = set()
+        self._arriving: dict[tuple[DeviceId, StageKey], asyncio.Future[None]] = {}
 
     async def prepare(self, assignment: Assignment) -> float:
         """Reserve a launch's memory on its team and load its stage; return the load seconds.
@@ -54,17 +55,47 @@ class Loader:
         return max(outcome for outcome in outcomes if isinstance(outcome, float))
 
     async def _prepare(self, device: DeviceId, assignment: Assignment) -> float:
-        task, memory = assignment.task, self._memory(device)
+        task = assignment.task
+        waited_s = await self._arrival(device, task.stage)
+        memory = self._memory(device)
         if task.stage in memory.weights:
             await self._make_room(memory, assignment.activation_bytes, task.stage)
             memory.touch(task.stage)
-            load_s = 0.0
+            load_s = waited_s
         else:
             needed = self._cluster.weight_bytes[task.stage] + assignment.activation_bytes
             await self._make_room(memory, needed, task.stage)
             load_s = await self._load(memory, task.stage)
         memory.reserve(task.id, assignment.activation_bytes)
         return load_s
+
+    async def _arrival(self, device: DeviceId, stage: StageKey) -> float:
+        """Wait until a prefetch of a stage that is under way has ended; return the seconds."""
+        arriving = self._arriving.get((device, stage))
+        if arriving is None:
+            return 0.0
+        started_s = self._clock.now()
+        await asyncio.shield(arriving)
+        return self._clock.now() - started_s
+
+    async def prefetch(self, device: DeviceId, stage: StageKey) -> None:
+        """Load a stage into memory that is free, beside whatever the device runs.
+
+        Evicts nothing and fails silently: the task that needs the stage will load it then.
+        """
+        memory = self._cluster.memories.get(device)
+        if memory is None or stage in memory.weights:
+            return
+        if self._cluster.weight_bytes[stage] > memory.free_bytes:
+            return
+        arriving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arriving[device, stage] = arriving
+        try:
+            with suppress(WorkerLostError, StageFailedError):
+                await self._load(memory, stage)
+        finally:
+            del self._arriving[device, stage]
+            arriving.set_result(None)
 
     def settle(self, assignment: Assignment) -> None:
         """Give back a task's activation memory."""

@@ -84,10 +84,11 @@ class DeviceMemory:
     ) -> tuple[StageKey, ...] | None:
         """Return which stages to evict so that `needed_bytes` become free; None if impossible.
 
-        Stages outside `desired` go first, then the least recently used. `keep` always stays.
+        Stages outside `desired` go first, then the least recently used. `keep` always stays, and
+        so does what is still being loaded.
         """
         candidates = sorted(
-            (stage for stage in self.weights if stage != keep),
+            (stage for stage in self.loaded if stage != keep),
             key=lambda stage: (stage in desired, self._last_used.get(stage, 0)),
         )
         chosen: list[StageKey] = []

@@ -54,4 +54,4 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 8
     weights: Mapping[str, float] = {}
     fairness_half_life_s: float = 600.0
-    prefetch: bool = True
+    prefetch: bool = False

@@ -29,6 +29,7 @@ from schedulers.dispatch.fairness import Accounts
 from schedulers.dispatch.feasibility import why_impossible
 from schedulers.dispatch.growth import scale_up
 from schedulers.dispatch.knobs import Knobs
+from schedulers.dispatch.prefetching import prefetch
 from schedulers.dispatch.prospects import Curves, Prospect
 from schedulers.dispatch.ranking import Ranking
 from schedulers.dispatch.round import Hold, Round
@@ -74,6 +75,7 @@ class TridentDispatcher:
         beginning = [t for t in by_kind[StageKind.ENCODE] if not layout.pools.get(t.stage)]
         self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
         scale_up(decision)
+        prefetch(decision)
         for launch in decision.launches:
             for task in launch.tasks:
                 share_s = launch.degree * launch.expected_s / len(launch.tasks)

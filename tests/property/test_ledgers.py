@@ -35,6 +35,11 @@ class MemoryLedger(RuleBasedStateMachine):
                 self.memory.admit(stage, size)
 
     @rule(stage=st.sampled_from(STAGES))
+    def arrive(self, stage: StageKey) -> None:
+        if stage in self.memory.weights:
+            self.memory.loaded.add(stage)
+
+    @rule(stage=st.sampled_from(STAGES))
     def evict(self, stage: StageKey) -> None:
         if stage in self.memory.weights:
             self.memory.evict(stage)
@@ -63,7 +68,8 @@ class MemoryLedger(RuleBasedStateMachine):
     def make_room(self, needed: int, keep: StageKey, desired: frozenset[StageKey]) -> None:
         evictions = self.memory.make_room(needed, keep, desired)
         if evictions is None:
-            most = sum(s for stage, s in self.memory.weights.items() if stage != keep)
+            weights = self.memory.weights
+            most = sum(weights[stage] for stage in self.memory.loaded if stage != keep)
             assert self.memory.free_bytes + most < needed
             return
         assert keep not in evictions
