@@ -60,7 +60,10 @@ class Board:
         }
         self._rooms: dict[StageKey, dict[Node, list[DeviceId]]] = {}
         self.diffusing: tuple[RunningView, ...] = tuple(
-            r for r in view.running if r.assignment.task.stage.kind is StageKind.DIFFUSE
+            r
+            for r in view.running
+            if r.assignment.task.stage.kind is StageKind.DIFFUSE
+            and all(device in self.devices for device in r.assignment.team)  # else it is failing
         )
 
     def rooms(self, stage: StageKey) -> dict[Node, list[DeviceId]]:
