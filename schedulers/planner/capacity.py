@@ -37,12 +37,14 @@ class Balance(msgspec.Struct, frozen=True):
         ratios: capacity over demand of diffuse and of each dedicated pool, by stage kind.
         dedicated: devices of each of these.
         wide: primaries in whole node-local blocks of the widest class.
+        loose: primaries in no such block.
     """
 
     factor: float
     ratios: Mapping[str, float]
     dedicated: Mapping[str, int]
     wide: int
+    loose: int
 
     def imbalance(self) -> float:
         """Return fastest over slowest stage; a pool of one device cannot be too fast."""
@@ -74,7 +76,8 @@ def sustained(
     fluid = _Fluid(asked, nodes, sites, memory, fragmentation)
     widest = max((item.need.degree for item in classes), default=1)
     primaries = frozenset(role for count in nodes for role in count if _diffuses(role))
-    return Balance(fluid.factor(), *fluid.ratios(), fluid.blocks(primaries, widest))
+    wide = fluid.blocks(primaries, widest)
+    return Balance(fluid.factor(), *fluid.ratios(), wide, fluid.blocks(primaries, 1) - wide)
 
 
 def room(item: Wanted, role: Role, memory: Memory) -> bool:

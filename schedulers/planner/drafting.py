@@ -1,8 +1,8 @@
 """Drafting: from demand and devices to the best placement that the recipes offer.
 
 Every recipe is laid out, judged by the fluid model and dropped if it leaves a class without a
-team. Among the best the one with most primaries in whole blocks wins, then the one with the fewest
-bytes to load. If none is left, stages are swapped: slow, but nothing becomes impossible.
+team. Among those near the best, most primaries in whole blocks win, then fewest beside them, then the
+objective, then the fewest bytes to load. If none is left, stages are swapped: slow, but nothing becomes impossible.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ class Drafter:
         judged = self._judge(proposals(self._classes, self._means, videos))
         if not judged:
             judged = self._judge(swapping(self._classes, self._means))[:1]
-        bar = max((item.balance.factor for item in judged), default=0.0) * (1.0 - EQUAL)
-        seated = [(item, self._seat(item)) for item in judged if item.balance.factor >= bar]
-        chosen, seating = min(seated, key=lambda pair: (-pair[0].balance.wide, pair[1].load_bytes))
+        seated = [(item, self._seat(item)) for item in self._finalists(judged)]
+        chosen, seating = min(seated, key=lambda pair: pair[1].load_bytes)
         return self._draft(chosen, seating)
 
     def paper(self, videos: frozenset[ModelId]) -> Draft:
@@ -91,6 +90,16 @@ class Drafter:
             if not unserved(self._classes, layout.nodes, self._memory(recipe))
         ]
 
+    def _finalists(self, judged: Sequence[_Judged]) -> list[_Judged]:
+        """Return the drafts that differ in nothing but their loads."""
+        top = max(item.balance.factor for item in judged)
+        near = top * (1.0 - self._means.knobs.whole_blocks)
+        good = [item for item in judged if item.balance.factor >= near]
+        neatest = min(_untidiness(item.balance) for item in good)
+        tidy = [item for item in good if _untidiness(item.balance) == neatest]
+        bar = max(item.balance.factor for item in tidy) * (1.0 - EQUAL)
+        return [item for item in tidy if item.balance.factor >= bar]
+
     def _memory(self, recipe: Recipe) -> Memory:
         return msgspec.structs.replace(self._means.memory, swapped=recipe.swapped)
 
@@ -105,3 +114,8 @@ class Drafter:
     def _draft(judged: _Judged, seating: Seating) -> Draft:
         recipe = judged.recipe
         return Draft(recipe.name, seating.roles, judged.balance, recipe.swapped)
+
+
+def _untidiness(balance: Balance) -> tuple[int, int]:
+    """Order placements by whole blocks: most devices in them, then fewest beside them."""
+    return -balance.wide, balance.loose

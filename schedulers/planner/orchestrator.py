@@ -84,6 +84,7 @@ class Orchestrator:
         self._presence: tuple[tuple[DeviceId, str, int], ...] = ()
         self._planned_for = Demand(())
         self._mix: Mix = {}
+        self._sample = 0  # requests in the latest window that had any
         self._signs = Signs()
         self._live, self._look_s, self._begun_s = -1, 0.0, 0.0
         self._quiet_until_s, self._think_again_s = 0.0, 0.0
@@ -128,6 +129,7 @@ class Orchestrator:
         )
         if not seen.requests:
             return
+        self._sample = seen.requests
         self._demand = blended(seen, self._planned_for, self._knobs.min_requests)
         for entry in seen.demand.classes:
             key = (entry.model, entry.shape)
@@ -288,6 +290,7 @@ class Orchestrator:
             loads,
             devices=len(scene.slots),
             knobs=self._knobs,
+            requests=self._sample,
             mend=trigger is Trigger.DEVICES,
         )
 

@@ -69,10 +69,12 @@ def weigh(
     *,
     devices: int,
     knobs: PlannerKnobs,
+    requests: int = 0,
     mend: bool = False,
 ) -> Verdict:
     """Return whether what a switch gains over the horizon is worth what it loads.
 
+    `requests` is how many the demand was estimated from; 0 if somebody knew it.
     With `mend`, whole blocks in place of broken ones are worth a cheap switch by themselves: the
     fluid model does not see how much harder it is to find a wide team among fewer. That is for
     times when devices came or went, as at the start, when their nodes become known one by one.
@@ -86,7 +88,8 @@ def weigh(
         reason = f"The present placement sustains {now.factor:.2f} times the demand."
         return Verdict(switch=False, reason=reason)
     gain = new.factor / max(now.factor, _TINY) - 1.0
-    least = knobs.cheap_gain if cheap else knobs.min_gain
+    doubt = knobs.doubt / requests**0.5 if requests else 0.0
+    least = max(doubt, knobs.cheap_gain if cheap else knobs.min_gain)
     if gain < least:
         reason = f"A switch would gain {gain:.1%}, less than {least:.0%}."
         return Verdict(switch=False, reason=reason)

@@ -112,7 +112,7 @@ class TestSustained:
             Counter({role(COG, "E", "D", "C"): 7, **pool}),
         ]
         balance = sustained(classes, nodes, memory, fragmentation=0.5)
-        assert balance.wide == 8
+        assert (balance.wide, balance.loose) == (8, 7)
         assert balance.factor == pytest.approx(8 / 22.8, rel=1e-3)
 
     def test_a_pool_without_spill_is_a_hard_limit(self) -> None:
@@ -137,13 +137,13 @@ class TestSustained:
     def test_a_pool_of_one_is_never_too_fast(self) -> None:
         counts = {"encode": 1, "diffuse": 8, "decode": 2}
         ratios = {"encode": 9.0, "diffuse": 1.0, "decode": 1.4}
-        balance = Balance(1.0, ratios, counts, 8)
+        balance = Balance(1.0, ratios, counts, 8, 0)
         assert balance.imbalance() == pytest.approx(1.4)
-        assert Balance(0.0, {"diffuse": 0.0}, {"diffuse": 0}, 0).imbalance() == float("inf")
+        assert Balance(0.0, {"diffuse": 0.0}, {"diffuse": 0}, 0, 0).imbalance() == float("inf")
 
 
 def a_balance(factor: float, wide: int = 120) -> Balance:
-    return Balance(factor, {}, {}, wide)
+    return Balance(factor, {}, {}, wide, 0)
 
 
 class TestSwitching:
@@ -175,6 +175,13 @@ class TestSwitching:
         assert weigh(new, now, free, devices=128, knobs=KNOBS, mend=True).switch
         assert not weigh(new, now, dear, devices=128, knobs=KNOBS, mend=True).switch
         assert not weigh(new, now, free, devices=128, knobs=KNOBS).switch
+
+    def test_few_requests_are_no_reason_for_a_small_gain(self) -> None:
+        new, now, free = a_balance(1.06), a_balance(1.0), Loads(0.0, 0.0)
+        assert weigh(new, now, free, devices=32, knobs=KNOBS, requests=100).switch
+        verdict = weigh(new, now, free, devices=32, knobs=KNOBS, requests=25)
+        assert not verdict.switch
+        assert "less than 10%" in verdict.reason
 
     def test_loads_that_staying_would_need_as_well_do_not_count(self) -> None:
         slots = tuple(Slot(DeviceId(f"g{i}"), "n", L20_BYTES) for i in range(2))
