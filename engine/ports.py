@@ -41,10 +41,14 @@ class Clock(Protocol):
 
 
 class Dispatcher(Protocol):
-    """Chooses a team for each ready task. Pure: no IO, no clock of its own."""
+    """Chooses a team for each ready task. No IO, no clock of its own."""
 
     def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
         """Place some of `ready` on idle devices of `view`, and say why the rest waits."""
+        ...
+
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        """Return why this deployment can never run a task, or None; changes nothing."""
         ...
 
     def observe(self, assignment: Assignment, report: StageReport) -> None:

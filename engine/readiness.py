@@ -35,8 +35,8 @@ def obstacles(
     for spec in specs:
         for stage in spec.stages:
             probe = _probe(spec, stage, view.now_s)
-            impossible = [h.reason for h in dispatcher.plan([probe], view).held if h.impossible]
-            found += impossible or loader.why_not_servable(stage)
+            impossible = dispatcher.why_impossible(probe, view)
+            found += loader.why_not_servable(stage) if impossible is None else (impossible,)
     return tuple(found)
 
 

@@ -18,7 +18,8 @@ from engine import EngineCore, PipelineError, SystemClock, open_pipeline
 from engine.executors.local import LocalExecutor
 from observability.tracing import StageSpans
 from schedulers.cost import CostModel
-from schedulers.edf import EdfDispatcher
+from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.static import StaticPlanner
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def build_engine(
     return EngineCore(
         specs,
         executor=executor,
-        dispatcher=EdfDispatcher(cost),
+        dispatcher=TridentDispatcher(cost, WORKERS),
         planner=StaticPlanner(specs),
         clock=SystemClock(),
         spans=StageSpans(telemetry.provider),

@@ -38,7 +38,8 @@ from engine.stages.media import write_image, write_video
 from engine.stages.random_model import MAKERS, write_model
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
-from schedulers.edf import EdfDispatcher
+from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.static import StaticPlanner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def engine_for(specs: list[PipelineSpec]) -> EngineCore:
     return EngineCore(
         specs,
         executor=LocalExecutor(specs, devices=3, threads=1),
-        dispatcher=EdfDispatcher(CostModel(specs)),
+        dispatcher=TridentDispatcher(CostModel(specs), WORKERS),
         planner=StaticPlanner(specs),
         clock=SystemClock(),
         spans=StageSpans(build_provider()),

@@ -74,6 +74,12 @@ class BaselineDispatcher:
                 assignment.task, report, degree=assignment.degree, batch=len(assignment.tasks)
             )
 
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        """Return why a task's own stage can never run here, or None; changes nothing."""
+        layout = self._layout_of(view)
+        decision = Round(view, layout, self._cost, self._curves, knobs=self._knobs, holds={})
+        return why_impossible(decision, task, (task.stage.kind,))
+
     def _layout_of(self, view: ClusterView) -> Layout:
         key = (view.placement_version, tuple(device.info.id for device in view.devices))
         if self._layout is None or self._layout[0] != key:

@@ -22,7 +22,7 @@ def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
     waiting = list(tasks)
     while waiting:
         first = waiting[0]
-        device = _encoder(decision, first.stage)
+        device = _encoder(decision, first)
         if device is not None:
             alike = [t for t in waiting if t.stage == first.stage and t.attempt == 1]
             same = alike[: decision.knobs.batch] if first.attempt == 1 else [first]
@@ -36,11 +36,12 @@ def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
         waiting = [task for task in waiting if id(task) not in done]
 
 
-def _encoder(decision: Round, stage: StageKey) -> DeviceId | None:
+def _encoder(decision: Round, task: StageTask) -> DeviceId | None:
+    stage = task.stage
     pool = decision.board.idle_in_pool(stage)
     if pool:
         return min(pool, key=lambda d: (stage not in decision.board.idle[d].resident, d))
-    return None if decision.board.layout.pools.get(stage) else _single(decision, stage, ())
+    return None if decision.board.layout.pools.get(stage) else _single(decision, task)
 
 
 def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
@@ -74,21 +75,23 @@ def _spill(decision: Round, task: StageTask, queue: PoolQueue) -> DeviceId | Non
         patience_s = knobs.spill_wait * decision.decode_s(task)
         if not knobs.spill or queue.wait_s <= patience_s:
             return None
-    return _single(decision, task.stage, task.came_from)
+    return _single(decision, task)
 
 
-def _single(decision: Round, stage: StageKey, near: Sequence[DeviceId]) -> DeviceId | None:
-    """Return one idle device: one of `near`, else on the node with the fewest idle."""
+def _single(decision: Round, task: StageTask) -> DeviceId | None:
+    """Return one idle device: one near the task's input, else on the node with the fewest idle."""
     board = decision.board
-    rooms = board.rooms(stage)
+    rooms = decision.rooms(task.stage, task, 1)
     if not rooms:
         return None
-    close = [d for d in near if d in board.idle and d in rooms.get(board.idle[d].info.node, ())]
+    close = [
+        d for d in task.came_from if d in board.idle and d in rooms.get(board.idle[d].info.node, ())
+    ]
     if close:
         return min(close)
     free = [node for node in rooms if node not in decision.holds] or list(rooms)
     node = min(free, key=lambda n: (len(rooms[n]), n))
-    return board.choose(stage, node, 1)[0]
+    return board.pick(task.stage, rooms[node], 1)[0]
 
 
 class PoolQueue:

@@ -27,6 +27,7 @@ class Layout:
         """Read the placement out of a view."""
         self.node_of: dict[DeviceId, Node] = {d.info.id: d.info.node for d in view.devices}
         self.nodes = tuple(sorted(set(self.node_of.values())))
+        self.least_capacity_bytes = min((d.capacity_bytes for d in view.devices), default=0)
         self.homes: dict[StageKey, frozenset[DeviceId]] = {}
         self.pools: dict[StageKey, frozenset[DeviceId]] = {}
         homes, pools = defaultdict(set), defaultdict(set)
@@ -95,8 +96,13 @@ class Board:
     def choose(
         self, stage: StageKey, node: Node, degree: int, near: Sequence[DeviceId] = ()
     ) -> tuple[DeviceId, ...]:
-        """Return `degree` idle devices of a node: those with the stage resident, then near ones."""
-        room = self.rooms(stage)[node]
+        """Return `degree` idle devices of a node that may run a stage."""
+        return self.pick(stage, self.rooms(stage)[node], degree, near)
+
+    def pick(
+        self, stage: StageKey, room: Sequence[DeviceId], degree: int, near: Sequence[DeviceId] = ()
+    ) -> tuple[DeviceId, ...]:
+        """Return `degree` of some idle devices: those with the stage resident, then near ones."""
         if len(room) > degree:
             idle = self.idle
             room = sorted(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine.types import StageKey, StageKind, StageTask
 from schedulers.dispatch.prospects import sibling
 from schedulers.dispatch.round import Round
 
+_PIPELINE = tuple(StageKind)
 
-def why_impossible(decision: Round, task: StageTask) -> str | None:
-    """Return why no degree of some stage fits any node, or None if all stages can run.
 
-    While devices are missing nothing is called impossible: they may come back.
+def why_impossible(
+    decision: Round, task: StageTask, kinds: Iterable[StageKind] | None = None
+) -> str | None:
+    """Return why no degree of some stage fits any node, or None if all can run.
+
+    Looks at the stages of `kinds`, or at the task's own and all that follow. While devices are
+    missing nothing is called impossible: they may come back.
     """
     view = decision.board.view
     if len(view.devices) < len(view.configured):
         return None
-    for kind in StageKind:
+    for kind in kinds or _PIPELINE[_PIPELINE.index(task.stage.kind) :]:
         stage = sibling(task.stage, kind)
         degrees = decision.curve_of(task).degrees if kind is StageKind.DIFFUSE else (1,)
         if not any(_fits(decision, stage, task, degree) for degree in degrees):
@@ -24,22 +31,18 @@ def why_impossible(decision: Round, task: StageTask) -> str | None:
 
 
 def _fits(decision: Round, stage: StageKey, task: StageTask, degree: int) -> bool:
-    needed = _needed(decision, stage, task, degree)
+    needed = decision.needed_bytes(stage, task, degree)
     return decision.board.layout.widest(stage, needed, decision.board.view) >= degree
-
-
-def _needed(decision: Round, stage: StageKey, task: StageTask, degree: int) -> int:
-    estimate = decision.cost.estimate(stage, task.request, degree=degree)
-    return decision.board.view.weight_bytes[stage] + estimate.activation_bytes
 
 
 def _describe(decision: Round, stage: StageKey, task: StageTask, degrees: tuple[int, ...]) -> str:
     least = degrees[0]
-    needed = min(_needed(decision, stage, task, degree) for degree in degrees)
+    needed = min(decision.needed_bytes(stage, task, degree) for degree in degrees)
     largest = max((d.capacity_bytes for d in decision.board.view.devices), default=0)
+    where = f" on each of at least {least} devices of one node" if least > 1 else ""
     widest = decision.board.layout.widest(stage, 0, decision.board.view)
     return (
-        f"Stage {stage} at {task.request.shape} needs at least {least} devices of one node with "
-        f"{needed >> 20} MiB each; the largest device has {largest >> 20} MiB, and at most "
-        f"{widest} devices of a node may run it. Ask for a smaller size."
+        f"Stage {stage} at {task.request.shape} needs {needed >> 20} MiB{where}, but the largest "
+        f"device has {largest >> 20} MiB and at most {widest} of a node may run the stage; ask for "
+        "a smaller size or give devices more memory."
     )

@@ -80,10 +80,11 @@ class _Growers:
         launch = (
             grower.view.assignment if isinstance(grower, Underway) else decision.launches[grower]
         )
-        room = decision.board.rooms(launch.task.stage).get(node, [])
+        stage = launch.task.stage
+        room = decision.rooms(stage, launch.task, 2 * launch.degree).get(node, [])
         if len(room) < launch.degree:
             return None
-        more = decision.board.choose(launch.task.stage, node, launch.degree)
+        more = decision.board.pick(stage, room, launch.degree)
         team: tuple[DeviceId, ...] = tuple(sorted((*launch.team, *more)))
         decision.board.take(more)
         why = f"grew to degree {len(team)} with leftover devices"

@@ -55,3 +55,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     weights: Mapping[str, float] = {}
     fairness_half_life_s: float = 600.0
     prefetch: bool = False
+
+
+# What worker processes can carry out today: one task a launch, run to its end.
+WORKERS = Knobs(batch=1, preempt=False, resize=False)

@@ -66,7 +66,7 @@ class Preemption:
             return None
         latest_s = prospect.deadline_s - prospect.tail_s - prospect.run_s(degree)
         latest_s -= decision.cost.change_s
-        missing = degree - len(decision.board.rooms(prospect.stage).get(node, ()))
+        missing = degree - len(decision.rooms(prospect.stage, prospect.task, degree).get(node, ()))
         candidates = sorted(
             (
                 (tier, loss_s, i, underway)

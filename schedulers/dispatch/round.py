@@ -198,6 +198,24 @@ class Round:
             why=why,
         )
 
+    def needed_bytes(self, stage: StageKey, task: StageTask, degree: int) -> int:
+        """Return what a stage of a request takes on each device: weights and activations."""
+        estimate = self.cost.estimate(stage, task.request, degree=degree)
+        return self.board.view.weight_bytes[stage] + estimate.activation_bytes
+
+    def rooms(self, stage: StageKey, task: StageTask, degree: int) -> dict[Node, list[DeviceId]]:
+        """Return idle devices by node that may run a stage of a request and have the memory."""
+        rooms = self.board.rooms(stage)
+        needed = self.needed_bytes(stage, task, degree)
+        if needed <= self.board.layout.least_capacity_bytes:
+            return rooms
+        devices = self.board.devices
+        fitting = {
+            node: [d for d in room if devices[d].capacity_bytes >= needed]
+            for node, room in rooms.items()
+        }
+        return {node: room for node, room in fitting.items() if room}
+
     def hold(self, task: StageTask, reason: str, *, impossible: bool = False) -> None:
         """Leave a task waiting, and say why."""
         self.held.append(Held(task, reason, impossible))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.types import DeviceId
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.preemption import Preemption
 from schedulers.dispatch.prospects import Prospect
@@ -76,7 +75,8 @@ def begin(decision: Round, prospect: Prospect) -> bool:
 
     Best on a node where the least degree that is on time has room right after it.
     """
-    rooms = decision.board.rooms(prospect.task.stage)
+    stage = prospect.task.stage
+    rooms = decision.rooms(stage, prospect.task, 1)
     end_s = decision.now_s + prospect.lead_s
     open_nodes = [n for n in rooms if decision.is_free_for(n, prospect.task, end_s)]
     if not open_nodes:
@@ -90,7 +90,7 @@ def begin(decision: Round, prospect: Prospect) -> bool:
         return (room < degree, room, node)
 
     node = min(open_nodes, key=fit)
-    team = decision.board.choose(prospect.task.stage, node, 1)
+    team = decision.board.pick(stage, rooms[node], 1)
     decision.launch(prospect.task, team, f"begins on node {node}")
     return True
 
@@ -145,7 +145,7 @@ def _start_background(decision: Round, prospect: Prospect) -> bool:
 
 def best_fit(decision: Round, prospect: Prospect, degree: int) -> Node | None:
     """Return the node with the fewest idle devices that still has `degree` of them."""
-    rooms = decision.board.rooms(prospect.stage)
+    rooms = decision.rooms(prospect.stage, prospect.task, degree)
     best: tuple[int, Node] | None = None
     for node, room in rooms.items():
         if len(room) < degree or (best is not None and (len(room), node) >= best):
@@ -159,7 +159,8 @@ def best_fit(decision: Round, prospect: Prospect, degree: int) -> Node | None:
 def launch(decision: Round, prospect: Prospect, node: Node, degree: int, why: str) -> None:
     """Start a prospect on a node, and drop what was held for it."""
     task = prospect.task
-    team: tuple[DeviceId, ...] = decision.board.choose(prospect.stage, node, degree, task.came_from)
+    room = decision.rooms(prospect.stage, task, degree)[node]
+    team = decision.board.pick(prospect.stage, room, degree, task.came_from)
     decision.launch(task, team, f"{why}: degree {degree} on node {node}")
     for held in [n for n, hold in decision.holds.items() if hold.request == task.request.id]:
         del decision.holds[held]

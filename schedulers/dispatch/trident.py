@@ -16,10 +16,10 @@ from engine.types import (
     Assignment,
     ClusterView,
     DispatchPlan,
-    ModelId,
     PlanId,
     RequestId,
     Shape,
+    StageKey,
     StageKind,
     StageTask,
 )
@@ -53,15 +53,13 @@ class TridentDispatcher:
         self._accounts = Accounts(self._knobs.weights, self._knobs.fairness_half_life_s)
         self._holds: dict[Node, Hold] = {}
         self._layout: tuple[object, Layout] | None = None
-        self._impossible: dict[tuple[ModelId, Shape], str | None] = {}
+        self._impossible: dict[tuple[StageKey, Shape], str | None] = {}
         self._ids = count(1)
 
     def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
         """Place what can be placed now, change what runs if that helps, and say why."""
-        layout = self._layout_of(view)
-        decision = Round(
-            view, layout, self._cost, self._curves, knobs=self._knobs, holds=self._holds
-        )
+        decision = self._begin(view)
+        layout = decision.board.layout
         self._drop_stale_holds(ready, view.now_s)
         possible = [task for task in ready if not self._refused(decision, task)]
         by_kind = {kind: [t for t in possible if t.stage.kind is kind] for kind in StageKind}
@@ -88,6 +86,8 @@ class TridentDispatcher:
             self._cost.observe(
                 assignment.task, report, degree=assignment.degree, batch=len(assignment.tasks)
             )
+            if report.peak_memory_bytes:
+                self._impossible.clear()  # what was thought to fit may not
 
     def _layout_of(self, view: ClusterView) -> Layout:
         key = (view.placement_version, tuple(device.info.id for device in view.devices))
@@ -112,11 +112,23 @@ class TridentDispatcher:
         """Decide again when a hold runs out: its request must not wait for another event."""
         return min((max(now_s, h.until_s) + 1.01 for h in self._holds.values()), default=None)
 
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        """Return why a task's own stage can never run here, or None; changes nothing."""
+        return why_impossible(self._begin(view), task, (task.stage.kind,))
+
+    def _begin(self, view: ClusterView) -> Round:
+        return Round(
+            view,
+            self._layout_of(view),
+            self._cost,
+            self._curves,
+            knobs=self._knobs,
+            holds=self._holds,
+        )
+
     def _refused(self, decision: Round, task: StageTask) -> bool:
         """Hold a task as impossible if no wait can help its request."""
-        if task.stage.kind is not StageKind.ENCODE:
-            return False
-        key = (task.request.model, task.request.shape)
+        key = (task.stage, task.request.shape)
         if key not in self._impossible:
             self._impossible[key] = why_impossible(decision, task)
         why = self._impossible[key]

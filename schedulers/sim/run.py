@@ -281,6 +281,10 @@ class TimedDispatcher:
         self._world.resizing.update(resize.task for resize in plan.resizes)
         return plan
 
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        """Pass it on."""
+        return self._inner.why_impossible(task, view)
+
     def observe(self, assignment: Assignment, report: StageReport) -> None:
         """Pass it on."""
         self._inner.observe(assignment, report)

@@ -38,7 +38,8 @@ from engine.stages.media import write_video
 from engine.types import DeviceId, MediaFormat, StageKind
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
-from schedulers.edf import EdfDispatcher
+from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.static import StaticPlanner
 
 STILLS = ("flux", "sd3", "sd")
@@ -54,7 +55,7 @@ class RunningEngine:
         self.core = EngineCore(
             specs,
             executor=self.executor,
-            dispatcher=EdfDispatcher(CostModel(specs)),
+            dispatcher=TridentDispatcher(CostModel(specs), WORKERS),
             planner=StaticPlanner(specs),
             clock=SystemClock(),
             spans=StageSpans(build_provider()),

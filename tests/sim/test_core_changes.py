@@ -46,6 +46,10 @@ class Scripted:
         at_s = self.at_s if view.now_s < self.at_s else None
         return DispatchPlan(id=PlanId(1), assignments=tuple(launches), next_decision_at_s=at_s)
 
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        del task, view
+        return None
+
     def observe(self, assignment: Assignment, report: StageReport) -> None:
         del assignment, report
 

@@ -50,6 +50,10 @@ class Prefetching:
             next_decision_at_s=view.now_s + 0.1 if self.wanted is not None else None,
         )
 
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        del task, view
+        return None
+
     def observe(self, assignment: Assignment, report: StageReport) -> None:
         del assignment, report
 

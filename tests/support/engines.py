@@ -23,7 +23,8 @@ from engine.types import (
 from observability.monitor import StageMonitor
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
-from schedulers.edf import EdfDispatcher
+from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.sim.clock import VirtualClock
 from schedulers.static import StaticPlanner
 from tests.support.builders import a_spec, devices
@@ -59,7 +60,7 @@ def simulated_engine(
     core = EngineCore(
         specs,
         executor=executor,
-        dispatcher=EdfDispatcher(CostModel(specs)),
+        dispatcher=TridentDispatcher(CostModel(specs), WORKERS),
         planner=StaticPlanner(specs),
         clock=clock,
         spans=StageSpans(provider),

@@ -146,7 +146,7 @@ def test_a_size_that_the_model_cannot_draw_is_refused(shape: Shape, complaint: s
 
 def test_the_engine_package_starts_without_torch() -> None:
     probe = (
-        "import sys, engine, engine.executors.local, schedulers.edf, schedulers.static;"
+        "import sys, engine, engine.executors.local, schedulers.policies, schedulers.static;"
         "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

