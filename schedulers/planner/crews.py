@@ -42,33 +42,33 @@ def of_model(classes: Sequence[Wanted], model: ModelId) -> list[Wanted]:
 
 
 def crews_of(
-    classes: Sequence[Wanted], group: Sequence[ModelId], pooled: frozenset[ModelId]
+    classes: Sequence[Wanted], group: Sequence[ModelId], apart: frozenset[ModelId]
 ) -> list[Crew]:
     """Return one crew per replica type of a single model, or one for a group of several."""
     items = [item for item in classes if item.load.model in group]
     if len(group) > 1:
-        role = frozenset[StageKey]().union(*(_joint(items, model, pooled) for model in group))
+        role = frozenset[StageKey]().union(*(_joint(items, model, apart) for model in group))
         return [Crew(role, tuple(items))]
     by_role: dict[Role, list[Wanted]] = {}
     for item in items:
-        by_role.setdefault(_role(item.load.model, item.need.replica, pooled), []).append(item)
+        by_role.setdefault(_role(item.load.model, item.need.replica, apart), []).append(item)
     return [Crew(role, tuple(members)) for role, members in by_role.items()]
 
 
-def _joint(items: Sequence[Wanted], model: ModelId, pooled: frozenset[ModelId]) -> Role:
+def _joint(items: Sequence[Wanted], model: ModelId, apart: frozenset[ModelId]) -> Role:
     return frozenset.intersection(
-        *(_role(model, item.need.replica, pooled) for item in of_model(items, model))
+        *(_role(model, item.need.replica, apart) for item in of_model(items, model))
     )
 
 
-def _role(model: ModelId, replica: VirtualReplica, pooled: frozenset[ModelId]) -> Role:
-    """Return a primary's stages; a model with a decode pool encodes there, too, but may spill."""
+def _role(model: ModelId, replica: VirtualReplica, apart: frozenset[ModelId]) -> Role:
+    """Return a primary's stages; of models in `apart`, encode goes to auxiliaries in any case."""
     stages = replica.stages(model)
-    return stages - {StageKey(model, E)} if model in pooled else stages
+    return stages - {StageKey(model, E)} if model in apart else stages
 
 
 def groupings(
-    classes: Sequence[Wanted], memory: Memory, pooled: frozenset[ModelId]
+    classes: Sequence[Wanted], memory: Memory, apart: frozenset[ModelId]
 ) -> list[list[list[ModelId]]]:
     """Return ways to share devices between models: as many together as fit, or each alone."""
     models = sorted({item.load.model for item in classes})
@@ -77,7 +77,7 @@ def groupings(
     )
     together: list[list[ModelId]] = []
     for model in heaviest:
-        home = next((g for g in together if _fit(classes, [*g, model], memory, pooled)), None)
+        home = next((g for g in together if _fit(classes, [*g, model], memory, apart)), None)
         if home is None:
             together.append([model])
         else:
@@ -87,9 +87,9 @@ def groupings(
 
 
 def _fit(
-    classes: Sequence[Wanted], group: Sequence[ModelId], memory: Memory, pooled: frozenset[ModelId]
+    classes: Sequence[Wanted], group: Sequence[ModelId], memory: Memory, apart: frozenset[ModelId]
 ) -> bool:
-    [crew] = crews_of(classes, group, pooled)
+    [crew] = crews_of(classes, group, apart)
     held = memory.of(crew.role)
     spill = max(
         (

@@ -1,7 +1,7 @@
 """Drafting: from demand and devices to the best placement that the recipes offer.
 
 Every recipe is laid out, judged by the fluid model and dropped if it leaves a class without a
-team. Among those near the best, most primaries in whole blocks win, then fewest beside them, then the
+team. Among those near the best, most primaries in whole blocks win, then none beside them, then the
 objective, then the fewest bytes to load. If none is left, stages are swapped: slow, but nothing becomes impossible.
 """
 
@@ -116,6 +116,6 @@ class Drafter:
         return Draft(recipe.name, seating.roles, judged.balance, recipe.swapped)
 
 
-def _untidiness(balance: Balance) -> tuple[int, int]:
-    """Order placements by whole blocks: most devices in them, then fewest beside them."""
-    return -balance.wide, balance.loose
+def _untidiness(balance: Balance) -> tuple[int, bool]:
+    """Order placements by whole blocks: most devices in them, then none beside them."""
+    return -balance.wide, balance.loose > 0

@@ -42,9 +42,10 @@ def proposals(classes: Sequence[Wanted], means: Means, videos: frozenset[ModelId
         m for m in videos if _withdraws(of_model(classes, m)) > means.knobs.pool_share
     )
     found: dict[tuple[tuple[Share, ...], tuple[Share, ...]], Recipe] = {}
-    for choice in dict.fromkeys((pooled, frozenset[ModelId]())):
-        for groups in groupings(classes, means.memory, choice):
-            crews = [crew for group in groups for crew in crews_of(classes, group, choice)]
+    none = frozenset[ModelId]()
+    for choice, apart in dict.fromkeys(((pooled, pooled), (pooled, none), (none, none))):
+        for groups in groupings(classes, means.memory, apart):
+            crews = [crew for group in groups for crew in crews_of(classes, group, apart)]
             for recipe in _rounded(crews, classes, means, choice):
                 found.setdefault((recipe.primaries, recipe.pools), recipe)
     return list(found.values())
