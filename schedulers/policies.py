@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine.types import DeviceId
-from schedulers.baselines.catalogue import PIPELINE_LEVEL, STAGE_LEVEL, Builder
+from schedulers.baselines.catalogue import PAPER, PIPELINE_LEVEL, STAGE_LEVEL, Builder
 from schedulers.dispatch.assigned_starts import AssignedStarts
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.starts import start_greedily
@@ -91,11 +91,13 @@ def _starter(solver: str) -> Starter:
     return starters[solver]
 
 
-def _planner(setup: Setup) -> Planner:
-    """Return the orchestrator, or the placement that a person has sized."""
+def _planner(setup: Setup, *, faithful: bool = False) -> Planner:
+    """Return the orchestrator (the paper's if `faithful`), or the placement that a person has sized."""
     if setup.sizes is not None:
         return HandSized(setup.specs, setup.sizes, nodes=setup.nodes)
-    return Orchestrator(setup.specs, setup.cost, nodes=setup.nodes, prior=setup.prior)
+    return Orchestrator(
+        setup.specs, setup.cost, nodes=setup.nodes, prior=setup.prior, faithful=faithful
+    )
 
 
 def _pipeline_level(build: Builder, setup: Setup) -> Policy:
@@ -109,6 +111,12 @@ def _stage_level(build: Builder, setup: Setup) -> Policy:
     return Policy(dispatcher, _planner(setup), needs_monitor=setup.sizes is None)
 
 
+def _paper(setup: Setup) -> Policy:
+    """Return TridentServe as published: its dispatcher and its Algorithm 2."""
+    planner = _planner(setup, faithful=True)
+    return Policy(PAPER(setup.cost, _mix(setup)), planner, needs_monitor=setup.sizes is None)
+
+
 def _mix(setup: Setup) -> Demand:
     """Return the mix that is expected, or every model's default size evenly."""
     if setup.prior is not None and setup.prior.classes:
@@ -119,6 +127,7 @@ def _mix(setup: Setup) -> Demand:
 
 POLICIES: dict[str, Callable[[Setup], Policy]] = {
     "trident": _trident,
+    "trident-paper": _paper,
     **{name: partial(_pipeline_level, build) for name, build in PIPELINE_LEVEL.items()},
     **{name: partial(_stage_level, build) for name, build in STAGE_LEVEL.items()},
 }

@@ -22,12 +22,13 @@ def place_auxiliaries(decision: Round, tasks: Sequence[StageTask], order: Order)
     """
     ordered = sorted(tasks, key=lambda task: order(decision, task))
     of = {kind: [t for t in ordered if t.stage.kind is kind] for kind in StageKind}
-    _place_decodes(decision, of[StageKind.DECODE])
-    _place_encodes(decision, of[StageKind.ENCODE])
+    place_decodes(decision, of[StageKind.DECODE])
+    place_encodes(decision, of[StageKind.ENCODE])
     return of[StageKind.DIFFUSE]
 
 
-def _place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
+def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
+    """Place decodes in the order given, and note what the pools' waits are."""
     queues = {
         stage: PoolQueue(decision, stage)
         for stage in decision.board.layout.pools
@@ -44,7 +45,7 @@ def _place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
     decision.pool_wait_s = {stage: queue.wait_s for stage, queue in queues.items()}
 
 
-def _place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
+def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
     """Batch the ready encodes of each model; a task that failed in a batch runs alone."""
     waiting = list(tasks)
     while waiting:

@@ -3,7 +3,7 @@
 B1 is the usual static deployment (xDiT's way). B2 buckets requests by degree. B3 chooses the degree
 per request and serves strictly in order of arrival; B4 is B3 with the shortest remaining time
 first. B5 and B6 are B2 and B4 with stages disaggregated. `edf-best-fit` is GF-DiT's policy,
-`deadline-rounds` TetriServe's.
+`deadline-rounds` TetriServe's. `trident-paper` is TridentServe without repairs or additions.
 
 A builder takes the cost model and the mix of requests that is expected, by which buckets are sized.
 """
@@ -20,6 +20,7 @@ from schedulers.baselines.buckets import Buckets, shares_of
 from schedulers.baselines.deadlines import EdfBestFit
 from schedulers.baselines.dispatcher import BaselineDispatcher
 from schedulers.baselines.orders import first_come, shortest_first
+from schedulers.baselines.paper import PaperRule
 from schedulers.baselines.pipeline import PipelineRule
 from schedulers.baselines.rounds import DeadlineRounds
 from schedulers.baselines.stagewise import StageRule
@@ -85,6 +86,10 @@ def _round_s(mix: Demand, cost: CostModel) -> float:
     return min(LONGEST_ROUND_S, sum(steps_s) / len(steps_s))
 
 
+def _paper(cost: CostModel, _mix: Demand) -> Dispatcher:
+    return BaselineDispatcher(cost, PaperRule())
+
+
 PIPELINE_LEVEL: dict[str, Builder] = {
     **{f"b1-sp{degree}": partial(_static, degree) for degree in STATIC_DEGREES},
     "b2": _b2,
@@ -97,3 +102,4 @@ STAGE_LEVEL: dict[str, Builder] = {
     "edf-best-fit": _edf_best_fit,
     "deadline-rounds": _deadline_rounds,
 }
+PAPER: Builder = _paper

@@ -15,18 +15,16 @@ a deferral is reckoned as a round and the longest step in the air.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
 from engine.types import Pause, Resize, StageKind, StageTask
 from schedulers.baselines.auxiliaries import place_auxiliaries
 from schedulers.baselines.deadlines import launch
 from schedulers.baselines.orders import earliest_deadline
+from schedulers.baselines.ticks import Ticks
 from schedulers.baselines.widening import onward_on, widen_fresh, widen_running
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.prospects import Curve, Prospect, Underway
 from schedulers.dispatch.round import Round
-
-_EARLY_S = 1e-6  # a timer may fire this much before its time
 
 Seat = tuple[int, int]  # a diffuse by its request's number and its output, whatever the attempt
 
@@ -75,7 +73,7 @@ class DeadlineRounds:
     def __init__(self, round_s: float) -> None:
         """Begin with the first request."""
         self._round_s = round_s
-        self._due_s: float | None = None
+        self._ticks = Ticks(round_s)
         self._drains: dict[Seat, Drain] = {}
 
     def refusal(self, decision: Round, task: StageTask) -> str | None:
@@ -87,17 +85,13 @@ class DeadlineRounds:
         """Place auxiliaries now, and diffuses if a round ends now."""
         diffuses = place_auxiliaries(decision, tasks, earliest_deadline)
         if not diffuses and not decision.board.diffusing:
-            self._due_s = None
-            return None
-        if self._due_s is None:
-            self._due_s = ceil(decision.now_s / self._round_s - _EARLY_S) * self._round_s
-        if decision.now_s < self._due_s - _EARLY_S:
+            self._ticks.rest()
+        elif self._ticks.strike(decision.now_s):
+            self._end_round(decision, diffuses)
+        else:
             for task in diffuses:
                 decision.hold(task, "waits for the end of the round")
-            return self._due_s
-        self._end_round(decision, diffuses)
-        self._due_s = (ceil(decision.now_s / self._round_s - _EARLY_S) + 1) * self._round_s
-        return self._due_s
+        return self._ticks.next_s
 
     def _end_round(self, decision: Round, diffuses: Sequence[StageTask]) -> None:
         defer_s = self._deferral_s(decision)

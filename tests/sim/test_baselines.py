@@ -18,7 +18,8 @@ from schedulers.sim.run import simulate
 from schedulers.sim.traces import TraceRow
 from schedulers.sim.workloads import COG, FLUX, HUNYUAN, MIXES, SD3
 
-ALL = (*PIPELINE_LEVEL, *STAGE_LEVEL)
+STAGEWISE = (*STAGE_LEVEL, "trident-paper")
+ALL = (*PIPELINE_LEVEL, *STAGEWISE)
 EVERY_S = {COG: 4.0, HUNYUAN: 8.0, FLUX: 2.0, SD3: 0.25}
 DYNAMIC = tuple(name for name in ALL if not name.startswith("b1-") or name == "b1-sp8")
 
@@ -68,8 +69,10 @@ def test_every_request_ends_once_and_the_history_is_sound(policy: str, model: st
         assert not [event for event in events if isinstance(event, RejectEvent)]
 
 
-@pytest.mark.parametrize("policy", STAGE_LEVEL)
-@pytest.mark.parametrize("sizes", [HandSizes(), HandSizes(decode=3, encode=1)])
+@pytest.mark.parametrize("policy", STAGEWISE)
+@pytest.mark.parametrize(
+    "sizes", [HandSizes(), HandSizes(decode=3, encode=1), HandSizes(decode=3, spill=False)]
+)
 def test_stage_level_baselines_work_with_and_without_pools(policy: str, sizes: HandSizes) -> None:
     events = run(policy, COG, rows(COG, 25), sizes=sizes)
     assert ended(events) == arrived(events)
