@@ -27,11 +27,17 @@ LATE = 100.0
 LIMIT_S = 1.0  # of real time; the published solver needs about .1 s
 
 
-class Option(NamedTuple):
-    """One way to run a request: a type, a degree, and what that is worth."""
+class Way(NamedTuple):
+    """A primary type, by its place in the list, and a degree."""
 
     primary: int
     degree: int
+
+
+class Option(NamedTuple):
+    """One way to run a request, and what that is worth."""
+
+    way: Way
     value: float
 
 
@@ -51,68 +57,114 @@ class Candidate:
     def __init__(self, task: StageTask, options: Sequence[Option]) -> None:
         """Sort the options."""
         self.task = task
-        self.options = tuple(sorted(options, key=lambda o: (-o.value, o.degree, o.primary)))
+        self.options = tuple(sorted(options, key=lambda o: (-o.value, o.way.degree, o.way)))
+
+    def worth(self, way: Way) -> float:
+        """Return what it is worth to run it in a way."""
+        return next((option.value for option in self.options if option.way == way), -1.0)
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """Equal for requests that the program cannot tell from each other."""
+        return (self.task.request.model, self.task.request.shape, self.options)
 
 
 def choose(decision: Round, tasks: Sequence[StageTask], types: Sequence[Primary]) -> list[Choice]:
     """Return what to run now of `tasks`, the widest first."""
-    if not any(primary.teams(1) for primary in types):
+    classes: dict[tuple[ModelId, Shape, int], list[StageTask]] = {}
+    for task in sorted(tasks, key=lambda task: first_come(decision, task)):
+        request = task.request
+        classes.setdefault((request.model, request.shape, request.steps), []).append(task)
+    candidates = [c for members in classes.values() for c in _candidates(decision, members, types)]
+    if not candidates:
         return []
-    candidates = _reduced(
-        [
-            _candidate(decision, task, types)
-            for task in sorted(tasks, key=lambda t: first_come(decision, t))
-        ],
-        types,
-    )
-    rows = {
-        (i, k): row
-        for row, (i, k) in enumerate(
-            (i, k)
-            for i in range(len(types))
-            for k in sorted({option.degree for c in candidates for option in c.options})
-        )
-    }
-    program = Program(types[i].teams(k) for i, k in rows)
-    numbered: list[tuple[Candidate, Option]] = []
-    for group, candidate in enumerate(candidates):
-        for option in candidate.options:
-            demands = [
-                Demand(row, option.degree // k)
-                for (i, k), row in rows.items()
-                if i == option.primary and k <= option.degree
-            ]
-            program.add(group, option.value, demands)
-            numbered.append((candidate, option))
+    program, numbered = _program(candidates, types)
     chosen = [numbered[number] for number in solve(program, LIMIT_S).chosen]
     return _first_come(decision, candidates, chosen, types)
 
 
-def _candidate(decision: Round, task: StageTask, types: Sequence[Primary]) -> Candidate:
+def _program(
+    candidates: Sequence[Candidate], types: Sequence[Primary]
+) -> tuple[Program, list[tuple[Candidate, Option]]]:
+    """Return the program, and what each of its options stands for."""
+    degrees = sorted({option.way.degree for c in candidates for option in c.options})
+    blocks = [Way(i, k) for i in range(len(types)) for k in degrees]
+    program = Program(types[i].teams(k) for i, k in blocks)
+    numbered: list[tuple[Candidate, Option]] = []
+    for group, candidate in enumerate(candidates):
+        for option in candidate.options:
+            primary, degree = option.way
+            demands = [
+                Demand(row, degree // block.degree)
+                for row, block in enumerate(blocks)
+                if block.primary == primary and block.degree <= degree
+            ]
+            program.add(group, option.value, demands)
+            numbered.append((candidate, option))
+    return program, numbered
+
+
+def _candidates(
+    decision: Round, members: Sequence[StageTask], types: Sequence[Primary]
+) -> list[Candidate]:
+    """Return those of a class that the program must look at; the others are worth no more.
+
+    No more of them can run than there is room for at their least degree; so only that many, by
+    their worth in each way, can be chosen. Where several are worth the same, the first come.
+    """
+    efficient = _efficient(decision, members[0], types)
+    ways = [way for way in efficient if types[way.primary].teams(way.degree)]
+    if not ways:
+        return []
+    outlook = decision.outlook(members[0])
+    best_s = min(outlook.steps * outlook.curve.step_s[way.degree] for way in efficient)
+    found = [
+        Candidate(task, [_option(decision, task, way, types, best_s) for way in ways])
+        for task in members
+    ]
+    least = min(way.degree for way in ways)
+    room = sum(types[i].teams(least) for i in {way.primary for way in ways})
+    kept = {i for way in ways for i in _most_worth(found, way)[:room]}
+    return [found[i] for i in sorted(kept)]
+
+
+def _most_worth(candidates: Sequence[Candidate], way: Way) -> list[int]:
+    """Return the places of candidates, those first that are worth most in a way."""
+    return sorted(range(len(candidates)), key=lambda i: -candidates[i].worth(way))
+
+
+def _option(
+    decision: Round, task: StageTask, way: Way, types: Sequence[Primary], best_s: float
+) -> Option:
+    """Return what it is worth to run a request now in a way."""
+    outlook = decision.outlook(task)
+    run_s = outlook.lead_s + outlook.steps * outlook.curve.step_s[way.degree] + outlook.tail_s
+    late_s = decision.now_s + run_s - task.request.deadline_s
+    reward = ON_TIME
+    if late_s > 0:
+        reward = min(ON_TIME, LATE * (1.0 + late_s / best_s) + way.degree - 1)
+    penalty = types[way.primary].replica_rank(task.stage)
+    return Option(way, reward - penalty + way.degree)
+
+
+def _efficient(decision: Round, task: StageTask, types: Sequence[Primary]) -> list[Way]:
+    """Return the ways that memory allows and that are efficient, or the least if none is."""
     fitting = _fitting(decision, task, types, with_role=True)
     fitting = fitting or _fitting(decision, task, types, with_role=False)
-    efficient = [(i, k) for i, k in fitting if _is_efficient(decision, task, k)]
-    if not efficient:
-        least = min((k for _i, k in fitting), default=0)
-        efficient = [(i, k) for i, k in fitting if k == least]
-    outlook = decision.outlook(task)
-    best_s = min((outlook.steps * outlook.curve.step_s[k] for _i, k in efficient), default=1.0)
-    options = []
-    for i, degree in efficient:
-        ends_s = decision.now_s + outlook.lead_s + outlook.steps * outlook.curve.step_s[degree]
-        late_s = ends_s + outlook.tail_s - task.request.deadline_s
-        reward = ON_TIME
-        if late_s > 0:
-            reward = min(ON_TIME, LATE * (1.0 + late_s / best_s) + degree - 1)
-        value = reward - types[i].replica_rank(task.stage) + degree
-        options.append(Option(i, degree, value))
-    return Candidate(task, options)
+    alone_s = decision.step_s(task, 1)
+    efficient = [
+        way
+        for way in fitting
+        if alone_s >= EFFICIENT * way.degree * decision.step_s(task, way.degree)
+    ]
+    least = min((way.degree for way in fitting), default=0)
+    return efficient or [way for way in fitting if way.degree == least]
 
 
 def _fitting(
     decision: Round, task: StageTask, types: Sequence[Primary], *, with_role: bool
-) -> list[tuple[int, int]]:
-    """Return types and degrees that memory and nodes allow.
+) -> list[Way]:
+    """Return the ways that memory and nodes allow.
 
     With `with_role` beside everything that the type should hold, else beside nothing: the engine
     then swaps stages.
@@ -126,40 +178,8 @@ def _fitting(
             for k in decision.curve_of(task).degrees:
                 needs = decision.cost.estimate(stage, task.request, degree=k).activation_bytes
                 if k <= primary.widest and held + needs <= primary.capacity_bytes:
-                    found.append((i, k))
+                    found.append(Way(i, k))
     return found
-
-
-def _is_efficient(decision: Round, task: StageTask, degree: int) -> bool:
-    alone_s = decision.step_s(task, 1)
-    return alone_s >= EFFICIENT * degree * decision.step_s(task, degree)
-
-
-def _reduced(candidates: Sequence[Candidate], types: Sequence[Primary]) -> list[Candidate]:
-    """Leave out those that cannot be chosen: others of their class are worth as much or more.
-
-    Of a class no more can run than there is room for at its least degree; so only that many need be
-    looked at, by their worth for each option.
-    """
-    classes: dict[tuple[ModelId, Shape], list[Candidate]] = {}
-    for candidate in candidates:
-        request = candidate.task.request
-        classes.setdefault((request.model, request.shape), []).append(candidate)
-    kept: list[Candidate] = []
-    for members in classes.values():
-        ways = {(option.primary, option.degree) for c in members for option in c.options}
-        least = min((k for _i, k in ways), default=1)
-        room = sum(types[i].teams(least) for i in {i for i, _k in ways})
-        wanted: set[int] = set()
-        for way in ways:
-            ranked = sorted(members, key=lambda c: -_worth(c, way))  # stable: first come first
-            wanted.update(id(c) for c in ranked[:room])
-        kept += [c for c in members if id(c) in wanted]
-    return kept
-
-
-def _worth(candidate: Candidate, way: tuple[int, int]) -> float:
-    return next((o.value for o in candidate.options if (o.primary, o.degree) == way), -1.0)
 
 
 def _first_come(
@@ -168,17 +188,12 @@ def _first_come(
     chosen: Sequence[tuple[Candidate, Option]],
     types: Sequence[Primary],
 ) -> list[Choice]:
-    """Give the chosen options to the first of those for which they are worth the same."""
+    """Give the chosen options to the first of those that the program cannot tell apart."""
     alike: dict[tuple[object, ...], list[Candidate]] = {}
     for candidate in candidates:
-        alike.setdefault(_likeness(candidate), []).append(candidate)
+        alike.setdefault(candidate.likeness, []).append(candidate)
     choices = []
     for candidate, option in chosen:
-        first = alike[_likeness(candidate)].pop(0)
-        choices.append(Choice(first.task, types[option.primary], option.degree))
+        first = alike[candidate.likeness].pop(0)
+        choices.append(Choice(first.task, types[option.way.primary], option.way.degree))
     return sorted(choices, key=lambda c: (-c.degree, *first_come(decision, c.task)))
-
-
-def _likeness(candidate: Candidate) -> tuple[object, ...]:
-    request = candidate.task.request
-    return (request.model, request.shape, candidate.options)
