@@ -9,7 +9,7 @@ is. The decision runs on the engine's event loop, so all programs together have 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, product
 from typing import NamedTuple
 
 import msgspec
@@ -17,13 +17,13 @@ import msgspec
 from engine.types import RequestId
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.decomposition import Block, blocks_of
-from schedulers.dispatch.ilp import Budget, Program, Solution, solve
+from schedulers.dispatch.ilp import Budget, Program, Solution, relaxation, solve
 from schedulers.dispatch.objective import Prices, Worth
 from schedulers.dispatch.preemption import Preemption
 from schedulers.dispatch.prospects import Prospect
 from schedulers.dispatch.reservations import Reservations
 from schedulers.dispatch.round import Round
-from schedulers.dispatch.starts import Horizon, start_anyhow, start_in_time
+from schedulers.dispatch.starts import Horizon, begin, start_anyhow, start_in_time
 from schedulers.dispatch.supply import Kind, Room, Supply
 
 
@@ -53,6 +53,7 @@ class Option(NamedTuple):
     window: int
     start_s: float
     finish_s: float
+    value: float
 
 
 class Considered(msgspec.Struct, frozen=True):
@@ -68,11 +69,12 @@ class Considered(msgspec.Struct, frozen=True):
 
 
 class _Weighed:
-    """A program with what its options mean."""
+    """A program with what its options mean, and its solution."""
 
-    def __init__(self, supply: Supply, options: list[Option], program: Program) -> None:
-        self.supply, self.options, self.program = supply, options, program
-        self.solution: Solution | None = None
+    __slots__ = ("options", "program", "solution")
+
+    def __init__(self, options: list[Option], program: Program, solution: Solution) -> None:
+        self.options, self.program, self.solution = options, program, solution
 
 
 class AssignedStarts:
@@ -108,43 +110,51 @@ class AssignedStarts:
     @property
     def solutions(self) -> list[Solution]:
         """Return the solutions of the last decision's programs."""
-        return [weighed.solution for weighed in self._weighed if weighed.solution is not None]
+        return [weighed.solution for weighed in self._weighed]
+
+    def bound(self) -> float:
+        """Return what no choice could exceed in the last decision's programs, by relaxation.
+
+        Of one undivided program it bounds any decomposition of it. Costs a linear program each.
+        """
+        return sum(relaxation(weighed.program) for weighed in self._weighed)
+
+    def weigh(
+        self, decision: Round, waiting: Sequence[Prospect], budget: Budget | None = None
+    ) -> list[Option]:
+        """Solve the programs of one class of service; return all options, and launch nothing."""
+        budget = budget or Budget(self._limits.budget_s)
+        if not any(decision.board.rooms(stage) for stage in {p.stage for p in waiting}):
+            return []
+        weighed = [
+            self._solved(decision, block, budget)
+            for block in blocks_of(
+                decision, waiting, nodes=self._limits.block_nodes, most=self._limits.block_requests
+            )
+        ]
+        self._weighed += weighed
+        return [option for one in weighed for option in one.options]
 
     def _assign(self, decision: Round, waiting: Sequence[Prospect], budget: Budget) -> set[str]:
-        """Solve the programs of one class of service; return the ids of the tasks started."""
-        if not any(decision.board.rooms(stage) for stage in {p.stage for p in waiting}):
-            return set()
+        """Launch what the programs of one class start now; return the ids of those tasks."""
+        before = len(self._weighed)
+        self.weigh(decision, waiting, budget)
         started: set[str] = set()
-        for block in blocks_of(
-            decision, waiting, nodes=self._limits.block_nodes, most=self._limits.block_requests
-        ):
-            weighed = self._weigh(decision, block)
-            if weighed.program.groups:
-                weighed.solution = solve(weighed.program, budget.left_s)
-                self._weighed.append(weighed)
-                started |= _carry_out(decision, weighed)
+        for weighed in self._weighed[before:]:
+            started |= _carry_out(decision, weighed)
         return started
 
-    def _weigh(self, decision: Round, block: Block) -> _Weighed:
+    def _solved(self, decision: Round, block: Block, budget: Budget) -> _Weighed:
         degrees = {k for prospect in block.prospects for k in prospect.curve.degrees}
         supply = Supply(decision, block.nodes, sorted(degrees), self._limits.later)
         program, options = Program(supply.capacities), list[Option]()
         for group, prospect in enumerate(block.prospects):
-            worth = Worth(
-                prospect,
-                reference_s=decision.cost.reference_s(prospect.task.request),
-                now_s=decision.now_s,
-                prices=self._prices,
-            )
-            for option in _options(decision, supply, prospect):
-                transfer_s = _transfer_s(decision, prospect, option.kind)
-                value = worth.of(option.degree, start_s=option.start_s, transfer_s=transfer_s)
+            for option in _options(decision, supply, prospect, self._prices):
                 run_s = prospect.run_s(option.degree)
-                program.add(
-                    group, value, supply.demands(option.kind, option.degree, option.window, run_s)
-                )
+                demands = supply.demands(option.kind, option.degree, option.window, run_s)
+                program.add(group, option.value, demands)
                 options.append(option)
-        return _Weighed(supply, options, program)
+        return _Weighed(options, program, solve(program, budget.left_s))
 
 
 class _Leftovers:
@@ -159,6 +169,8 @@ class _Leftovers:
     def treat(self, prospect: Prospect) -> None:
         """Start what the program did not look at; wait, preempt or start late."""
         decision = self._decision
+        if prospect.begins and begin(decision, prospect):
+            return
         if not start_in_time(decision, prospect) and not start_anyhow(
             decision, prospect, self._horizon, self._preemption
         ):
@@ -169,19 +181,29 @@ def _service_of(prospect: Prospect) -> tuple[bool, bool, int]:
     return (prospect.is_elder, prospect.is_background, prospect.task.request.priority)
 
 
-def _options(decision: Round, supply: Supply, prospect: Prospect) -> list[Option]:
+def _options(decision: Round, supply: Supply, prospect: Prospect, prices: Prices) -> list[Option]:
     """Return what a request could do, in the order in which the greedy starts would try it."""
+    worth = Worth(
+        prospect,
+        reference_s=decision.cost.reference_s(prospect.task.request),
+        now_s=decision.now_s,
+        relief_s=supply.relief_s,
+        prices=prices,
+    )
     found: list[Option] = []
-    late, request = prospect.is_background, prospect.task.request.id
-    degrees = sorted(prospect.curve.degrees, key=lambda k: (k != prospect.curve.cheapest, -k))
-    for window, start_s in enumerate(supply.windows[:1] if late else supply.windows):
-        for degree in degrees if late else prospect.curve.degrees:
-            end_s = start_s + prospect.run_s(degree)
-            for kind in supply.kinds:
-                if kind.may_run(prospect) and kind.is_open_to(request, end_s):
-                    finish_s = end_s + prospect.tail_s + _load_s(decision, prospect, kind)
-                    if late or finish_s <= prospect.deadline_s:
-                        found.append(Option(prospect, kind, degree, window, start_s, finish_s))
+    late, curve = prospect.is_background, prospect.curve
+    windows = supply.windows[:1] if late else supply.windows
+    degrees = (
+        sorted(curve.degrees, key=lambda k: (k != curve.cheapest, -k)) if late else curve.degrees
+    )
+    for (window, start_s), degree in product(enumerate(windows), degrees):
+        end_s = start_s + prospect.run_s(degree)
+        for kind in supply.open_kinds(prospect, window, degree, end_s):
+            load_s = _load_s(decision, prospect, kind)
+            finish_s = end_s + load_s + prospect.tail_s
+            if late or finish_s <= prospect.deadline_s:
+                value = worth.of(degree, start_s=start_s, transfer_s=prospect.lead_s + load_s)
+                found.append(Option(prospect, kind, degree, window, start_s, finish_s, value))
     return found
 
 
@@ -191,13 +213,8 @@ def _load_s(decision: Round, prospect: Prospect, kind: Kind) -> float:
     return decision.cost.load_s(prospect.stage, from_peer=False)
 
 
-def _transfer_s(decision: Round, prospect: Prospect, kind: Kind) -> float:
-    return prospect.lead_s + _load_s(decision, prospect, kind)
-
-
 def _carry_out(decision: Round, weighed: _Weighed) -> set[str]:
     """Launch what a solution starts now, widest first into the fullest room that holds it."""
-    assert weighed.solution is not None
     picks = [weighed.options[number] for number in weighed.solution.chosen]
     started: set[str] = set()
     for pick in sorted(picks, key=lambda pick: -pick.degree):
@@ -225,7 +242,8 @@ def _launch(decision: Round, weighed: _Weighed, pick: Option, room: Room) -> Non
         (device for device in room.devices if device in idle),
         key=lambda d: (task.stage not in idle[d].resident, d not in task.came_from, d),
     )
-    team = tuple(sorted(free[: pick.degree]))
+    width = 1 if pick.prospect.begins else pick.degree  # the encode goes where there is room
+    team = tuple(sorted(free[:width]))
     considered = len(weighed.options)
     due = "late already" if pick.prospect.is_background else "on time"
     why = f"best of {considered} options together, {due}: degree {pick.degree} on node {room.node}"
@@ -235,13 +253,12 @@ def _launch(decision: Round, weighed: _Weighed, pick: Option, room: Room) -> Non
 
 
 def _considered(weighed: _Weighed, number: int, option: Option) -> Considered:
-    solution = weighed.solution
     return Considered(
         nodes=tuple(room.node for room in option.kind.rooms),
         degree=option.degree,
         start_s=option.start_s,
         finish_s=option.finish_s,
         on_time=option.finish_s <= option.prospect.deadline_s,
-        value=weighed.program.values[number],
-        chosen=solution is not None and number in solution.chosen,
+        value=option.value,
+        chosen=number in weighed.solution.chosen,
     )

@@ -14,7 +14,7 @@ starts now also takes devices from every window before its end, so waiting has a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from engine.types import DeviceId, RequestId, StageKey, StageKind
@@ -55,10 +55,6 @@ class Kind:
         self.rooms: list[Room] = []
         self.row = 0  # its first one in the program
 
-    def may_run(self, prospect: Prospect) -> bool:
-        """Whether its devices hold the stage, and are not kept for another request."""
-        return prospect.stage in self.stages
-
     def is_open_to(self, request: RequestId, end_s: float) -> bool:
         """Whether nothing is held, or for this request, or only after `end_s`."""
         return self.hold is None or self.hold.request == request or end_s <= self.hold.until_s
@@ -70,6 +66,7 @@ class Supply:
     Attributes:
         windows: moments at which something may start; the first is now.
         capacities: devices by row.
+        relief_s: when a third of the busy devices will be free: how long it is to wait.
     """
 
     def __init__(
@@ -80,7 +77,9 @@ class Supply:
         self.rungs = _rungs(degrees)
         self._alone = not set(degrees) <= set(self.rungs)  # no ladder: every room by itself
         rooms = _rooms(decision, nodes)
-        self.windows = _windows(decision.now_s, [room for _, room in rooms], later)
+        ends = sorted(at_s for _, room in rooms for at_s in room.free_s if at_s > decision.now_s)
+        self.windows = _windows(decision.now_s, ends, later)
+        self.relief_s = ends[len(ends) // 3] if ends else decision.now_s
         self.kinds = self._kinds(rooms)
         self.capacities: list[int] = []
         for kind in self.kinds:
@@ -90,6 +89,20 @@ class Supply:
                 for at_s in self.windows
                 for width in self.rungs
             )
+
+    def open_kinds(
+        self, prospect: Prospect, window: int, degree: int, end_s: float
+    ) -> Iterator[Kind]:
+        """Yield the kinds in which a team of a degree could run a request from a window on."""
+        rung = max(i for i, width in enumerate(self.rungs) if width <= degree)
+        for kind in self.kinds:
+            row = kind.row + window * len(self.rungs) + rung
+            if (
+                prospect.stage in kind.stages
+                and degree <= self.capacities[row]
+                and kind.is_open_to(prospect.task.request.id, end_s)
+            ):
+                yield kind
 
     def demands(self, kind: Kind, degree: int, window: int, run_s: float) -> list[Demand]:
         """Return what a team takes from the moment of a window until it ends."""
@@ -150,9 +163,8 @@ def _rooms(decision: Round, nodes: Sequence[Node]) -> list[tuple[Stages, Room]]:
     return [(stages, room) for (_, stages), room in rooms.items()]
 
 
-def _windows(now_s: float, rooms: Sequence[Room], later: Sequence[float]) -> tuple[float, ...]:
+def _windows(now_s: float, ends: Sequence[float], later: Sequence[float]) -> tuple[float, ...]:
     """Return now and the moments by which given shares of the busy devices will be free."""
-    ends = sorted(at_s for room in rooms for at_s in room.free_s if at_s > now_s)
     if not ends:
         return (now_s,)
     moments = {ends[min(len(ends) - 1, int(share * len(ends)))] for share in later}
