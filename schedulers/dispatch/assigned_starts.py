@@ -41,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float = 0.1
     block_nodes: int = 16
     block_requests: int = 64
-    later: tuple[float, ...] = (0.33, 0.67, 1.0)
+    later: tuple[float, ...] = ()
 
 
 class Option(NamedTuple):

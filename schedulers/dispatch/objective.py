@@ -38,7 +38,7 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
     on_time: float = 1000.0
     most_late: float = 900.0
     late: float = 100.0
-    patience: float = 0.0
+    patience: float = 0.9
     wait: float = 200.0
     gpu_second: float = 0.01
     transfer_second: float = 5.0

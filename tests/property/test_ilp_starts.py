@@ -17,6 +17,7 @@ from schedulers.dispatch.trident import TridentDispatcher
 from schedulers.sim.states import State, States
 
 PATIENT = Limits(budget_s=10.0)
+FORESEEING = Limits(budget_s=10.0, later=(0.5, 1.0))
 FEW = States(["cogvideox1.5-5b", "sd3"], gpus=32)
 QUIET = Knobs(preempt=False, scale_up=False)
 SEEDS = st.integers(0, 10_000)
@@ -62,12 +63,13 @@ def test_the_same_state_gives_the_same_starts(seed: int, idle: float) -> None:
 class Compare:
     """A starter that lets greedy decide, and the program say what both are worth."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.program, self.greedy, self.bound = 0.0, 0.0, 0.0
 
     def __call__(self, decision: Round, prospects: Sequence[Prospect]) -> None:
         timely = [p for p in prospects if not p.is_background]
-        starts = AssignedStarts(PATIENT)
+        starts = AssignedStarts(self.limits)
         weighed = starts.weigh(decision, timely)
         self.program = sum(solution.worth for solution in starts.solutions)
         self.bound = starts.bound()
@@ -82,9 +84,11 @@ class Compare:
 
 
 @SLOW
-@given(SEEDS, IDLE)
-def test_the_program_is_worth_what_greedy_starts_or_more(seed: int, idle: float) -> None:
-    state, compare = FEW.draw(seed, waiting=20, idle=idle), Compare()
+@given(SEEDS, IDLE, st.sampled_from([PATIENT, FORESEEING]))
+def test_the_program_is_worth_what_greedy_starts_or_more(
+    seed: int, idle: float, limits: Limits
+) -> None:
+    state, compare = FEW.draw(seed, waiting=12, idle=idle), Compare(limits)
     TridentDispatcher(FEW.cost, QUIET, start=compare).plan(state.waiting, state.view)
     assert compare.greedy <= compare.program + 1e-4
     assert compare.program <= compare.bound + 1e-4
