@@ -39,7 +39,7 @@ class Reservations:
             or any(hold.request == prospect.task.request.id for hold in holds.values())
         ):
             return
-        found = self._horizon.node_for(degree)
+        found = self._horizon.node_for(prospect.stage, degree)
         if found is not None:
             at_s, node = found
             holds[node] = Hold(prospect.task.request.id, node, at_s)

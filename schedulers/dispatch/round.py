@@ -43,6 +43,7 @@ class Round:
 
     Attributes:
         holds: nodes kept for a request; they outlive the round.
+        taken_until_s: when devices that this decision has given away are expected back.
         pool_wait_s: per decode stage, what a decode that came now would wait for its pool.
     """
 
@@ -63,6 +64,7 @@ class Round:
         )  # fmt: skip
         self.pool_wait_s: dict[StageKey, float] = {}
         self.launches: list[Assignment] = []
+        self.taken_until_s: dict[DeviceId, float] = {}
         self.held: list[Held] = []
         self.pauses: list[Pause] = []
         self.resizes: list[Resize] = []
@@ -159,8 +161,10 @@ class Round:
         riders: tuple[StageTask, ...] = (),
     ) -> None:
         """Put a task on a team of idle devices."""
-        self.launches.append(self.assignment(task, team, why, riders))
+        launch = self.assignment(task, team, why, riders)
+        self.launches.append(launch)
         self.board.take(team)
+        self.taken_until_s.update(dict.fromkeys(team, self.now_s + launch.expected_s))
 
     def assignment(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.types import StageKey
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.preemption import Preemption
 from schedulers.dispatch.prospects import Prospect
@@ -19,37 +20,43 @@ class Horizon:
     """When each degree becomes possible on some node if all that runs just ends."""
 
     def __init__(self, decision: Round) -> None:
-        """Look at the expected ends of everything in the air."""
+        """Look at the expected ends of everything in the air, as far as it is asked."""
         self._decision = decision
-        self._earliest: dict[int, float] = {}
-        self._by_node: dict[Node, list[float]] | None = None
+        self._ends: dict[StageKey, dict[Node, list[float]]] = {}
+        self._earliest: dict[tuple[StageKey, int], float] = {}
+        self._seen = 0
 
-    def _ends(self) -> dict[Node, list[float]]:
-        if self._by_node is None:
-            board = self._decision.board
-            homes = {d for ids in board.layout.homes.values() for d in ids}
+    def _ends_of(self, stage: StageKey) -> dict[Node, list[float]]:
+        """Return when each node's devices that may run a stage become free, soonest first."""
+        if self._seen != len(self._decision.launches):  # what was launched since is not free
+            self._seen = len(self._decision.launches)
+            self._ends.clear()
+            self._earliest.clear()
+        if stage not in self._ends:
             ends: dict[Node, list[float]] = {}
-            for device, seen in board.devices.items():
-                if device in homes:
-                    at_s = board.now_s if device in board.idle else seen.busy_until_s
-                    ends.setdefault(seen.info.node, []).append(at_s or board.now_s)
+            board, taken = self._decision.board, self._decision.taken_until_s
+            for device in board.layout.homes.get(stage, ()):
+                seen = board.devices[device]
+                at_s = taken.get(device) or seen.busy_until_s or board.now_s
+                ends.setdefault(seen.info.node, []).append(at_s)
             for moments in ends.values():
                 moments.sort()
-            self._by_node = ends
-        return self._by_node
+            self._ends[stage] = ends
+        return self._ends[stage]
 
-    def earliest_s(self, degree: int) -> float:
-        """Return the first moment at which some node has `degree` devices free."""
-        if degree not in self._earliest:
-            ends = [e[degree - 1] for e in self._ends().values() if len(e) >= degree]
-            self._earliest[degree] = min(ends, default=float("inf"))
-        return self._earliest[degree]
+    def earliest_s(self, stage: StageKey, degree: int) -> float:
+        """Return the first moment at which some node has `degree` devices free for a stage."""
+        ends = self._ends_of(stage)
+        if (stage, degree) not in self._earliest:
+            moments = [e[degree - 1] for e in ends.values() if len(e) >= degree]
+            self._earliest[stage, degree] = min(moments, default=float("inf"))
+        return self._earliest[stage, degree]
 
-    def node_for(self, degree: int) -> tuple[float, Node] | None:
+    def node_for(self, stage: StageKey, degree: int) -> tuple[float, Node] | None:
         """Return the unheld node that first has `degree` devices free, and when."""
         found = [
             (ends[degree - 1], node)
-            for node, ends in self._ends().items()
+            for node, ends in self._ends_of(stage).items()
             if len(ends) >= degree and node not in self._decision.holds
         ]
         return min(found, default=None)
@@ -112,16 +119,26 @@ def start_anyhow(
     decision: Round, prospect: Prospect, horizon: Horizon, preemption: Preemption
 ) -> bool:
     """Start late work, or wait or preempt for what could still be on time."""
-    if prospect.is_background and not prospect.begins:
-        return _start_background(decision, prospect)
     if prospect.is_background:
-        decision.hold(prospect.task, "late already: waits for an idle device to begin")
+        return _start_background(decision, prospect)
+    reason = _why_wait(decision, prospect, horizon)
+    if reason is not None:
+        decision.hold(prospect.task, reason)
         return False
-    if any(prospect.on_time(k, horizon.earliest_s(k)) for k in prospect.curve.degrees):
-        decision.hold(prospect.task, "waits: a node will free a sufficient degree in time")
-        return False
-    if preemption.make_room(prospect):
-        return False
+    return not preemption.make_room(prospect) and _start_widest(decision, prospect)
+
+
+def _why_wait(decision: Round, prospect: Prospect, horizon: Horizon) -> str | None:
+    """Return what a request that cannot start in time now should wait for, if for anything."""
+    degrees = prospect.curve.degrees
+    if any(prospect.on_time(k, horizon.earliest_s(prospect.stage, k)) for k in degrees):
+        return "waits: a node will free a sufficient degree in time"
+    if any(hold.request == prospect.task.request.id for hold in decision.holds.values()):
+        return "waits for the node that is kept for it"
+    return None
+
+
+def _start_widest(decision: Round, prospect: Prospect) -> bool:
     for degree in () if prospect.begins else reversed(prospect.curve.degrees):
         node = best_fit(decision, prospect, degree)
         if node is not None:
@@ -132,6 +149,9 @@ def start_anyhow(
 
 
 def _start_background(decision: Round, prospect: Prospect) -> bool:
+    if prospect.begins:
+        decision.hold(prospect.task, "late already: waits for an idle device to begin")
+        return False
     curve = prospect.curve
     cheapest = curve.cheapest
     for degree in (cheapest, *(k for k in curve.degrees if k < cheapest)):
