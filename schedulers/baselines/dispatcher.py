@@ -54,7 +54,7 @@ class BaselineDispatcher:
     def __init__(self, cost: CostModel, rule: Rule, knobs: Knobs = PLAIN) -> None:
         """Decide by `rule`, with what `cost` expects."""
         self._cost, self._rule, self._knobs = cost, rule, knobs
-        self._curves = Curves(cost, knobs.least_gain)
+        self._curves = Curves(cost, knobs.least_gain, knobs.most_waste)
         self._layout: tuple[object, Layout] | None = None
         self._refusals: dict[tuple[ModelId, Shape], str | None] = {}
         self._ids = count(1)

@@ -19,12 +19,15 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         demote: halve the team of a running diffuse rather than pause it, where that is enough.
         scale_up: give leftover devices to diffuses that gain from them.
         resize: let running diffuses grow, at a step boundary; else only those that just start.
+        shrink: let running diffuses give back devices that they use wastefully while others wait.
         spill: decode on a primary device when the decode pool is behind.
         reserve: hold a node for a wide request (least degree >= 4) that finds no room.
         considered: most requests that one decision looks at; the least urgent wait for the next.
         elders_per_16_nodes: background requests older than `elder_age` references that go first.
         elder_age: multiples of a request's reference latency.
         least_gain: a degree counts only if its step takes less than this share of half of it.
+        most_waste: while more requests wait than devices are idle, degrees that take more than
+            this many times the device-seconds of the cheapest are off.
         scale_up_gain_s: a change of degree must save at least this many seconds.
         spill_wait: spill when the pool's wait exceeds this share of the decode itself.
         attempts: preemptions that are thought through per decision.
@@ -42,12 +45,14 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     demote: bool = False
     scale_up: bool = True
     resize: bool = True
+    shrink: bool = False
     spill: bool = True
     reserve: bool = False
     considered: int = 512
     elders_per_16_nodes: int = 0
     elder_age: float = 10.0
     least_gain: float = 0.93
+    most_waste: float = 1.6
     scale_up_gain_s: float = 0.2
     spill_wait: float = 0.5
     attempts: int = 48

@@ -27,8 +27,15 @@ class Curve:
 
     __slots__ = ("cheapest", "degrees", "fastest_s", "step_s")
 
-    def __init__(self, cost: CostModel, model: ModelId, shape: Shape, least_gain: float) -> None:
-        """Ask the cost model."""
+    def __init__(
+        self,
+        cost: CostModel,
+        model: ModelId,
+        shape: Shape,
+        least_gain: float,
+        most_waste: float = float("inf"),
+    ) -> None:
+        """Ask the cost model; degrees that waste more than `most_waste` are left out."""
         least = cost.min_degree(model, shape)
         allowed = [k for k in cost.degrees(model) if k >= least]
         times = {k: cost.step_s(model, shape, k) for k in allowed}
@@ -36,6 +43,8 @@ class Curve:
         for degree in allowed[1:]:
             if times[degree] < least_gain * times[kept[-1]]:
                 kept.append(degree)
+        cheapest_s = min(k * times[k] for k in kept)
+        kept = [k for k in kept if k * times[k] <= most_waste * cheapest_s]
         self.degrees = tuple(kept)
         self.step_s = {k: times[k] for k in kept}
         self.cheapest = min(kept, key=lambda k: (k * times[k], k))
@@ -131,17 +140,18 @@ class Underway:
 class Curves:
     """The curves of all classes seen, renewed when the cost model has learnt."""
 
-    def __init__(self, cost: CostModel, least_gain: float) -> None:
+    def __init__(self, cost: CostModel, least_gain: float, most_waste: float) -> None:
         """Know nothing yet."""
-        self._cost, self._least_gain = cost, least_gain
-        self._kept: dict[tuple[ModelId, Shape], tuple[float, Curve]] = {}
+        self._cost, self._least_gain, self._most_waste = cost, least_gain, most_waste
+        self._kept: dict[tuple[ModelId, Shape, bool], tuple[float, Curve]] = {}
 
-    def of(self, model: ModelId, shape: Shape) -> Curve:
-        """Return a class's curve as of now."""
-        key = (model, shape)
+    def of(self, model: ModelId, shape: Shape, *, lean: bool = False) -> Curve:
+        """Return a class's curve as of now; a lean one has no wasteful degrees."""
+        key = (model, shape, lean)
         first_s, curve = self._kept.get(key, (None, None))
         if curve is None or self._cost.step_s(model, shape, curve.degrees[0]) != first_s:
-            curve = Curve(self._cost, model, shape, self._least_gain)
+            most = self._most_waste if lean else float("inf")
+            curve = Curve(self._cost, model, shape, self._least_gain, most)
             self._kept[key] = (curve.step_s[curve.degrees[0]], curve)
         return curve
 

@@ -43,6 +43,7 @@ class Round:
 
     Attributes:
         holds: nodes kept for a request; they outlive the round.
+        contended: more requests wait than devices are idle, so that wasteful degrees are off.
         taken_until_s: when devices that this decision has given away are expected back.
         pool_wait_s: per decode stage, what a decode that came now would wait for its pool.
     """
@@ -62,6 +63,7 @@ class Round:
         self.now_s, self.cost, self.curves, self.knobs, self.holds = (
             view.now_s, cost, curves, knobs, holds,
         )  # fmt: skip
+        self.contended = False
         self.pool_wait_s: dict[StageKey, float] = {}
         self.launches: list[Assignment] = []
         self.taken_until_s: dict[DeviceId, float] = {}
@@ -86,7 +88,7 @@ class Round:
 
     def curve_of(self, task: StageTask) -> Curve:
         """Return the class of a task."""
-        return self.curves.of(task.request.model, task.request.shape)
+        return self.curves.of(task.request.model, task.request.shape, lean=self.contended)
 
     def step_s(self, task: StageTask, degree: int) -> float:
         """Return the seconds of one denoise step of a task at a degree."""

@@ -33,6 +33,7 @@ from schedulers.dispatch.prefetching import prefetch
 from schedulers.dispatch.prospects import Curves, Prospect
 from schedulers.dispatch.ranking import Ranking
 from schedulers.dispatch.round import Hold, Round
+from schedulers.dispatch.shrinking import shrink
 from schedulers.dispatch.starts import start_greedily
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class TridentDispatcher:
     ) -> None:
         """Decide with `cost`, and teach it what is observed."""
         self._cost, self._knobs, self._start = cost, knobs or Knobs(), start
-        self._curves = Curves(cost, self._knobs.least_gain)
+        self._curves = Curves(cost, self._knobs.least_gain, self._knobs.most_waste)
         self._accounts = Accounts(self._knobs.weights, self._knobs.fairness_half_life_s)
         self._holds: dict[Node, Hold] = {}
         self._layout: tuple[object, Layout] | None = None
@@ -66,6 +67,7 @@ class TridentDispatcher:
         delays_s = self._accounts.delays_s(
             {task.request.tenant for task in possible}, len(view.devices), view.now_s
         )
+        decision.contended = len(possible) > len(decision.board.idle)
         ranking = Ranking(decision, delays_s)
         place_decodes(decision, ranking.ordered(by_kind[StageKind.DECODE]))
         pooled = [t for t in by_kind[StageKind.ENCODE] if layout.pools.get(t.stage)]
@@ -73,6 +75,7 @@ class TridentDispatcher:
         beginning = [t for t in by_kind[StageKind.ENCODE] if not layout.pools.get(t.stage)]
         self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
         scale_up(decision)
+        shrink(decision)
         prefetch(decision)
         for launch in decision.launches:
             for task in launch.tasks:

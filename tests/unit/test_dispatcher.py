@@ -211,6 +211,33 @@ class TestGrowth:
         assert decide([], view, scale_up=True).resizes == ()
 
 
+class TestContention:
+    BUSY = tuple(f"n0g{i}" for i in range(2, 8))
+
+    def waiting(self, count: int) -> list[StageTask]:
+        """The first could only be on time at degree 4, which wastes half of the devices' time."""
+        others = [a_diffuse(f"o{i}", deadline_s=90.0, sequence=i) for i in range(1, count)]
+        return [a_diffuse("tight", deadline_s=6.0), *others]
+
+    def test_wasteful_degrees_are_off_while_more_wait_than_devices_are_idle(self) -> None:
+        view = a_cluster(busy=self.BUSY)
+        assert teams(decide(self.waiting(1), view, most_waste=1.2)) == {"tight": 2}
+        crowded = teams(decide(self.waiting(3), view, most_waste=1.2))
+        assert crowded == {"o1": 1, "o2": 1}
+
+    def test_wasteful_diffuses_give_devices_back_if_asked(self) -> None:
+        view = running_on(underway(a_diffuse("wide"), ["n0g0", "n0g1", "n0g2", "n0g3"]))
+        view = msgspec.structs.replace(
+            view,
+            devices=tuple(
+                msgspec.structs.replace(d, busy_until_s=d.busy_until_s or 9.0) for d in view.devices
+            ),
+        )
+        plan = decide(self.waiting(3), view, most_waste=1.2, shrink=True, preempt=False)
+        assert [len(resize.onward.team) for resize in plan.resizes] == [1]
+        assert decide(self.waiting(3), view, most_waste=1.2, preempt=False).resizes == ()
+
+
 class TestAuxiliaries:
     POOLS = {"n1g7": DECODE, "n1g6": ENCODE}  # noqa: RUF012 - a constant
 
