@@ -1,7 +1,7 @@
 # Every command of the project. `make serve` and `make test` work on a fresh machine that has
 # python3.11, git and make; the second time they start at once.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt unit bench-engine train-models clean
+.PHONY: help install serve test lint type fmt unit simulate bench-engine train-models clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,11 +26,11 @@ $(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the tests need (about a minute the first time) ..."
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.engine
+	@touch $@ $(VENV)/.engine $(VENV)/.sim
 
 $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[train]'
-	@touch $@ $(VENV)/.engine
+	@touch $@ $(VENV)/.engine $(VENV)/.sim
 
 install: $(VENV)/.dev ## Set up .venv with everything for development
 
@@ -53,6 +53,14 @@ unit: $(VENV)/.dev ## All tests
 fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(VENV)/.sim: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[sim]'
+	@touch $@
+
+simulate: $(VENV)/.sim ## Replay half an hour of video requests on 128 simulated GPUs (ARGS="...")
+	$(BIN)/trident simulate --workload hetu --profile l20 --model cogvideox1.5-5b --gpus 128 \
+		--policy trident --plot timeline.png $(ARGS)
 
 bench-engine: $(VENV)/.dev ## One request through three processes against one diffusers call
 	$(BIN)/python benchmarks/engine/stage_split.py $(ARGS)
