@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from schedulers.policies import SwitchValue
 from schedulers.sim.config import NodeFailure
 from schedulers.sim.workloads import WORKLOADS
 
@@ -33,18 +34,32 @@ class Number(click.FloatRange):
 
 
 class Switch(click.ParamType[Any]):
-    """`NAME=on` or `NAME=off`."""
+    """`NAME=on`, `NAME=off`, `NAME=NUMBER`, or `weights=TENANT:WEIGHT,...`."""
 
     name = "switch"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, bool]:
-        """Return name and state."""
-        name, _, state = str(value).partition("=")
-        if not name or state not in {"on", "off"}:
-            self.fail(f"{value!r} is not NAME=on or NAME=off.", param, ctx)
-        return name, state == "on"
+    ) -> tuple[str, SwitchValue]:
+        """Return name and value."""
+        name, _, text = str(value).partition("=")
+        try:
+            return name, _switch_value(text)
+        except ValueError:
+            self.fail(
+                f"{value!r} is not NAME=on, NAME=off, NAME=NUMBER or weights=TENANT:WEIGHT,...",
+                param,
+                ctx,
+            )
+
+
+def _switch_value(text: str) -> SwitchValue:
+    if text in {"on", "off"}:
+        return text == "on"
+    if ":" in text:
+        pairs = (pair.rsplit(":", 1) for pair in text.split(","))
+        return {tenant: float(weight) for tenant, weight in pairs}
+    return int(text) if text.isdecimal() else float(text)
 
 
 class Failure(click.ParamType[Any]):
@@ -103,8 +118,8 @@ _SHARED: Final = (
         "switches",
         type=Switch(),
         multiple=True,
-        metavar="NAME=on|off",
-        help="An addition of the policy; repeatable.",
+        metavar="NAME=on|off|NUMBER",
+        help="An addition of the policy; repeatable (docs/dispatcher.md lists them).",
     ),
     click.option("--json", "json_path", type=PATH, metavar="OUT", help="Write figures here."),
 )

@@ -21,6 +21,7 @@ import structlog
 from gateway.cli_options import ABOVE_0, PATH, Failure, Number, shared
 from gateway.refusal import RefusalError
 from schedulers.errors import SchedulerError
+from schedulers.policies import SwitchValue
 from schedulers.profile import load_profile
 from schedulers.sim.capacity import Capacity, asked_gpus, least_nodes
 from schedulers.sim.compare import compare
@@ -51,7 +52,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     noise: float
     stragglers: float
     dispatcher: str | None
-    switches: Mapping[str, bool]
+    switches: Mapping[str, SwitchValue]
     failures: tuple[NodeFailure, ...] = ()
 
     def config(self, policy: str, gpus: int, nodes: int | None) -> SimConfig:
@@ -253,7 +254,7 @@ def _run(
     duration_s: float | None,
     seed: int,
     profile: str,
-    switches: tuple[tuple[str, bool], ...],
+    switches: tuple[tuple[str, SwitchValue], ...],
     rate_rps: float | None = None,
     failures: tuple[NodeFailure, ...] = (),
     **others: Any,

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from schedulers.cost import CostModel
 
 
+SwitchValue = bool | int | float | Mapping[str, float]
+"""What a switch may be set to; each knows its own kind."""
+
+
 class Policy:
     """A dispatcher and a planner that belong together."""
 
@@ -57,7 +61,7 @@ class Setup:
         cost: CostModel,
         nodes: Mapping[DeviceId, str],
         solver: str | None = None,
-        switches: Mapping[str, bool] | None = None,
+        switches: Mapping[str, SwitchValue] | None = None,
         sizes: HandSizes | None = None,
         prior: Demand | None = None,
     ) -> None:
@@ -67,15 +71,24 @@ class Setup:
         self.solver, self.switches = solver, dict(switches or {})
 
     def knobs(self, **changes: object) -> Knobs:
-        """Return a policy's knobs with the switches applied; names the ones that do not exist."""
-        unknown = [name for name in self.switches if name not in Knobs.__struct_fields__]
+        """Return a policy's knobs with the switches applied.
+
+        Raises:
+            SchedulerError: there is no such switch, or its value is of the wrong kind.
+        """
+        wanted: dict[str, object] = {
+            name.replace("-", "_"): value for name, value in self.switches.items()
+        }
+        unknown = [name for name in wanted if name not in Knobs.__struct_fields__]
         if unknown:
             known = ", ".join(Knobs.__struct_fields__)
             raise SchedulerError(f"There is no switch {unknown[0]!r}; known: {known}.")
-        wanted = {**changes, **self.switches}
         if self.solver is not None:
             wanted["solver"] = self.solver
-        return msgspec.structs.replace(Knobs(), **wanted)
+        try:
+            return msgspec.convert({**msgspec.structs.asdict(Knobs()), **changes, **wanted}, Knobs)
+        except msgspec.ValidationError as error:
+            raise SchedulerError(f"A switch has a wrong value: {error}.") from error
 
 
 def _trident(setup: Setup) -> Policy:

@@ -61,6 +61,17 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     fairness_half_life_s: float = 600.0
     prefetch: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what would divide by zero or decide nothing."""
+        least_one = {"batch": self.batch, "considered": self.considered}
+        wrong = [name for name, value in least_one.items() if value < 1]
+        above = {"least_gain": self.least_gain, "fairness_half_life_s": self.fairness_half_life_s}
+        above |= {f"weights.{tenant}": weight for tenant, weight in self.weights.items()}
+        wrong += [name for name, value in above.items() if not value > 0]
+        wrong += [] if self.most_waste >= 1 else ["most_waste"]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is too small")
+
 
 # What worker processes can carry out today: one task a launch, run to its end.
 WORKERS = Knobs(batch=1, preempt=False, resize=False)

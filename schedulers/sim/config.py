@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from schedulers.planner.handsized import HandSizes
+from schedulers.policies import SwitchValue
 from schedulers.sim.traces import TraceRow
 
 POLICIES: Final = (
@@ -55,7 +56,7 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     stragglers: float = 0.0
     failures: tuple[NodeFailure, ...] = ()
     dispatcher: str | None = None
-    switches: Mapping[str, bool] = msgspec.field(default_factory=dict)
+    switches: Mapping[str, SwitchValue] = msgspec.field(default_factory=dict)
     sizes: HandSizes | None = None
 
 

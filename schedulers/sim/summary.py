@@ -14,6 +14,7 @@ from math import ceil
 import msgspec
 
 from engine.types import DeviceId, RequestId, StageKind
+from schedulers.policies import SwitchValue
 from schedulers.sim.config import RunFacts
 from schedulers.sim.events import (
     ArriveEvent,
@@ -64,7 +65,7 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     stragglers: float
     failures: tuple[str, ...]
     dispatcher: str | None
-    switches: Mapping[str, bool]
+    switches: Mapping[str, SwitchValue]
     versions: Mapping[str, str]
 
 
@@ -93,7 +94,7 @@ class Summary(GroupSummary, frozen=True, kw_only=True):
     stragglers: float
     failures: tuple[str, ...]
     dispatcher: str | None
-    policy_switches: Mapping[str, bool]
+    policy_switches: Mapping[str, SwitchValue]
     goodput_rps: float
     gpu_utilisation: Mapping[str, float]
     per_class: Mapping[str, GroupSummary]
@@ -341,8 +342,14 @@ def _circumstances(summary: Summary) -> str:
         parts.append(f"failing nodes {', '.join(summary.failures)}")
     if summary.dispatcher:
         parts.append(f"dispatcher {summary.dispatcher}")
-    parts += [f"{name} {'on' if on else 'off'}" for name, on in summary.policy_switches.items()]
+    parts += [f"{name} {_shown(value)}" for name, value in summary.policy_switches.items()]
     return "; ".join(parts)
+
+
+def _shown(value: SwitchValue) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def _figures(summary: Summary) -> list[str]:

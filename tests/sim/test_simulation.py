@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from engine.types import ModelId
@@ -80,3 +81,35 @@ def test_an_unknown_policy_is_named_with_those_that_exist() -> None:
 def test_an_unknown_switch_is_named() -> None:
     with pytest.raises(SchedulerError, match="no switch 'telepathy'"):
         run(rows(1, 1.0), switches={"telepathy": True})
+
+
+@pytest.mark.parametrize(
+    ("switch", "why"),
+    [
+        ({"preempt": 7}, "Expected `bool`"),
+        ({"batch": 0}, "batch is too small"),
+        ({"weights": {"a": 0.0}}, "weights.a is too small"),
+    ],
+)
+def test_a_switch_with_a_wrong_value_is_refused(switch: dict[str, object], why: str) -> None:
+    with pytest.raises(SchedulerError, match=why):
+        run(rows(1, 1.0), switches=switch)
+
+
+def test_a_heavier_tenant_is_served_sooner_when_all_queue() -> None:
+    def trace() -> Iterator[TraceRow]:
+        for i in range(60):
+            row = TraceRow(arrival_s=float(i), height=768, width=432, frames=81, steps=6)
+            yield msgspec.structs.replace(row, tenant="ab"[i % 2], slo_scale=100.0)
+
+    means = []
+    for weights in ({"a": 4.0}, {"b": 4.0}):
+        events, _facts = run(trace(), gpus=8, switches={"weights": weights, "scale_up": False})
+        arrived = {e.request: e for e in events if isinstance(e, ArriveEvent)}
+        spent = [
+            e.t - arrived[e.request].t
+            for e in events
+            if isinstance(e, FinishEvent) and arrived[e.request].tenant == "a"
+        ]
+        means.append(sum(spent) / len(spent))
+    assert means[0] < 0.8 * means[1]
