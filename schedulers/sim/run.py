@@ -9,7 +9,6 @@ import asyncio
 import random
 import time
 import uuid
-from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,17 +18,12 @@ from engine.core import EngineCore
 from engine.errors import EngineClosedError, EngineError
 from engine.executors.fake import FakeExecutor
 from engine.types import (
-    Assignment,
-    ClusterView,
-    DispatchPlan,
     GenerationRequest,
     MediaFormat,
     Modality,
     ModelId,
-    Placement,
     RequestId,
     Shape,
-    StageTask,
 )
 from observability.monitor import StageMonitor
 from observability.tracing import StageSpans, build_provider
@@ -45,16 +39,12 @@ from schedulers.sim.events import (
     FinishEvent,
     RejectEvent,
     SimEvent,
-    SwitchEvent,
 )
-from schedulers.sim.summary import percentile
+from schedulers.sim.watching import TimedDispatcher, WatchedPlanner
 from schedulers.sim.world import World, cluster_of
 
 if TYPE_CHECKING:
-    from engine.messages import StageReport
     from engine.pipelines import PipelineSpec
-    from engine.ports import Dispatcher, Planner
-    from observability.snapshot import MonitorSnapshot
     from schedulers.profile import Profile
     from schedulers.sim.config import NodeFailure
     from schedulers.sim.traces import TraceRow
@@ -260,67 +250,3 @@ def _even_mix(profile: Profile, specs: Sequence[PipelineSpec]) -> Demand:
 def _due(request: GenerationRequest, deadline_s: float) -> GenerationRequest:
 
     return msgspec.structs.replace(request, deadline_s=deadline_s)
-
-
-class TimedDispatcher:
-    """A dispatcher whose decisions are counted and timed, in real milliseconds."""
-
-    def __init__(self, inner: Dispatcher, world: World) -> None:
-        """Time `inner`; tell `world` which diffuses are about to be resized."""
-        self._inner, self._world = inner, world
-        self._decision_ms = array("d")
-        self._pauses = self._resizes = 0
-
-    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
-        """Decide, and note how long that took."""
-        started = time.perf_counter()
-        plan = self._inner.plan(ready, view)
-        self._decision_ms.append(1e3 * (time.perf_counter() - started))
-        self._pauses += len(plan.pauses)
-        self._resizes += len(plan.resizes)
-        self._world.resizing.update(resize.task for resize in plan.resizes)
-        return plan
-
-    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
-        """Pass it on."""
-        return self._inner.why_impossible(task, view)
-
-    def observe(self, assignment: Assignment, report: StageReport) -> None:
-        """Pass it on."""
-        self._inner.observe(assignment, report)
-
-    def facts(self, planner: WatchedPlanner, wall_s: float, simulated_s: float) -> RunFacts:
-        """Return what was counted."""
-        ordered = sorted(self._decision_ms)
-        return RunFacts(
-            decisions=len(ordered),
-            decision_ms_p50=percentile(ordered, 0.5) or 0.0,
-            decision_ms_p99=percentile(ordered, 0.99) or 0.0,
-            switches_count=planner.switches,
-            preemptions=self._pauses,
-            resizes=self._resizes,
-            wall_s=wall_s,
-            simulated_s=simulated_s,
-        )
-
-
-class WatchedPlanner:
-    """A planner whose switches become events; the first placement is no switch."""
-
-    def __init__(self, inner: Planner, clock: VirtualClock, on_event: OnEvent) -> None:
-        """Watch `inner`."""
-        self._inner, self._clock, self._on_event = inner, clock, on_event
-        self._begun = False
-        self.switches = 0
-
-    def begin(self) -> None:
-        """Count from here on."""
-        self._begun = True
-
-    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
-        """Pass it on."""
-        placement = self._inner.place(view, snapshot)
-        if placement is not None and self._begun:
-            self.switches += 1
-            self._on_event(SwitchEvent(self._clock.now(), placement.version))
-        return placement

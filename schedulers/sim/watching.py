@@ -1,0 +1,86 @@
+"""Wrappers that count and time what a simulated engine's policies do, and change nothing."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from engine.types import Assignment, ClusterView, DispatchPlan, Placement, StageTask
+from schedulers.sim.config import RunFacts
+from schedulers.sim.events import SimEvent, SwitchEvent
+from schedulers.sim.summary import percentile
+
+if TYPE_CHECKING:
+    from engine.messages import StageReport
+    from engine.ports import Dispatcher, Planner
+    from observability.snapshot import MonitorSnapshot
+    from schedulers.sim.clock import VirtualClock
+    from schedulers.sim.world import World
+
+
+class TimedDispatcher:
+    """A dispatcher whose decisions are counted and timed, in real milliseconds."""
+
+    def __init__(self, inner: Dispatcher, world: World) -> None:
+        """Time `inner`; tell `world` which diffuses are about to be resized."""
+        self._inner, self._world = inner, world
+        self._decision_ms = array("d")
+        self._pauses = self._resizes = 0
+
+    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
+        """Decide, and note how long that took."""
+        started = time.perf_counter()
+        plan = self._inner.plan(ready, view)
+        self._decision_ms.append(1e3 * (time.perf_counter() - started))
+        self._pauses += len(plan.pauses)
+        self._resizes += len(plan.resizes)
+        self._world.resizing.update(resize.task for resize in plan.resizes)
+        return plan
+
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        """Pass it on."""
+        return self._inner.why_impossible(task, view)
+
+    def observe(self, assignment: Assignment, report: StageReport) -> None:
+        """Pass it on."""
+        self._inner.observe(assignment, report)
+
+    def facts(self, planner: WatchedPlanner, wall_s: float, simulated_s: float) -> RunFacts:
+        """Return what was counted."""
+        ordered = sorted(self._decision_ms)
+        return RunFacts(
+            decisions=len(ordered),
+            decision_ms_p50=percentile(ordered, 0.5) or 0.0,
+            decision_ms_p99=percentile(ordered, 0.99) or 0.0,
+            switches_count=planner.switches,
+            preemptions=self._pauses,
+            resizes=self._resizes,
+            wall_s=wall_s,
+            simulated_s=simulated_s,
+        )
+
+
+class WatchedPlanner:
+    """A planner whose switches become events; the first placement is no switch."""
+
+    def __init__(
+        self, inner: Planner, clock: VirtualClock, on_event: Callable[[SimEvent], None]
+    ) -> None:
+        """Watch `inner`."""
+        self._inner, self._clock, self._on_event = inner, clock, on_event
+        self._begun = False
+        self.switches = 0
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self._begun = True
+
+    def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
+        """Pass it on."""
+        placement = self._inner.place(view, snapshot)
+        if placement is not None and self._begun:
+            self.switches += 1
+            self._on_event(SwitchEvent(self._clock.now(), placement.version))
+        return placement
