@@ -1,7 +1,7 @@
 # Every command of the project. `make serve` and `make test` work on a fresh machine that has
 # python3.11, git and make; the second time they start at once.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt unit simulate bench-engine train-models clean
+.PHONY: help install serve test lint type fmt unit simulate bench-engine bench-scheduling train-models clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,10 @@ simulate: $(VENV)/.sim ## Replay half an hour of video requests on 128 simulated
 
 bench-engine: $(VENV)/.dev ## One request through three processes against one diffusers call
 	$(BIN)/python benchmarks/engine/stage_split.py $(ARGS)
+
+bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (hours; ARGS=--quick: five minutes; goes on where it stopped)
+	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)
+	$(BIN)/python -m benchmarks.scheduling.run report
 
 train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU; resumes where it stopped)
 	$(BIN)/python -m models.training.train --run runs/shapes --out models/shapes

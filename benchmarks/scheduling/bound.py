@@ -1,0 +1,66 @@
+"""What no scheduler can exceed: work conservation on a machine that is one fluid.
+
+The GPUs of the cluster become one machine of their summed speed, which runs every request at its
+cheapest feasible degree, without fragments, hand-offs or waiting for a team. Such a machine can do
+whatever a real policy can. Which requests it can have on time is Moore and Hodgson's problem:
+take requests by deadline, and whenever the work so far does not fit, drop the dearest.
+
+Arrivals are honoured by an upper bound only: work that arrives later cannot be done before it
+arrives, so the machine's capacity until a deadline counts from the first arrival, and a request
+that alone cannot be in time is dropped. The bound is therefore not attained; nobody beats it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """A request to the fluid machine: seconds on the clock, GPU-seconds of work."""
+
+    arrival_s: float
+    deadline_s: float
+    work: float
+
+
+def load(pieces: Iterable[Piece], gpus: int) -> float:
+    """Return rho: the work asked for over what the GPUs can do while requests arrive."""
+    listed = list(pieces)
+    if len(listed) < 2:  # noqa: PLR2004 - a rate needs two arrivals
+        return 0.0
+    arrivals = [piece.arrival_s for piece in listed]
+    gap_s = (max(arrivals) - min(arrivals)) / (len(listed) - 1)
+    return sum(piece.work for piece in listed) / (gap_s * len(listed) * gpus) if gap_s else 0.0
+
+
+def attainment(pieces: Iterable[Piece], gpus: int) -> float:
+    """Return the largest share of requests that the fluid machine has on time."""
+    by_deadline = sorted(pieces, key=lambda piece: piece.deadline_s)
+    if not by_deadline:
+        return 0.0
+    begin_s = min(piece.arrival_s for piece in by_deadline)
+    kept: list[float] = []  # a heap of negated work
+    total = 0.0
+    for piece in by_deadline:
+        heapq.heappush(kept, -piece.work)
+        total += piece.work
+        if total > gpus * (piece.deadline_s - begin_s):
+            total += heapq.heappop(kept)
+    return len(kept) / len(by_deadline)
+
+
+def windows(pieces: Iterable[Piece], gpus: int, *, count: int) -> float:
+    """Return the bound of `attainment` with arrivals honoured, at `count` moments.
+
+    A request that arrives after a moment needs its work after that moment. So for every moment the
+    requests that arrive later are a problem of their own, and what they must drop is dropped in
+    the whole as well: the most that any suffix drops, over all requests.
+    """
+    listed = sorted(pieces, key=lambda piece: piece.arrival_s)
+    dropped = 0.0
+    for i in range(count):
+        later = listed[i * len(listed) // count :]
+        dropped = max(dropped, (1 - attainment(later, gpus)) * len(later)) if later else dropped
+    return 1 - dropped / len(listed) if listed else 0.0

@@ -1,0 +1,276 @@
+"""Which cells every experiment consists of; docs/benchmarks.md says what each is to show.
+
+An experiment is a list of plans. A plan yields cells one after another and is sent their figures,
+so that a search can choose the next rate; plans do not depend on one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from benchmarks.scheduling.cells import BOUND, Cell
+from benchmarks.scheduling.knees import GRID, Curve, search
+
+Figures = dict[str, Any]
+Plan = Generator[Cell, Figures, None]
+
+COG, HUNYUAN, FLUX, SD3 = "cogvideox1.5-5b", "hunyuanvideo", "flux1", "sd3"
+MODELS: Final = (COG, HUNYUAN, FLUX, SD3)
+BEST_STATIC: Final = {COG: "b1-sp8", HUNYUAN: "b1-sp8", FLUX: "b1-sp2", SD3: "b1-sp1"}
+"""The narrowest static degree at which memory holds every class (`static` measures the others)."""
+STATICS: Final = ("b1-sp1", "b1-sp2", "b1-sp4", "b1-sp8")
+DYNAMICS: Final = ("b2", "b3", "b4", "b5", "b6", "edf-best-fit", "deadline-rounds", "trident-paper")
+SEEDS: Final = (1, 2, 3)
+SMALL_SEEDS: Final = (1, 2, 3, 4, 5)
+SWITCHES: Final = ("preempt", "scale_up", "background", "spill", "prefetch", "deadline_order")
+BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), 0)
+EXTRAS: Final = ({"reserve": 1}, {"refuse": 1}, {"elders_per_16_nodes": 1})
+NO_POOL: Final = {"decode": 0}
+OTHER_WORKLOADS: Final = ("light", "medium", "heavy", "dynamic", "proprietary")
+POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), FLUX: (0, 2, 4)}
+ENCODERS: Final = {COG: 1, HUNYUAN: 1, FLUX: 0}
+WEEK_S: Final = 7 * 86_400.0
+QUICK: Final = ("published", "robustness")
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an experiment is asked for."""
+
+    models: tuple[str, ...] = MODELS
+    policies: tuple[str, ...] = ()
+    trace: bool = False
+    quick: bool = False
+
+    def takes(self, cell: Cell) -> bool:
+        """Say whether a cell is wanted."""
+        named = not self.policies or policy_name(cell) in self.policies
+        return cell.model in self.models and named
+
+
+def policy_name(cell: Cell) -> str:
+    """Return what tables call a policy: solver and switches included."""
+    parts = [cell.policy]
+    if cell.solver is not None:
+        parts.append(cell.solver)
+    parts += [
+        f"{name}={'on' if on == 1 else 'off' if on == 0 else on}"
+        for name, on in cell.switches.items()
+    ]
+    if cell.sizes is not None:
+        parts += [f"{name} {count}" for name, count in sorted(cell.sizes.items())]
+    return " ".join(parts)
+
+
+def once(cell: Cell) -> Plan:
+    """Plan one cell."""
+    yield cell
+
+
+def usual(model: str, **changes: Any) -> Cell:
+    """Return the cell that stands for a model at nominal load, with changes."""
+    sd3 = {"workload": "poisson", "gpus": 32} if model == SD3 else {}
+    return Cell(**{"policy": "trident", "model": model, **sd3, **changes})
+
+
+def published(scope: Scope) -> Iterator[Cell]:
+    """Replay the published CogVideoX trace, and the generator's like of it."""
+    if scope.quick:
+        yield from (usual(COG, policy=name) for name in ("trident", "b1-sp8", "b6"))
+        return
+    sources = [{"workload": "trace", "seed": 0}] if scope.trace else []
+    for source in [*sources, {}]:
+        common = {**source, "steps": 6} if source else {}
+        for name in ("trident", "b1-sp8", "b6", "edf-best-fit", "b4", "trident-paper"):
+            yield usual(COG, policy=name, **common)
+        yield usual(COG, policy="b6", sizes=NO_POOL, **common)
+        yield usual(COG, switches={"reserve": 1}, **common)
+        yield usual(COG, solver="ilp", **common)
+        for name in ("deadline-rounds", "b3", "b5", "b2", "b1-sp4", "b1-sp2", "b1-sp1"):
+            yield usual(COG, policy=name, **common)
+    for seed in SEEDS[1:]:
+        for name in ("trident", "b1-sp8", "b6", "edf-best-fit"):
+            yield usual(COG, policy=name, seed=seed)
+
+
+def contenders(model: str) -> list[dict[str, Any]]:
+    """Return the policies that are compared everywhere, the most telling first."""
+    names = (BEST_STATIC[model], "b6", "edf-best-fit", "b4", "trident-paper", "deadline-rounds")
+    others = [{"policy": name} for name in (*names, "b3", "b5")]
+    return [{"policy": "trident"}, *others, {"policy": "trident", "solver": "ilp"}]
+
+
+def nominal(scope: Scope) -> Iterator[Cell]:
+    """Run every model at its nominal load: the fixed trace, then fresh Poisson seeds."""
+    del scope
+    for situation in situations():
+        for policy in contenders(situation["model"]):
+            yield usual(**{**situation, **policy})
+
+
+def situations() -> list[dict[str, Any]]:
+    """Return what every policy is compared on, the fixed traces first."""
+    found: list[dict[str, Any]] = [{"model": m} for m in (HUNYUAN, FLUX, SD3)]
+    found += [{"model": SD3, "workload": "bursts", "gpus": 56}]
+    small = {"workload": "five-phase", "gpus": 8}
+    for seed in SMALL_SEEDS:
+        found += [{"model": m, "seed": seed, **small} for m in (COG, HUNYUAN)]
+    for seed in SEEDS:
+        found += [{"model": m, "workload": "poisson", "seed": seed} for m in MODELS]
+        found += [{"model": SD3, "workload": "bursts", "gpus": 56, "seed": seed}]
+    return found
+
+
+def static(scope: Scope) -> Iterator[Cell]:
+    """Run every static degree, to see which is the best."""
+    del scope
+    for model in MODELS:
+        for name in STATICS:
+            yield usual(model, policy=name)
+
+
+def workloads(scope: Scope) -> Iterator[Cell]:
+    """Run our other workloads on half the GPUs."""
+    del scope
+    for name in OTHER_WORKLOADS:
+        for model in MODELS:
+            for policy in ("trident", "b6", "edf-best-fit", BEST_STATIC[model]):
+                gpus = 32 if model == SD3 else 64
+                yield usual(model, policy=policy, workload=name, gpus=gpus)
+
+
+def goodput(scope: Scope) -> Iterator[Plan]:
+    """Look for the rates up to which 90 % and 99 % are on time, and for the curve around them."""
+    for model in MODELS:
+        for policy in [*contenders(model), {"policy": BOUND}]:
+            cell = usual(model, **policy)
+            if scope.takes(cell):
+                yield curve(cell)
+
+
+def curve(cell: Cell) -> Plan:
+    """Search along the rates of one policy on one model."""
+    found: Curve = {}
+    for step in search(found):
+        figures = yield msgspec.structs.replace(cell, rate_scale=GRID[step])
+        found[step] = figures["slo_attainment"]
+
+
+def bound(scope: Scope) -> Iterator[Cell]:
+    """Reckon what nobody can exceed, for every situation of `nominal`."""
+    del scope
+    yield usual(COG, policy=BOUND)
+    for situation in situations():
+        yield usual(**{**situation, "policy": BOUND})
+
+
+def ablation(scope: Scope) -> Iterator[Cell]:
+    """Remove every addition from the whole, and add each alone to a bare policy."""
+    del scope
+    small = {"workload": "five-phase", "gpus": 8}
+    loads: list[tuple[str, dict[str, Any]]] = [
+        (COG, {"rate_scale": 1.2}),
+        (HUNYUAN, {"rate_scale": 1.2}),
+        *((COG, {"seed": seed, **small}) for seed in SEEDS),
+        *((HUNYUAN, {"seed": seed, **small}) for seed in SEEDS),
+        (FLUX, {"rate_scale": 1.2}),
+        (SD3, {"workload": "bursts", "gpus": 56}),
+        (COG, {}),
+        (HUNYUAN, {}),
+        (FLUX, {}),
+    ]
+    for model, situation in loads:
+        for variant in variants(model):
+            yield usual(model, **{**situation, **variant})
+
+
+def variants(model: str) -> list[dict[str, Any]]:
+    """Return the whole, the whole without or with one, the bare policy, and it with one."""
+    removed = [{"switches": {name: 0}} for name in SWITCHES]
+    extra = [{"switches": dict(switches)} for switches in EXTRAS]
+    if model in {COG, HUNYUAN}:
+        removed.append(
+            {"sizes": {**NO_POOL, "encode": 1}} if model == HUNYUAN else {"sizes": NO_POOL}
+        )
+    added = [{"switches": {**BARE, name: 1}} for name in BARE]
+    return [{}, *removed, *extra, {"switches": BARE}, *added]
+
+
+def orchestrator(scope: Scope) -> Iterator[Cell]:
+    """Let the orchestrator size the pools, and sweep sizes by hand."""
+    del scope
+    for model, sizes in POOLS.items():
+        yield usual(model)
+        for size in sizes:
+            yield usual(model, sizes={"decode": size, "encode": ENCODERS[model]})
+    for model in (COG, HUNYUAN, FLUX):
+        yield usual(model, workload="dynamic")
+        for size in POOLS[model][:3]:
+            by_hand = {"decode": size, "encode": ENCODERS[model]}
+            yield usual(model, workload="dynamic", sizes=by_hand)
+
+
+def robustness(scope: Scope) -> Iterator[Cell]:
+    """Disturb: a node that dies, durations that scatter, deadlines that are tight or loose."""
+    if scope.quick:
+        yield usual(COG, failures=("3@600",))
+        return
+    for model in MODELS:
+        yield usual(model)
+        yield usual(model, noise=0.2)
+    for name in ("trident", "b6", "edf-best-fit"):
+        yield usual(COG, policy=name, failures=("3@600",))
+    yield usual(COG, noise=0.2, failures=("3@600",))
+    yield usual(HUNYUAN, failures=("3@600",))
+    for scale in (1.5, 5.0):
+        for model in (COG, HUNYUAN):
+            for name in ("trident", "b6", "edf-best-fit"):
+                yield usual(model, policy=name, slo_scale=scale)
+    for model in (COG, HUNYUAN, FLUX, SD3):
+        yield from (usual(model, noise=0.2, seed=seed) for seed in SEEDS[1:])
+
+
+def ilp(scope: Scope) -> Iterator[Cell]:
+    """Run the integer program and the greedy in the same loop."""
+    del scope
+    for model in MODELS:
+        for rate in (1.0, GRID[4]):
+            for solver in (None, "ilp"):
+                yield usual(model, solver=solver, rate_scale=rate)
+    for seed in SEEDS:
+        for model in (COG, HUNYUAN):
+            for solver in (None, "ilp"):
+                yield usual(model, solver=solver, workload="five-phase", gpus=8, seed=seed)
+
+
+def scale(scope: Scope) -> Iterator[Cell]:
+    """Time half an hour of 128 GPUs, and watch memory over a week."""
+    del scope
+    yield usual(COG)
+    yield usual(HUNYUAN)
+    yield usual(SD3, workload="diurnal", gpus=8, rate_scale=0.05, duration_s=WEEK_S, memory=True)
+
+
+CELLS: Final[dict[str, Callable[[Scope], Iterator[Cell]]]] = {
+    "published": published,
+    "nominal": nominal,
+    "bound": bound,
+    "ablation": ablation,
+    "robustness": robustness,
+    "orchestrator": orchestrator,
+    "ilp": ilp,
+    "static": static,
+    "workloads": workloads,
+    "scale": scale,
+}
+EXPERIMENTS: Final = ("published", "nominal", "goodput", *list(CELLS)[2:])
+
+
+def plans(name: str, scope: Scope) -> Iterable[Plan]:
+    """Return the plans of an experiment."""
+    if name == "goodput":
+        return goodput(scope)
+    wanted = {cell.key: cell for cell in CELLS[name](scope) if scope.takes(cell)}
+    return [once(cell) for cell in wanted.values()]
