@@ -37,17 +37,24 @@ QUICK: Final = ("published", "robustness")
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an experiment is asked for."""
+    """What of an experiment is asked for; an empty choice means all."""
 
     models: tuple[str, ...] = MODELS
     policies: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
     trace: bool = False
     quick: bool = False
 
     def takes(self, cell: Cell) -> bool:
         """Say whether a cell is wanted."""
-        named = not self.policies or policy_name(cell) in self.policies
-        return cell.model in self.models and named
+        choices: tuple[tuple[tuple[Any, ...], Any], ...] = (
+            (self.models, cell.model),
+            (self.policies, policy_name(cell)),
+            (self.workloads, cell.workload),
+            (self.seeds, cell.seed),
+        )
+        return all(not choice or value in choice for choice, value in choices)
 
 
 def policy_name(cell: Cell) -> str:

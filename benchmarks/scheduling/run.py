@@ -105,6 +105,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="simulations at a time")
     parser.add_argument("--only", nargs="+", default=MODELS, metavar="MODEL")
     parser.add_argument("--policies", nargs="+", default=(), metavar="NAME")
+    parser.add_argument("--workloads", nargs="+", default=(), metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=())
     parser.add_argument("--trace", type=Path, help="the published CogVideoX trace")
     parser.add_argument("--quick", action="store_true", help="five minutes of it")
     parser.add_argument("--keep-stale", action="store_true", help="reuse results of older code")
@@ -123,6 +125,8 @@ def main() -> int:
     scope = Scope(
         models=tuple(args.only),
         policies=tuple(args.policies),
+        workloads=tuple(args.workloads),
+        seeds=tuple(args.seeds),
         trace=args.trace is not None,
         quick=args.quick,
     )
