@@ -31,6 +31,7 @@ EXTRAS: Final = ({"reserve": 1}, {"refuse": 1}, {"elders_per_16_nodes": 1})
 NO_POOL: Final = {"decode": 0}
 OTHER_WORKLOADS: Final = ("light", "medium", "heavy", "dynamic", "proprietary")
 POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), FLUX: (0, 2, 4)}
+DYNAMIC_POOLS: Final = {COG: (4, 7, 10), HUNYUAN: (4, 6, 8), FLUX: (0, 2)}
 ENCODERS: Final = {COG: 1, HUNYUAN: 1, FLUX: 0}
 WEEK_S: Final = 7 * 86_400.0
 QUICK: Final = ("published", "robustness")
@@ -214,7 +215,7 @@ def orchestrator(scope: Scope) -> Iterator[Cell]:
             yield usual(model, sizes={"decode": size, "encode": ENCODERS[model]})
     for model in (COG, HUNYUAN, FLUX):
         yield usual(model, workload="dynamic")
-        for size in POOLS[model][:3]:
+        for size in DYNAMIC_POOLS[model]:
             by_hand = {"decode": size, "encode": ENCODERS[model]}
             yield usual(model, workload="dynamic", sizes=by_hand)
 
