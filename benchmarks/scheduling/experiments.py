@@ -26,8 +26,8 @@ DYNAMICS: Final = ("b2", "b3", "b4", "b5", "b6", "edf-best-fit", "deadline-round
 SEEDS: Final = (1, 2, 3)
 SMALL_SEEDS: Final = (1, 2, 3, 4, 5)
 SWITCHES: Final = ("preempt", "scale_up", "background", "spill", "prefetch", "deadline_order")
-BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), 0)
-EXTRAS: Final = ({"reserve": 1}, {"refuse": 1}, {"elders_per_16_nodes": 1})
+BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), False)
+EXTRAS: Final = ({"reserve": True}, {"refuse": True}, {"elders_per_16_nodes": True})
 NO_POOL: Final = {"decode": 0}
 OTHER_WORKLOADS: Final = ("light", "medium", "heavy", "dynamic", "proprietary")
 POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), FLUX: (0, 2, 4)}
@@ -63,10 +63,7 @@ def policy_name(cell: Cell) -> str:
     parts = [cell.policy]
     if cell.solver is not None:
         parts.append(cell.solver)
-    parts += [
-        f"{name}={'on' if on == 1 else 'off' if on == 0 else on}"
-        for name, on in cell.switches.items()
-    ]
+    parts += [f"{name}={'on' if on else 'off'}" for name, on in cell.switches.items()]
     if cell.sizes is not None:
         parts += [f"{name} {count}" for name, count in sorted(cell.sizes.items())]
     return " ".join(parts)
@@ -94,7 +91,7 @@ def published(scope: Scope) -> Iterator[Cell]:
         for name in ("trident", "b1-sp8", "b6", "edf-best-fit", "b4", "trident-paper"):
             yield usual(COG, policy=name, **common)
         yield usual(COG, policy="b6", sizes=NO_POOL, **common)
-        yield usual(COG, switches={"reserve": 1}, **common)
+        yield usual(COG, switches={"reserve": True}, **common)
         yield usual(COG, solver="ilp", **common)
         for name in ("deadline-rounds", "b3", "b5", "b2", "b1-sp4", "b1-sp2", "b1-sp1"):
             yield usual(COG, policy=name, **common)
@@ -196,13 +193,13 @@ def ablation(scope: Scope) -> Iterator[Cell]:
 
 def variants(model: str) -> list[dict[str, Any]]:
     """Return the whole, the whole without or with one, the bare policy, and it with one."""
-    removed = [{"switches": {name: 0}} for name in SWITCHES]
+    removed = [{"switches": {name: False}} for name in SWITCHES]
     extra = [{"switches": dict(switches)} for switches in EXTRAS]
     if model in {COG, HUNYUAN}:
         removed.append(
             {"sizes": {**NO_POOL, "encode": 1}} if model == HUNYUAN else {"sizes": NO_POOL}
         )
-    added = [{"switches": {**BARE, name: 1}} for name in BARE]
+    added = [{"switches": {**BARE, name: True}} for name in BARE]
     return [{}, *removed, *extra, {"switches": BARE}, *added]
 
 
