@@ -187,20 +187,28 @@ def ablation(scope: Scope) -> Iterator[Cell]:
         (FLUX, {}),
     ]
     for model, situation in loads:
-        for variant in variants(model):
+        sizes = without_pool(model, situation.get("gpus", 128))
+        for variant in variants(sizes):
             yield usual(model, **{**situation, **variant})
 
 
-def variants(model: str) -> list[dict[str, Any]]:
+def without_pool(model: str, gpus: int) -> dict[str, int] | None:
+    """Return sizes without a decode pool where there would be one, else None."""
+    pooled = model in {COG, HUNYUAN} and gpus > 8  # noqa: PLR2004 - one node has no pool
+    by_hand = {"decode": 0, "encode": 1} if model == HUNYUAN else NO_POOL
+    return dict(by_hand) if pooled else None
+
+
+def variants(sizes: dict[str, int] | None) -> list[dict[str, Any]]:
     """Return the whole, the whole without or with one, the bare policy, and it with one."""
-    removed = [{"switches": {name: False}} for name in SWITCHES]
-    extra = [{"switches": dict(switches)} for switches in EXTRAS]
-    if model in {COG, HUNYUAN}:
-        removed.append(
-            {"sizes": {**NO_POOL, "encode": 1}} if model == HUNYUAN else {"sizes": NO_POOL}
-        )
-    added = [{"switches": {**BARE, name: True}} for name in BARE]
-    return [{}, *removed, *extra, {"switches": BARE}, *added]
+    removed: list[dict[str, Any]] = [{"switches": {name: False}} for name in SWITCHES]
+    extra: list[dict[str, Any]] = [{"switches": dict(switches)} for switches in EXTRAS]
+    added: list[dict[str, Any]] = [{"switches": {**BARE, name: True}} for name in BARE]
+    bare: list[dict[str, Any]] = [{"switches": BARE}, *added]
+    if sizes is None:
+        return [{}, *removed, *extra, *bare]
+    poolless = [{**variant, "sizes": sizes} for variant in bare]
+    return [{}, *removed, {"sizes": sizes}, *extra, *poolless, {"switches": BARE}]
 
 
 def orchestrator(scope: Scope) -> Iterator[Cell]:

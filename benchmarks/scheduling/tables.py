@@ -11,12 +11,14 @@ from benchmarks.scheduling.experiments import (
     BARE,
     BEST_STATIC,
     COG,
+    EXTRAS,
     FLUX,
     HUNYUAN,
     MODELS,
     SD3,
     SWITCHES,
     policy_name,
+    without_pool,
 )
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve, knee
 from benchmarks.scheduling.store import RESULTS, Entry, read
@@ -268,10 +270,7 @@ def ablation() -> str:
     situations = grouped(found, lambda cell: (order_of(cell), title_of(cell)))
     titles = sorted(situations)
     variants = {title: grouped(situations[title], variant) for title in titles}
-    names = [
-        *variant_order(),
-        *sorted({v for t in titles for v in variants[t]} - set(variant_order())),
-    ]
+    names = variant_order()
     rows = []
     for name in names:
         cells = [change(variants[title], name) for title in titles]
@@ -282,21 +281,24 @@ def ablation() -> str:
 
 def variant(cell: Cell) -> str:
     """Return what a cell differs in from the whole policy or from the bare one."""
-    if cell.sizes is not None:
-        return "whole, no decode pool"
-    if not cell.switches:
-        return "whole"
     if set(BARE) <= set(cell.switches):
         added = [name for name, on in cell.switches.items() if on]
+        pooled = without_pool(cell.model, cell.gpus) is not None and cell.sizes is None
+        added += ["decode pool"] * pooled
         return f"bare, with {added[0]}" if added else "bare"
+    if cell.sizes is not None:
+        return "whole, without decode pool"
+    if not cell.switches:
+        return "whole"
     name, on = next(iter(cell.switches.items()))
     return f"whole, {'with' if on else 'without'} {name}"
 
 
 def variant_order() -> list[str]:
     """Order the rows: the whole, what it loses, what it could gain, the bare policy with each."""
-    lost = [f"whole, without {name}" for name in SWITCHES]
-    return ["whole", *lost, "whole, no decode pool", "bare", *(f"bare, with {n}" for n in BARE)]
+    gained = [f"whole, with {name}" for extra in EXTRAS for name in extra]
+    lost = [f"whole, without {name}" for name in (*SWITCHES, "decode pool")]
+    return ["whole", *lost, *gained, "bare", *(f"bare, with {n}" for n in (*BARE, "decode pool"))]
 
 
 def change(variants: Mapping[str, Seeds], name: str) -> str:
