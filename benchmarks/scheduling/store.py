@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.scheduling.cells import ROOT, Cell, fingerprint
+from benchmarks.scheduling.cells import ROOT, SOURCES, Cell, fingerprint
 from schedulers.sim.experiment import versions
 
 RESULTS = ROOT / "benchmarks/scheduling/results"
@@ -84,10 +84,10 @@ class Results:
 
 
 def read(path: Path) -> dict[str, Entry]:
-    """Return the cells of a file by key; none if there is no file."""
+    """Return the cells of a file by key; none if there is no file, or it has no cells."""
     if not path.exists():
         return {}
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
     entries = msgspec.convert(cells, list[Entry])
     return {entry.cell.key: entry for entry in entries}
 
@@ -104,10 +104,9 @@ def machine() -> dict[str, Any]:
 
 @cache
 def revision() -> str:
-    """Return the commit of the code, with `+` if engine or schedulers differ from it."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    changed = _git("status", "--porcelain", "--", "engine", "schedulers")
-    return f"{commit}+" if changed else commit
+    """Return the last commit of engine and schedulers, with `+` if files differ from it."""
+    commit = _git("log", "-1", "--format=%h", "--abbrev=12", "--", *SOURCES) or "unknown"
+    return f"{commit}+" if _git("status", "--porcelain", "--", *SOURCES) else commit
 
 
 def _git(*arguments: str) -> str:
@@ -118,4 +117,4 @@ def _git(*arguments: str) -> str:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or ("unknown" if arguments[0] == "rev-parse" else "")
+    return done.stdout.strip()

@@ -456,7 +456,9 @@ def code() -> str:
     """Return which commits the figures of every experiment come from."""
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
-        groups = grouped(read(path).values(), lambda _cell: None).get(None, [])
+        groups = list(read(path).values())
+        if not groups:
+            continue
         revisions: dict[str, int] = {}
         for entry in groups:
             revisions[entry.revision] = revisions.get(entry.revision, 0) + 1
