@@ -13,7 +13,7 @@ STRIDE: Final = 4  # first steps: 17 %
 LOWEST, HIGHEST = -36, 40  # .24 to 4.8 times the nominal rate
 LEVELS: Final = (0.90, 0.99)
 ENOUGH: Final = 0.5  # a curve ends below this
-BEYOND: Final = 2 * STRIDE  # how far a curve goes on above its knee
+BEYOND: Final = (STRIDE, 7)  # where a curve goes on above its knee; 7 is 1.3 times it
 
 GRID: Final[Mapping[int, float]] = {
     step: round(RESOLUTION**step, 3) for step in range(LOWEST, HIGHEST + 1)
@@ -67,8 +67,8 @@ def _beyond(found: Curve) -> Iterator[int]:
     low = _last_above(found, LEVELS[0])
     if low is None:
         return
-    for step in range(low + STRIDE, min(low + BEYOND, HIGHEST) + 1, STRIDE):
-        if min(value for at, value in found.items() if at <= step) < ENOUGH:
+    for step in (low + above for above in BEYOND):
+        if step > HIGHEST or min(value for at, value in found.items() if at <= step) < ENOUGH:
             return
         if not any(abs(step - at) < STRIDE / 2 for at in found):
             yield step
