@@ -43,6 +43,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = MODELS
     policies: tuple[str, ...] = ()
     workloads: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
     seeds: tuple[int, ...] = ()
     trace: bool = False
     quick: bool = False
@@ -53,6 +54,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
             (self.models, cell.model),
             (self.policies, policy_name(cell)),
             (self.workloads, cell.workload),
+            (self.rates, cell.rate_scale),
             (self.seeds, cell.seed),
         )
         return all(not choice or value in choice for choice, value in choices)

@@ -106,6 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=MODELS, metavar="MODEL")
     parser.add_argument("--policies", nargs="+", default=(), metavar="NAME")
     parser.add_argument("--workloads", nargs="+", default=(), metavar="NAME")
+    parser.add_argument("--rates", nargs="+", type=float, default=())
     parser.add_argument("--seeds", nargs="+", type=int, default=())
     parser.add_argument("--trace", type=Path, help="the published CogVideoX trace")
     parser.add_argument("--quick", action="store_true", help="five minutes of it")
@@ -126,6 +127,7 @@ def main() -> int:
         models=tuple(args.only),
         policies=tuple(args.policies),
         workloads=tuple(args.workloads),
+        rates=tuple(args.rates),
         seeds=tuple(args.seeds),
         trace=args.trace is not None,
         quick=args.quick,
