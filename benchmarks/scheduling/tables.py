@@ -347,10 +347,10 @@ def robustness() -> str:
     """Return one row per disturbance."""
     groups = grouped(entries("robustness"), disturbance)
     rows = [
-        [*figures_row(" | ".join(key[1:]), seeds), rejected(seeds), lost(seeds)]
-        for key, seeds in sorted(groups.items())
+        [title, what, *figures_row(name, seeds), rejected(seeds), lost(seeds)]
+        for (_, title, what, name), seeds in sorted(groups.items())
     ]
-    return markdown((*FIGURES_HEADER, "rejected", "without output"), rows)
+    return markdown(("where", "disturbance", *FIGURES_HEADER, "rejected", "without output"), rows)
 
 
 def disturbance(cell: Cell) -> tuple[Any, ...]:
@@ -360,8 +360,8 @@ def disturbance(cell: Cell) -> tuple[Any, ...]:
         f"node {cell.failures[0]} s dies" if cell.failures else "",
         f"deadlines {cell.slo_scale:g} x" if cell.slo_scale != 2.5 else "",  # noqa: PLR2004
     ]
-    what = ", ".join(part for part in parts if part) or "undisturbed"
-    return ((*order_of(cell), what), title_of(cell), what, policy_name(cell))
+    what = ", ".join(part for part in parts if part) or "none"
+    return (order_of(cell), title_of(cell), what, policy_name(cell))
 
 
 def lost(seeds: Seeds) -> str:
