@@ -31,6 +31,8 @@ EXTRAS: Final = ({"reserve": True}, {"refuse": True}, {"elders_per_16_nodes": Tr
 NO_POOL: Final = {"decode": 0}
 OTHER_WORKLOADS: Final = ("light", "medium", "heavy", "dynamic", "proprietary")
 POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), FLUX: (0, 2, 4)}
+GOODPUT_GPUS: Final = {COG: 128, HUNYUAN: 128, FLUX: 32, SD3: 16}
+"""Smaller for images: overload of as many requests takes minutes a point."""
 DYNAMIC_POOLS: Final = {COG: (4, 7, 10), HUNYUAN: (4, 6, 8), FLUX: (0, 2)}
 ENCODERS: Final = {COG: 1, HUNYUAN: 1, FLUX: 0}
 WEEK_S: Final = 7 * 86_400.0
@@ -152,7 +154,7 @@ def goodput(scope: Scope) -> Iterator[Plan]:
     """Look for the rates up to which 90 % and 99 % are on time, and for the curve around them."""
     for model in MODELS:
         for policy in [*contenders(model), {"policy": BOUND}]:
-            cell = usual(model, **policy)
+            cell = usual(model, **policy, gpus=GOODPUT_GPUS[model])
             if scope.takes(cell):
                 yield curve(cell)
 

@@ -13,6 +13,7 @@ from benchmarks.scheduling.experiments import (
     COG,
     EXTRAS,
     FLUX,
+    GOODPUT_GPUS,
     HUNYUAN,
     MODELS,
     SD3,
@@ -193,11 +194,16 @@ def volume(shape: str) -> int:
     return height * width * frames
 
 
+def swept() -> list[Entry]:
+    """Return the cells of goodput curves."""
+    return [e for e in entries("goodput") if e.cell.gpus == GOODPUT_GPUS[e.cell.model]]
+
+
 def curves() -> dict[str, dict[str, Curve]]:
     """Return attainment by step of the grid, per model and policy."""
     step_of = {rate: step for step, rate in GRID.items()}
     found: dict[str, dict[str, Curve]] = {}
-    for entry in entries("goodput"):
+    for entry in swept():
         step = step_of.get(entry.cell.rate_scale)
         if step is not None:
             curve = found.setdefault(entry.cell.model, {}).setdefault(policy_name(entry.cell), {})
@@ -213,7 +219,8 @@ def goodput() -> str:
         ours = [knee(found.get("trident", {}), level) for level in LEVELS]
         rows = [goodput_row(name, curve, ours) for name, curve in knee_order(found)]
         header = ("policy", "k90", "k99", "Trident's k90 over it", "k99 over it", "points")
-        parts += [f"{NAMES[model]} (simulated)", markdown(header, rows)]
+        title = f"{NAMES[model]} on {GOODPUT_GPUS[model]} GPUs (simulated)"
+        parts += [title, markdown(header, rows)]
         parts += [
             f"![attainment over rate](../benchmarks/scheduling/results/goodput-{model}.png)"
         ] * bool(rows)
@@ -240,7 +247,7 @@ def curve_points() -> str:
     """Return every point of every curve, with the attainment of the largest class."""
     parts = []
     for model in MODELS:
-        found = [e for e in entries("goodput") if e.cell.model == model]
+        found = [e for e in swept() if e.cell.model == model]
         groups = grouped(found, policy_name)
         rates = sorted({entry.cell.rate_scale for entry in found})
         rows = [[name, *points(seeds, rates)] for name, seeds in sorted(groups.items())]
