@@ -65,7 +65,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slo_scale: float = 2.5
     seed: int = 1
     solver: str | None = None
-    switches: dict[str, bool] = {}
+    switches: dict[str, bool | int] = {}
     sizes: dict[str, int] | None = None
     noise: float = 0.0
     failures: tuple[str, ...] = ()

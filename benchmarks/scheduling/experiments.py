@@ -27,7 +27,13 @@ SEEDS: Final = (1, 2, 3)
 SMALL_SEEDS: Final = (1, 2, 3, 4, 5)
 SWITCHES: Final = ("preempt", "scale_up", "background", "spill", "prefetch", "deadline_order")
 BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), False)
-EXTRAS: Final = ({"reserve": True}, {"refuse": True}, {"elders_per_16_nodes": True})
+EXTRAS: Final[tuple[dict[str, bool | int], ...]] = (
+    {"reserve": True},
+    {"refuse": True},
+    {"shrink": True},
+    {"elders_per_16_nodes": 1},
+)
+SHOWN: Final = {"True": "on", "False": "off"}
 NO_POOL: Final = {"decode": 0}
 OTHER_WORKLOADS: Final = ("light", "medium", "heavy", "dynamic", "proprietary")
 POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), FLUX: (0, 2, 4)}
@@ -67,7 +73,7 @@ def policy_name(cell: Cell) -> str:
     parts = [cell.policy]
     if cell.solver is not None:
         parts.append(cell.solver)
-    parts += [f"{name}={'on' if on else 'off'}" for name, on in cell.switches.items()]
+    parts += [f"{name}={SHOWN.get(str(on), on)}" for name, on in cell.switches.items()]
     if cell.sizes is not None:
         parts += [f"{name} {count}" for name, count in sorted(cell.sizes.items())]
     return " ".join(parts)
