@@ -71,6 +71,8 @@ class Results:
         return entry
 
     def _write(self) -> None:
+        """Write all cells, those that another run has added meanwhile included."""
+        self.entries = {**read(self._path), **self.entries}
         head = {"benchmark": f"scheduling/{self.experiment}", "simulated": True, **machine()}
         lines = [
             msgspec.json.encode(self.entries[key], order="deterministic").decode()
