@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from models.training.scenes import draw
+from models.training.painting import draw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

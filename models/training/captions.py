@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from models.training.vocabulary import COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS
+from models.training.vocabulary import COLOUR_WORDS, PLAIN, SHAPE_WORDS, SIZE_WORDS, STYLE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,13 @@ def _size(wish: Wish, rng: np.random.Generator | None) -> str:
 
 
 def _name(kind: Kind, rng: np.random.Generator | None) -> str:
-    return f"{_pick(COLOUR_WORDS[kind.colour], rng)} {_pick(SHAPE_WORDS[kind.shape], rng)}"
+    colour, shape = _pick(COLOUR_WORDS[kind.colour], rng), _pick(SHAPE_WORDS[kind.shape], rng)
+    if kind.style == PLAIN:
+        return f"{colour} {shape}"
+    adjectives = [_pick(STYLE_WORDS[kind.style], rng), colour]
+    if rng is not None and rng.random() >= COMMON_SHARE:
+        adjectives.reverse()
+    return " ".join((*adjectives, shape))
 
 
 def _join(names: Sequence[str], wish: Wish, rng: np.random.Generator | None) -> str:

@@ -8,7 +8,7 @@ on purpose before any denoiser was trained (tests/models/test_checker.py).
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from models.training.scenes import MARGIN
@@ -37,24 +37,28 @@ class Verdict:
     colour: bool
     shape: bool
     background: bool
+    style: bool
     size: bool | None = None
     position: bool | None = None
 
     @property
     def is_right(self) -> bool:
         """Everything the caption states is in the picture."""
-        points = (self.present, self.colour, self.shape, self.background, self.size, self.position)
-        return all(point is not False for point in points)
+        return all(getattr(self, field.name) is not False for field in fields(self))
 
 
 def judge(picture: Pixels, wish: Wish) -> Verdict:
     """Hold a uint8 RGB picture against the wish behind its caption."""
-    seen = see(picture)
+    return judge_seen(see(picture), wish, (picture.shape[1], picture.shape[0]))
+
+
+def judge_seen(seen: Seen, wish: Wish, size_px: tuple[int, int]) -> Verdict:
+    """Hold what was seen in a picture of (width, height) pixels against the wish."""
     background = seen.background == wish.background
     if len(seen.things) != len(wish.kinds):
         size = None if wish.size is None else False
         position = None if wish.place is None and wish.relation is None else False
-        return Verdict(False, False, False, background, size, position)  # noqa: FBT003
+        return Verdict(False, False, False, background, False, size, position)  # noqa: FBT003
     things = _match(seen, wish.kinds)
     pairs = list(zip(things, wish.kinds, strict=True))
     return Verdict(
@@ -62,8 +66,9 @@ def judge(picture: Pixels, wish: Wish) -> Verdict:
         colour=all(thing.colour == kind.colour for thing, kind in pairs),
         shape=all(thing.shape == kind.shape for thing, kind in pairs),
         background=background,
+        style=all(thing.style == kind.style for thing, kind in pairs),
         size=_size_right(things[0], wish),
-        position=_position_right(things, wish, picture.shape[1], picture.shape[0]),
+        position=_position_right(things, wish, *size_px),
     )
 
 

@@ -1,4 +1,4 @@
-"""Signed distances to the outlines of the ten shapes, in a frame where each fills its own box.
+"""Signed distances to the outlines of the dozen shapes, in a frame where each fills its own box.
 
 Every outline is centred on the middle of its bounding box, and the longer side of that box reaches
 from -1 to 1. The drawing code and the checker share this frame: the box of what was found in a
@@ -103,6 +103,30 @@ def _arrow(x: Field, y: Field) -> Field:
     return np.minimum(shaft, head)
 
 
+def _semicircle(x: Field, y: Field) -> Field:
+    # The upper half of a disc.
+    return np.maximum(np.hypot(x, y) - 1, y)
+
+
+_BOLT = np.array(
+    [(0.2, -1), (-0.75, 0.2), (-0.15, 0.2), (-0.35, 1), (0.75, -0.3), (0.15, -0.3), (0.5, -1)],
+    np.float32,
+)
+
+
+def _bolt(x: Field, y: Field) -> Field:
+    # A polygon: distance to the nearest edge, negative where a ray crosses an odd number of edges.
+    nearest = np.full(np.broadcast(x, y).shape, np.inf, np.float32)
+    inside = np.zeros(nearest.shape, bool)
+    for (ax, ay), (bx, by) in zip(_BOLT, np.roll(_BOLT, -1, axis=0), strict=True):
+        edge_x, edge_y, to_x, to_y = bx - ax, by - ay, x - ax, y - ay
+        along = np.clip((to_x * edge_x + to_y * edge_y) / (edge_x**2 + edge_y**2), 0, 1)
+        nearest = np.minimum(nearest, np.hypot(to_x - edge_x * along, to_y - edge_y * along))
+        if edge_y:
+            inside ^= ((ay > y) != (by > y)) & (to_x < edge_x * to_y / edge_y)
+    return np.where(inside, -nearest, nearest)
+
+
 _RAW: Mapping[str, Outline] = MappingProxyType(
     {
         "circle": _circle,
@@ -115,6 +139,8 @@ _RAW: Mapping[str, Outline] = MappingProxyType(
         "ring": _ring,
         "moon": _moon,
         "arrow": _arrow,
+        "semicircle": _semicircle,
+        "bolt": _bolt,
     }
 )
 

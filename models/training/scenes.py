@@ -1,35 +1,39 @@
-"""What a picture holds, and how to draw it: one or two coloured shapes on a plain background.
+"""What a picture holds: one or two coloured shapes on a plain background.
 
-A `Wish` is what a caption states; a `Scene` is one geometry that fulfils it. Drawing is by signed
-distances, so edges are smooth and every picture is exactly known to the checker. Pixels are
-float32 in [-1, 1], laid out (H, W, 3), as the autoencoder takes them.
+A `Wish` is what a caption states; a `Scene` is one geometry that fulfils it, so every picture is
+exactly known to the checker. `painting` turns a scene into pixels.
 """
 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.training.outlines import distance
+from models.training.painting import second_tone
 from models.training.vocabulary import (
     COLOURS,
+    FIRST_SHAPES,
+    HOLLOW_SHAPES,
+    LATER_SHAPES,
     PAIR_RADII,
     PLACES,
+    PLAIN,
     RADII,
     RADIUS_SPREAD,
     RELATIONS,
     SHAPES,
+    STYLES,
 )
-
-Picture: TypeAlias = NDArray[np.float32]
 
 MARGIN = 0.95
 """How far from the middle an object's edge may be, as a fraction of half a side."""
 HELD_OUT_TRIPLES_PERCENT = 10
+LEAST_GAP = 0.16
+"""Between two objects, in units of half the shorter side: 5 pixels of 64."""
+LEAST_TONE_CONTRAST = 90.0
+"""RGB distance from the background that the second tone of a striped object has at least."""
 SIZE_SHARES = (0.5, 0.3, 0.2)
 """Small objects are the hardest, so they come most often."""
 UNSAID_SIZES = 0.2
@@ -37,10 +41,11 @@ UNSAID_SIZES = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A colour and a shape: what binds in a caption, and what is held out."""
+    """A colour, a shape and a style: what binds in a caption, and what is held out."""
 
     colour: str
     shape: str
+    style: str = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object with its geometry, in units of half the shorter side, from the middle."""
+    """An object with its geometry, in units of half the shorter side, from the middle.
+
+    `angle` is how far it is turned clockwise, in radians.
+    """
 
     kind: Kind
     radius: float
     x: float
     y: float
+    angle: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +99,50 @@ class Mix:
         jitter: How much of the free room a single object may wander, 0 to 1.
         placed: Share of single objects whose place is stated.
         pairs: Share of pictures with two objects.
+        styled: Share of single, not small objects that are outlined or striped.
+        later: How often each of the later shapes comes, one of the first ten coming once. None by
+            default: the models that ship do not draw them well yet.
     """
 
     jitter: float = 0.6
     placed: float = 0.25
     pairs: float = 0.35
+    styled: float = 0.0
+    later: float = 0.0
 
 
 def is_held_out(wish: Wish) -> bool:
-    """Whether any object of the wish is a colour-shape pair or a triple never trained."""
-    return any(is_pair_held_out(k) or is_triple_held_out(k, wish.background) for k in wish.kinds)
+    """Whether any object of the wish is a combination never trained."""
+    return any(
+        is_pair_held_out(kind)
+        or is_triple_held_out(kind, wish.background)
+        or is_style_held_out(kind)
+        for kind in wish.kinds
+    )
 
 
 def is_pair_held_out(kind: Kind) -> bool:
-    """One shape per colour is never drawn in that colour; all ten shapes occur among them."""
-    return SHAPES.index(kind.shape) == (7 * list(COLOURS).index(kind.colour) + 3) % len(SHAPES)
+    """Some shapes are never drawn in some colours; every shape is among them.
+
+    One of the first ten shapes in each colour, and each of the later ones in two colours.
+    """
+    shape, colour = SHAPES.index(kind.shape), list(COLOURS).index(kind.colour)
+    if kind.shape in FIRST_SHAPES:
+        return shape == (7 * colour + 3) % len(FIRST_SHAPES)
+    return colour % 6 == LATER_SHAPES.index(kind.shape)
 
 
 def is_triple_held_out(kind: Kind, background: str) -> bool:
     """About a tenth of (colour, shape, background) is never drawn, by a fixed hash."""
-    name = f"{kind.colour}|{kind.shape}|{background}"
+    return _is_drawn_out(f"{kind.colour}|{kind.shape}|{background}")
+
+
+def is_style_held_out(kind: Kind) -> bool:
+    """About a tenth of (colour, shape, style) is never drawn, by a fixed hash."""
+    return kind.style != PLAIN and _is_drawn_out(f"{kind.colour}|{kind.shape}|{kind.style}")
+
+
+def _is_drawn_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % 100 < HELD_OUT_TRIPLES_PERCENT
 
 
@@ -124,14 +157,30 @@ def sample_wish(rng: np.random.Generator, mix: Mix) -> Wish:
 def any_wish(rng: np.random.Generator, mix: Mix) -> Wish:
     """A wish drawn without regard to what is held out; all its colours differ."""
     colours = rng.permutation(list(COLOURS))[:3].tolist()
-    shapes = rng.choice(SHAPES, size=2).tolist()
+    weights = np.array([mix.later if shape in LATER_SHAPES else 1.0 for shape in SHAPES])
+    shapes = rng.choice(SHAPES, size=2, p=weights / weights.sum()).tolist()
     first = Kind(colours[0], shapes[0])
     if rng.random() < mix.pairs:
         kinds = (first, Kind(colours[1], shapes[1]))
         return Wish(kinds, colours[2], relation=_relation(rng))
     size = None if rng.random() < UNSAID_SIZES else str(rng.choice(list(RADII), p=SIZE_SHARES))
     place = _place(rng) if size != "large" and rng.random() < mix.placed else None
+    if size != "small" and rng.random() < mix.styled:
+        first = _styled(first, colours[2], rng)
     return Wish((first,), colours[2], size=size, place=place)
+
+
+def _styled(kind: Kind, background: str, rng: np.random.Generator) -> Kind:
+    """The kind in another style, if that can be told from the background and from a hollow shape."""
+    styles = [style for style in STYLES[1:] if _can_be_seen(kind, style, background)]
+    return replace(kind, style=str(rng.choice(styles))) if styles else kind
+
+
+def _can_be_seen(kind: Kind, style: str, background: str) -> bool:
+    if style == "outlined":
+        return kind.shape not in HOLLOW_SHAPES
+    apart = second_tone(kind.colour) - np.asarray(COLOURS[background], np.float32)
+    return float(np.linalg.norm(apart)) >= LEAST_TONE_CONTRAST
 
 
 def _relation(rng: np.random.Generator) -> str | None:
@@ -177,9 +226,8 @@ def _lay_out_pair(
     along = 0 if RELATIONS[relation][0] else 1
     radii = rng.uniform(*PAIR_RADII, size=2)
     slack = 2 * room[along] - 2 * radii.sum()
-    gap, start = rng.dirichlet((2, 1, 1))[:2] * slack
-    gap = max(gap, 0.08)
-    start = min(start, slack - gap)
+    gap, start = rng.dirichlet((2, 1, 1))[:2] * (slack - LEAST_GAP)
+    gap += LEAST_GAP
     near = -room[along] + start + radii[0]
     centres = [near, near + radii.sum() + gap]
     if sum(RELATIONS[relation]) > 0:
@@ -190,33 +238,3 @@ def _lay_out_pair(
         x, y = (centre, across) if along == 0 else (across, centre)
         things.append(Thing(kind, float(radius), float(x), float(y)))
     return things[0], things[1]
-
-
-def draw(scene: Scene) -> Picture:
-    """The scene as pixels in [-1, 1], edges smoothed over one pixel."""
-    half_px = min(scene.width_px, scene.height_px) / 2
-    x = (np.arange(scene.width_px, dtype=np.float32) + 0.5 - scene.width_px / 2) / half_px
-    y = (np.arange(scene.height_px, dtype=np.float32) + 0.5 - scene.height_px / 2) / half_px
-    picture = np.empty((scene.height_px, scene.width_px, 3), np.float32)
-    picture[:] = as_pixel(scene.background)
-    for thing in scene.things:
-        _paint(picture, thing, x, y, half_px)
-    return picture
-
-
-def _paint(picture: Picture, thing: Thing, x: Picture, y: Picture, half_px: float) -> None:
-    """Blend one object into the part of the picture that it covers."""
-    reach = thing.radius + 1.5 / half_px
-    columns = np.flatnonzero(np.abs(x - thing.x) <= reach)
-    rows = np.flatnonzero(np.abs(y - thing.y) <= reach)
-    across = (x[columns][None, :] - np.float32(thing.x)) / np.float32(thing.radius)
-    down = (y[rows][:, None] - np.float32(thing.y)) / np.float32(thing.radius)
-    gap_px = distance(thing.kind.shape, across, down) * (thing.radius * half_px)
-    cover = np.clip(0.5 - gap_px, 0, 1)[..., None]
-    window = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    window += cover * (as_pixel(thing.kind.colour) - window)
-
-
-def as_pixel(colour: str) -> Picture:
-    """A palette colour in [-1, 1]."""
-    return np.asarray(COLOURS[colour], np.float32) / 127.5 - 1

@@ -15,11 +15,12 @@ from models.training.scenes import (
     is_held_out,
     is_pair_held_out,
 )
+from models.training.vocabulary import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from models.training.scenes import Wish
+    from models.training.scenes import Kind, Wish
     from models.training.seeing import Pixels
 
 POINTS = tuple(field.name for field in fields(Verdict))
@@ -62,6 +63,22 @@ def held_out_prompts(seed: int, singles: int, pairs: int) -> list[Prompt]:
             if is_held_out(wish) and accepts(wish):
                 prompts.append(Prompt(wish, say(wish, rng)))
                 found += 1
+    return prompts
+
+
+def styled_prompts(seed: int, count: int) -> list[Prompt]:
+    """Single outlined and striped objects of which something was never trained."""
+    return hard_prompts(seed, count, lambda kind: kind.style != PLAIN)
+
+
+def hard_prompts(seed: int, count: int, accepts: Callable[[Kind], bool]) -> list[Prompt]:
+    """Held-out single objects in every style, later shapes among them, of the wanted kind."""
+    rng = np.random.default_rng((seed, 1))
+    prompts: list[Prompt] = []
+    while len(prompts) < count:
+        wish = any_wish(rng, Mix(pairs=0.0, styled=0.5, later=1.0))
+        if is_held_out(wish) and accepts(wish.kinds[0]):
+            prompts.append(Prompt(wish, say(wish, rng)))
     return prompts
 
 

@@ -1,8 +1,9 @@
 """See what is in a picture: its background and the objects on it, without knowing the caption.
 
 An object is a connected region that differs from the background; each of its pixels is nearer to
-the region's own median colour than to the background's, so soft edges do not matter. Whatever is
-not flat (noise), not near a palette colour (mud) or not like any outline (blobs) gets no name.
+the region's own colour than to the background's, so soft edges do not matter. Whatever is not flat
+or evenly striped (noise), not near a palette colour (mud) or not like any outline (blobs) gets no
+name.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from models.training import masks
+from models.training.masks import Mask
 from models.training.outlines import distance, moments
-from models.training.vocabulary import COLOURS, SHAPES
+from models.training.painting import second_tone, turned
+from models.training.vocabulary import COLOURS, HOLLOW_SHAPES, PLAIN, SHAPES
 
 Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, 3)
-Mask: TypeAlias = NDArray[np.bool_]  # (H, W)
 Floats: TypeAlias = NDArray[np.float32]
 
 EDGE_PX = 1
@@ -32,6 +35,13 @@ LEAST_FLAT_SHARE = 0.9
 LEAST_AREA_SHARE = 0.004
 LEAST_OVERLAP = 0.8
 """Intersection over union with the best outline below which a shape has no name."""
+LEAST_HOLE = 0.08
+"""Share of a filled object that is empty from which on it is outlined, if it is not a ring."""
+LEAST_TONES_APART = 70.0
+LEAST_TONE_SHARE = 0.2
+LEAST_STRIPES = 4
+LEAST_STRIPED_ROWS = 0.6
+"""Share of an object's rows that show one tone only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +52,16 @@ class SeenThing:
         x: Middle of its box in units of half the shorter side, from the picture's middle.
         y: As x, downwards.
         radius: Half the longer side of its box, same unit.
+        mask: Its pixels, with what lies within an outline.
     """
 
     colour: str | None
     shape: str | None
+    style: str | None
     x: float
     y: float
     radius: float
+    mask: Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +72,23 @@ class Seen:
     things: tuple[SeenThing, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Paint:
+    """How an object is painted, and the pixels that are."""
+
+    colour: str | None
+    style: str | None
+    mask: Mask
+
+
 def see(picture: Pixels) -> Seen:
     """Find background and objects in a uint8 RGB picture."""
     pixels = picture.astype(np.float32)
     ground, framed_share = _frame(pixels)
-    differs = _inner(np.linalg.norm(pixels - ground, axis=-1) > LEAST_CONTRAST)
-    regions = [r for r in _regions(differs) if r.sum() >= LEAST_AREA_SHARE * differs.size]
-    regions.sort(key=lambda region: -int(region.sum()))
-    rest = _inner(np.ones_like(differs)) & ~_grow(differs)
+    differs = np.linalg.norm(pixels - ground, axis=-1) > LEAST_CONTRAST
+    differs = masks.inner(differs, EDGE_PX)
+    regions = masks.regions(differs, LEAST_AREA_SHARE * differs.size)
+    rest = masks.inner(np.ones_like(differs), EDGE_PX) & ~masks.grow(differs)
     flat = framed_share >= 0.5 and rest.any() and _is_blend(pixels[rest], ground, ground)
     background = colour_name(ground) if flat else None
     return Seen(background, tuple(_thing(pixels, region, ground) for region in regions))
@@ -87,33 +109,104 @@ def shape_name(mask: Mask) -> str | None:
     return best if overlaps[best] >= LEAST_OVERLAP else None
 
 
-def overlap(mask: Mask, shape: str) -> float:
-    """Intersection over union of a mask and an outline of the same area and centroid."""
+def overlap(mask: Mask, shape: str, angle: float = 0.0) -> float:
+    """Intersection over union of a mask and an outline of the same area and centroid.
+
+    The outline is turned clockwise by `angle` radians first.
+    """
     area, centre_x, centre_y = moments(shape)
     scale = (mask.sum() / area) ** 0.5
     x = np.arange(mask.shape[1], dtype=np.float32) + 0.5
     y = np.arange(mask.shape[0], dtype=np.float32) + 0.5
-    across = (x - (mask.sum(axis=0) @ x) / mask.sum()) / scale + centre_x
-    down = (y - (mask.sum(axis=1) @ y) / mask.sum()) / scale + centre_y
-    template = distance(shape, across[None, :], down[:, None]) < 0
+    across = ((x - (mask.sum(axis=0) @ x) / mask.sum()) / scale)[None, :]
+    down = ((y - (mask.sum(axis=1) @ y) / mask.sum()) / scale)[:, None]
+    if angle:
+        across, down = turned(across, down, angle)
+    template = distance(shape, across + centre_x, down + centre_y) < 0
     return float((mask & template).sum() / (mask | template).sum())
 
 
 def _thing(pixels: Floats, region: Mask, ground: Floats) -> SeenThing:
-    colour = np.median(pixels[region], axis=0)
-    to_own = np.linalg.norm(pixels - colour, axis=-1)
-    to_ground = np.linalg.norm(pixels - ground, axis=-1)
-    mask = region & (to_own < to_ground)
-    half = min(mask.shape) / 2
-    flat = _is_blend(pixels[mask], colour, ground)
-    left, right, top, bottom = _box(mask)
+    paint = _striped(pixels, region, ground) or _flat(pixels, region, ground)
+    whole = masks.filled(paint.mask)
+    shape = shape_name(paint.mask) if paint.style else None
+    has_hole = paint.mask.sum() <= (1 - LEAST_HOLE) * whole.sum()
+    if paint.style == PLAIN and has_hole and shape not in HOLLOW_SHAPES:
+        paint, shape = _Paint(paint.colour, "outlined", whole), shape_name(whole)
+    half = min(whole.shape) / 2
+    left, right, top, bottom = masks.box(paint.mask)
     return SeenThing(
-        colour_name(colour) if flat else None,
-        shape_name(mask) if flat else None,
-        (left + right - mask.shape[1]) / 2 / half,
-        (top + bottom - mask.shape[0]) / 2 / half,
+        paint.colour,
+        shape,
+        paint.style,
+        (left + right - whole.shape[1]) / 2 / half,
+        (top + bottom - whole.shape[0]) / 2 / half,
         max(right - left, bottom - top) / 2 / half,
+        paint.mask,
     )
+
+
+def _flat(pixels: Floats, region: Mask, ground: Floats) -> _Paint:
+    """One colour throughout; no style and no colour if it is not flat.
+
+    The colour is that of the pixels farthest from the background: of a thin band, most are edges.
+    """
+    contrast = np.linalg.norm(pixels - ground, axis=-1)
+    colour = np.median(pixels[region & (contrast >= np.median(contrast[region]))], axis=0)
+    mask = region & (np.linalg.norm(pixels - colour, axis=-1) < contrast)
+    flat = _is_blend(pixels[mask], colour, ground)
+    return _Paint(colour_name(colour) if flat else None, PLAIN if flat else None, mask)
+
+
+def _striped(pixels: Floats, region: Mask, ground: Floats) -> _Paint | None:
+    """Two tones in turn from top to bottom; nothing if there are not two, or not in stripes."""
+    tones = _two_tones(pixels[masks.shrink(region)])
+    if tones is None:
+        return None
+    first, second = (np.linalg.norm(pixels - tone, axis=-1) for tone in tones)
+    contrast = np.linalg.norm(pixels - ground, axis=-1)
+    mask = region & (np.minimum(first, second) < contrast)
+    if not _in_stripes(first < second, mask):
+        return None
+    flat = _is_blend(pixels[masks.shrink(mask)], *tones)
+    return _Paint(_tones_name(tones), "striped", mask) if flat else None
+
+
+def _two_tones(colours: Floats) -> tuple[Floats, Floats] | None:
+    """The two colours that pixels, (N, 3), gather around; nothing if they gather around one."""
+    if len(colours) < 8:
+        return None
+    centred = colours - colours.mean(axis=0)
+    along = centred @ np.linalg.eigh(centred.T @ centred)[1][:, -1]
+    low, high = np.percentile(along, (10, 90))
+    upper = along > (low + high) / 2
+    if min(upper.mean(), 1 - upper.mean()) < LEAST_TONE_SHARE:
+        return None
+    tones = np.median(colours[upper], axis=0), np.median(colours[~upper], axis=0)
+    return tones if np.linalg.norm(tones[0] - tones[1]) >= LEAST_TONES_APART else None
+
+
+def _in_stripes(is_first: Mask, mask: Mask) -> bool:
+    """Whether rows show one tone each, and the tone changes often enough from row to row."""
+    counts = mask.sum(axis=1)
+    rows = counts > 0
+    shares = (is_first & mask).sum(axis=1)[rows] / counts[rows]
+    sure = shares[np.abs(shares - 0.5) > 0.3]
+    stripes = 1 + np.count_nonzero(np.diff(sure > 0.5)) if len(sure) else 0
+    return bool(len(sure) >= LEAST_STRIPED_ROWS * rows.sum() and stripes >= LEAST_STRIPES)
+
+
+def _tones_name(tones: tuple[Floats, Floats]) -> str | None:
+    """The palette colour that goes with both tones, if both are near enough."""
+    errors = {
+        name: min(
+            max(np.linalg.norm(one - COLOURS[name]), np.linalg.norm(two - second_tone(name)))
+            for one, two in (tones, tones[::-1])
+        )
+        for name in COLOURS
+    }
+    best = min(errors, key=errors.__getitem__)
+    return best if errors[best] <= LARGEST_COLOUR_ERROR else None
 
 
 def _frame(pixels: Floats) -> tuple[Floats, float]:
@@ -127,44 +220,9 @@ def _frame(pixels: Floats) -> tuple[Floats, float]:
 
 def _is_blend(colours: Floats, own: Floats, ground: Floats) -> bool:
     """Whether nearly all pixels, (N, 3), are mixtures of two colours, as smooth edges are."""
+    if not len(colours):
+        return False
     way = own - ground
     share = np.clip((colours - ground) @ way / max(float(way @ way), 1), 0, 1)
     error = np.linalg.norm(ground + share[:, None] * way - colours, axis=-1)
     return bool((error < LARGEST_FLAT_ERROR).mean() >= LEAST_FLAT_SHARE)
-
-
-def _inner(mask: Mask) -> Mask:
-    out = np.zeros_like(mask)
-    out[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX] = mask[EDGE_PX:-EDGE_PX, EDGE_PX:-EDGE_PX]
-    return out
-
-
-def _grow(mask: Mask) -> Mask:
-    """The mask and its four-neighbours."""
-    out = mask.copy()
-    out[1:] |= mask[:-1]
-    out[:-1] |= mask[1:]
-    out[:, 1:] |= mask[:, :-1]
-    out[:, :-1] |= mask[:, 1:]
-    return out
-
-
-def _regions(mask: Mask) -> list[Mask]:
-    """Four-connected regions: the largest label of each spreads until nothing changes."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        spread = labels.copy()
-        spread[1:] = np.maximum(spread[1:], labels[:-1])
-        spread[:-1] = np.maximum(spread[:-1], labels[1:])
-        spread[:, 1:] = np.maximum(spread[:, 1:], labels[:, :-1])
-        spread[:, :-1] = np.maximum(spread[:, :-1], labels[:, 1:])
-        spread[~mask] = 0
-        if (spread == labels).all():
-            return [labels == label for label in np.unique(labels) if label]
-        labels = spread
-
-
-def _box(mask: Mask) -> tuple[int, int, int, int]:
-    """Left, right, top and bottom of a mask, in pixels; right and bottom are exclusive."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from models.training.captions import say
 from models.training.drawing import Sampling, draw_prompts
 from models.training.scenes import Kind, Wish, is_held_out, is_pair_held_out
-from models.training.vocabulary import COLOURS, RADII, RELATIONS, SHAPES
+from models.training.vocabulary import COLOURS, FIRST_SHAPES, RADII, RELATIONS, SHAPES
 
 COLUMNS = 4
 ENLARGED = 3
@@ -35,7 +35,10 @@ def sheet_wishes() -> list[Wish]:
     ]
     pairs = [
         Wish(
-            (kinds[index], Kind(colours[index + 3], SHAPES[(3 * index + 2) % len(SHAPES)])),
+            (
+                kinds[index],
+                Kind(colours[index + 3], FIRST_SHAPES[(3 * index + 2) % len(FIRST_SHAPES)]),
+            ),
             colours[index + 7],
             relation=relation,
         )

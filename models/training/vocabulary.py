@@ -40,13 +40,24 @@ SHAPES: tuple[str, ...] = (
     "ring",
     "moon",
     "arrow",
+    "semicircle",
+    "bolt",
 )
+
+FIRST_SHAPES, LATER_SHAPES = SHAPES[:10], SHAPES[10:]
+"""The later ones came when the first had been learned."""
+
+PLAIN = "plain"
+STYLES: tuple[str, ...] = (PLAIN, "outlined", "striped")
+"""How an object is painted: filled, as a band along its outline, or in two tones in turn."""
+HOLLOW_SHAPES = ("ring",)
+"""Shapes that are an outline already."""
 
 RADII: Mapping[str, float] = MappingProxyType({"small": 0.38, "medium": 0.56, "large": 0.78})
 RADIUS_SPREAD = 0.08
 """A drawn radius is its size's radius times a uniform factor of 1 plus or minus this."""
 
-PAIR_RADII = (0.34, 0.44)
+PAIR_RADII = (0.32, 0.42)
 """Range of the radius of each object in a picture of two."""
 
 SIZE_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -68,7 +79,13 @@ SHAPE_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cross": ("cross", "plus"),
         "moon": ("moon", "crescent"),
         "diamond": ("diamond", "rhombus"),
+        "semicircle": ("semicircle", "dome"),
+        "bolt": ("bolt", "lightning"),
     }
+)
+
+STYLE_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"outlined": ("outlined", "hollow"), "striped": ("striped", "stripy")}
 )
 
 PLACES: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -98,8 +115,15 @@ FILLER_WORDS: tuple[str, ...] = (
 )
 
 
+LATER_WORDS: tuple[str, ...] = (
+    *("semicircle", "dome", "bolt", "lightning"),
+    *(word for group in STYLE_WORDS.values() for word in group),
+)
+"""Learned after all others: they come last in the vocabulary, so that older ids never change."""
+
+
 def words() -> tuple[str, ...]:
-    """Every word a caption can hold, sorted: the vocabulary of the tokenizer."""
+    """Every word a caption can hold: the vocabulary of the tokenizer, in the order of its ids."""
     phrases = [
         *FILLER_WORDS,
         *PLACES,
@@ -109,4 +133,4 @@ def words() -> tuple[str, ...]:
         *(word for group in SHAPE_WORDS.values() for word in group),
     ]
     spaced = " ".join(phrases).replace("-", " - ")
-    return tuple(sorted(set(spaced.split())))
+    return (*sorted(set(spaced.split()) - set(LATER_WORDS)), *sorted(LATER_WORDS))

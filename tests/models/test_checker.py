@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 
 from models.training.checker import judge
-from models.training.scenes import (
-    Kind,
-    Mix,
-    Scene,
-    Thing,
-    Wish,
-    any_wish,
-    as_pixel,
-    draw,
-    lay_out,
-)
+from models.training.painting import as_pixel, draw, second_tone
+from models.training.scenes import Kind, Mix, Scene, Thing, Wish, any_wish, lay_out
+from models.training.scoring import styled_prompts
 from models.training.seeing import Pixels, see
-from models.training.vocabulary import COLOURS, RELATIONS, SHAPES
+from models.training.vocabulary import COLOURS, HOLLOW_SHAPES, RELATIONS, SHAPES, STYLES
 
 SHIPPED = Path(__file__).parents[2] / "models" / "shapes"
 WISH = Wish((Kind("red", "star"),), "blue", size="medium")
@@ -52,7 +44,7 @@ def blob(rng: np.random.Generator) -> Pixels:
 class TestRightPictures:
     """Everything drawn by the program is accepted."""
 
-    @pytest.mark.parametrize("size_px", [(64, 64), (96, 64), (128, 128)])
+    @pytest.mark.parametrize("size_px", [(64, 64), (96, 64), (128, 128), (128, 256)])
     @pytest.mark.parametrize("pairs", [0.0, 1.0])
     def test_real_drawings_are_right(self, pairs: float, size_px: tuple[int, int]) -> None:
         rng = np.random.default_rng(11)
@@ -72,6 +64,24 @@ class TestRightPictures:
         ground = "white" if colour != "white" else "black"
         seen = see(drawn(Wish((Kind(colour, "heart"),), ground)))
         assert ([thing.colour for thing in seen.things], seen.background) == ([colour], ground)
+
+    @pytest.mark.parametrize("size_px", [(64, 64), (64, 128), (256, 256)])
+    def test_styled_drawings_are_right(self, size_px: tuple[int, int]) -> None:
+        wishes = [prompt.wish for prompt in styled_prompts(16, 40)]
+        verdicts = [judge(drawn(wish, 1, size_px), wish).is_right for wish in wishes]
+        assert np.mean(verdicts) >= 0.98
+
+    @pytest.mark.parametrize("style", STYLES)
+    @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in HOLLOW_SHAPES])
+    def test_every_style_is_recognised(self, shape: str, style: str) -> None:
+        seen = see(drawn(Wish((Kind("red", shape, style),), "blue", size="medium")))
+        assert [(t.colour, t.shape, t.style) for t in seen.things] == [("red", shape, style)]
+
+    @pytest.mark.parametrize("colour", COLOURS)
+    def test_every_colour_is_recognised_in_stripes(self, colour: str) -> None:
+        ground = "blue" if colour != "blue" else "white"
+        seen = see(drawn(Wish((Kind(colour, "heart", "striped"),), ground)))
+        assert [(t.colour, t.style) for t in seen.things] == [(colour, "striped")]
 
     def test_a_little_noise_does_not_matter(self) -> None:
         noise = np.random.default_rng(0).normal(0, 6, (64, 64, 3))
@@ -95,6 +105,39 @@ class TestWrongPictures:
     def test_wrong_background(self) -> None:
         verdict = judge(drawn(replace(WISH, background="green")), WISH)
         assert (verdict.background, verdict.is_right) == (False, False)
+
+    @pytest.mark.parametrize("style", STYLES)
+    def test_wrong_style(self, style: str) -> None:
+        asked = [replace(WISH, kinds=(Kind("red", "star", other),)) for other in STYLES]
+        picture = drawn(asked[STYLES.index(style)])
+        assert [judge(picture, wish).style for wish in asked] == [o == style for o in STYLES]
+
+    def test_a_ring_is_no_outlined_circle(self) -> None:
+        ring, circle = (
+            Wish((kind,), "blue")
+            for kind in (Kind("red", "ring"), Kind("red", "circle", "outlined"))
+        )
+        assert judge(drawn(ring), circle).is_right is False
+        assert judge(drawn(circle), ring).is_right is False
+
+    def test_stripes_from_left_to_right_are_no_stripes(self) -> None:
+        wish = Wish((Kind("red", "square", "striped"),), "blue")
+        assert judge(drawn(wish).transpose(1, 0, 2), wish).is_right is False
+
+    def test_two_halves_are_no_stripes(self) -> None:
+        wish = Wish((Kind("red", "square", "striped"),), "blue")
+        picture = drawn(replace(wish, kinds=(Kind("red", "square"),)))
+        rows = np.arange(64)[:, None] < np.mean(np.nonzero((picture != picture[0, 0]).any(2))[0])
+        red = (picture == COLOURS["red"]).all(axis=2)
+        picture[red & rows] = second_tone("red")
+        assert judge(picture, wish).style is False
+
+    @pytest.mark.parametrize("shape", ["circle", "square", "star"])
+    def test_a_broken_outline_is_no_shape(self, shape: str) -> None:
+        wish = Wish((Kind("red", shape, "outlined"),), "blue", size="large")
+        picture = drawn(wish)
+        picture[28:36] = picture[0, 0]
+        assert judge(picture, wish).is_right is False
 
     @pytest.mark.parametrize("size", ["small", "large"])
     def test_wrong_size(self, size: str) -> None:
@@ -170,19 +213,24 @@ class TestNoPictures:
 class TestReconstructions:
     """The decoder must not cost the judge anything, or no denoiser could pass."""
 
-    @pytest.mark.parametrize("pairs", [0.0, 1.0])
-    def test_reconstructions_are_right(self, pairs: float) -> None:
+    @pytest.mark.parametrize("size_px", [(64, 64), (192, 128)])
+    @pytest.mark.parametrize("sort", ["single", "styled", "pair"])
+    def test_reconstructions_are_right(self, sort: str, size_px: tuple[int, int]) -> None:
         import torch  # noqa: PLC0415 - heavy, and only here
         from diffusers import AutoencoderKL  # noqa: PLC0415
 
         from models.training.batches import as_pixels, pictures_of  # noqa: PLC0415
 
         rng = np.random.default_rng(15)
-        wishes = [any_wish(rng, Mix(pairs=pairs)) for _ in range(60)]
-        pictures = pictures_of([lay_out(wish, rng) for wish in wishes], torch.device("cpu"))
+        mix = Mix(pairs=float(sort == "pair"))
+        wishes = [any_wish(rng, mix) for _ in range(60)]
+        if sort == "styled":
+            wishes = [prompt.wish for prompt in styled_prompts(15, 60)]
+        scenes = [lay_out(wish, rng, size_px) for wish in wishes]
+        pictures = pictures_of(scenes, torch.device("cpu"))
         autoencoder = AutoencoderKL.from_pretrained(SHIPPED, subfolder="vae")
         with torch.no_grad():
-            latents = autoencoder.encode(pictures).latent_dist.mode()
-            decoded = as_pixels(autoencoder.decode(latents).sample)
+            latents = [autoencoder.encode(p).latent_dist.mode() for p in pictures.split(20)]
+            decoded = as_pixels(torch.cat([autoencoder.decode(part).sample for part in latents]))
         verdicts = [judge(p, wish).is_right for p, wish in zip(decoded, wishes, strict=True)]
         assert np.mean(verdicts) >= 0.98

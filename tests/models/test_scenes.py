@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from models.training.captions import plain_background, say
 from models.training.outlines import distance
+from models.training.painting import as_pixel, draw, second_tone
 from models.training.scenes import (
+    LEAST_GAP,
     Kind,
     Mix,
     Scene,
     Thing,
     Wish,
     any_wish,
-    as_pixel,
-    draw,
     is_held_out,
     is_pair_held_out,
+    is_style_held_out,
     lay_out,
     sample_wish,
 )
-from models.training.vocabulary import COLOUR_WORDS, COLOURS, PLACES, RADII, RELATIONS, SHAPES
+from models.training.vocabulary import (
+    COLOUR_WORDS,
+    COLOURS,
+    PLACES,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    STYLES,
+)
 
 ALL_KINDS = [Kind(colour, shape) for colour in COLOURS for shape in SHAPES]
 
@@ -29,16 +40,22 @@ ALL_KINDS = [Kind(colour, shape) for colour in COLOURS for shape in SHAPES]
 class TestHeldOut:
     """Some combinations stay unseen, so that scores measure understanding."""
 
-    def test_one_shape_of_each_colour_is_held_out(self) -> None:
+    def test_one_of_the_first_ten_shapes_of_each_colour_is_held_out(self) -> None:
         held_out = [kind for kind in ALL_KINDS if is_pair_held_out(kind)]
-        assert [kind.colour for kind in held_out] == list(COLOURS)
+        first = [kind.colour for kind in held_out if kind.shape in SHAPES[:10]]
+        assert first == list(COLOURS)
+        assert len(held_out) == len(first) + 4
 
     def test_every_shape_is_held_out_in_some_colour(self) -> None:
         assert {kind.shape for kind in ALL_KINDS if is_pair_held_out(kind)} == set(SHAPES)
 
     def test_training_never_draws_a_held_out_combination(self) -> None:
         rng = np.random.default_rng(0)
-        assert not any(is_held_out(sample_wish(rng, Mix())) for _ in range(3000))
+        assert not any(is_held_out(sample_wish(rng, Mix(styled=0.5))) for _ in range(3000))
+
+    def test_about_a_tenth_of_the_styles_of_a_kind_is_held_out(self) -> None:
+        styled = [replace(kind, style=style) for kind in ALL_KINDS for style in STYLES[1:]]
+        assert 0.06 < np.mean([is_style_held_out(kind) for kind in styled]) < 0.14
 
     def test_a_pair_is_held_out_by_its_second_object_too(self) -> None:
         unseen = next(kind for kind in ALL_KINDS if is_pair_held_out(kind))
@@ -82,6 +99,23 @@ class TestDrawing:
         assert np.allclose(picture[32, 56], as_pixel("red"))
         assert np.allclose(picture[2, 2], as_pixel("blue"))
 
+    def test_a_striped_object_has_two_tones_of_its_colour(self) -> None:
+        thing = Thing(Kind("red", "square", "striped"), 0.8, 0.0, 0.0)
+        column = draw(Scene((thing,), "blue"))[10:54, 32]
+        tones = [as_pixel("red"), second_tone("red") / 127.5 - 1]
+        for tone in tones:
+            assert 0.2 < np.isclose(column, tone, atol=0.02).all(axis=1).mean() < 0.6
+
+    def test_an_outlined_object_is_empty(self) -> None:
+        picture = draw(Scene((Thing(Kind("red", "circle", "outlined"), 0.8, 0.0, 0.0),), "blue"))
+        assert np.allclose(picture[32, 32], as_pixel("blue"))
+        assert np.allclose(picture[32, 8], as_pixel("red"))
+
+    def test_an_arrow_turned_by_a_quarter_points_down(self) -> None:
+        upright = draw(Scene((Thing(Kind("red", "arrow"), 0.8, 0.0, 0.0),), "blue"))
+        turned = draw(Scene((Thing(Kind("red", "arrow"), 0.8, 0.0, 0.0, np.pi / 2),), "blue"))
+        assert np.allclose(turned, np.rot90(upright, -1), atol=1e-3)
+
 
 class TestLayOut:
     """Geometry fulfils the wish."""
@@ -107,7 +141,7 @@ class TestLayOut:
             first, second = lay_out(wish, rng, size_px).things
             apart = (first.x - second.x, first.y - second.y)[axis]
             assert np.sign(apart) == sum(RELATIONS[relation])
-            assert abs(apart) > first.radius + second.radius
+            assert abs(apart) >= first.radius + second.radius + LEAST_GAP
 
     def test_everything_stays_inside_the_picture(self) -> None:
         rng = np.random.default_rng(4)
