@@ -69,14 +69,28 @@ bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (ho
 	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)
 	$(BIN)/python -m benchmarks.scheduling.run report
 
+# A trial of the whole chain in minutes: make train-models SHARE=0.001 MODELS=/tmp/trial \
+# RUNS=/tmp/trial/runs CAPTIONS=4 HARD_CAPTIONS=1 SIZE_CAPTIONS=2 CLIPS=3 LONGER_CLIPS=1
+SHARE ?= 1
+MODELS ?= models
+RUNS ?= runs
+CAPTIONS ?= 500
+HARD_CAPTIONS ?= 30
+SIZE_CAPTIONS ?= 40
+CLIPS ?= 200
+LONGER_CLIPS ?= 24
+TRAIN := $(BIN)/python -m models.training
+
 train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU; resumes where it stopped)
-	$(BIN)/python -m models.training.train --run runs/shapes --out models/shapes
-	$(BIN)/python -m models.training.evaluate --model models/shapes --captions 500 --size-captions 40
-	$(BIN)/python -m models.training.sheet --model models/shapes
-	$(BIN)/python -m models.training.plot --run runs/shapes --out models/shapes/training.png
-	$(BIN)/python -m models.training.motion.train --stills models/shapes --run runs/motion --out models/motion
-	$(BIN)/python -m models.training.motion.evaluate --model models/motion --clips 200
-	$(BIN)/python -m models.training.motion.sheet --model models/motion
+	$(TRAIN).train --run $(RUNS)/shapes --out $(MODELS)/shapes --share $(SHARE)
+	$(TRAIN).export --run $(RUNS)/shapes --out $(MODELS)/shapes
+	$(TRAIN).evaluate --model $(MODELS)/shapes --captions $(CAPTIONS) --hard-captions $(HARD_CAPTIONS) --size-captions $(SIZE_CAPTIONS)
+	$(TRAIN).sheet --model $(MODELS)/shapes
+	$(TRAIN).plot --run $(RUNS)/shapes --out $(MODELS)/shapes/training.png
+	$(TRAIN).motion.train --stills $(MODELS)/shapes --run $(RUNS)/motion --out $(MODELS)/motion --share $(SHARE)
+	$(TRAIN).motion.export --stills $(MODELS)/shapes --run $(RUNS)/motion --out $(MODELS)/motion
+	$(TRAIN).motion.evaluate --model $(MODELS)/motion --clips $(CLIPS) --longer-clips $(LONGER_CLIPS)
+	$(TRAIN).motion.sheet --model $(MODELS)/motion
 
 clean: ## Delete the environment, caches and local data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache data

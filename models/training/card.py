@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def replace_part(card: Path, part: str, text: str) -> None:
-    """Put text between `<!-- part: begin -->` and `<!-- part: end -->`; both must be there."""
+    """Put text between `<!-- part: begin -->` and `<!-- part: end -->`, where both are.
+
+    A folder without a card is left without one.
+    """
+    if not card.exists():
+        return
     begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
     before, found_begin, rest = card.read_text().partition(begin)
     _, found_end, after = rest.partition(end)

@@ -8,7 +8,9 @@ caption, so this does not bias what the model learns to draw for a given caption
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,70 +20,127 @@ from models.training.autoencoder import fold
 from models.training.batches import pictures_of
 from models.training.captions import say
 from models.training.denoiser import build_text_encoder, build_unet
-from models.training.optimisers import Optimisers
+from models.training.grow import grow_text_encoder
+from models.training.optimisers import ADAM_RATE, MUON_RATE, Optimisers
 from models.training.scenes import Mix, lay_out, sample_wish
 from models.training.tokens import build_tokenizer, token_ids, unknown_id, untrained_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from torch import Tensor
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from models.training.scenes import Scene
 
 FLOW_SHIFT = 3.0
+"""For 64 x 64; in proportion to the side for others: a picture with twice the side shows twice as
+much through the same noise."""
 LEAST_NOISE_WEIGHTED = 0.3
 DROPPED_CAPTIONS = 0.1
 JUNK_CAPTIONS = 0.04
 JUNK_WORD = "\N{EM DASH}"
 """Not in the vocabulary: one unknown token after another."""
+LATER_MUON_RATE = 1e-3
+"""For going on from trained weights: less of what has been learned should be lost."""
 SQUARE_PX = (64, 64)
-OTHER_SIZES_PX = ((96, 64), (64, 96), (96, 96), (128, 128), (128, 64), (64, 128), (128, 96))
+SIZES_PX: Mapping[tuple[int, int], float] = MappingProxyType(
+    {
+        SQUARE_PX: 0.5,
+        (96, 64): 0.04,
+        (64, 96): 0.04,
+        (96, 96): 0.09,
+        (128, 64): 0.04,
+        (64, 128): 0.04,
+        (128, 96): 0.04,
+        (96, 128): 0.04,
+        (128, 128): 0.17,
+    }
+)
+"""Picture sizes, width first, and how often a batch has each once all sizes are trained."""
+OTHER_SIZES_PX = tuple(size_px for size_px in SIZES_PX if size_px != SQUARE_PX)
 
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """When the training becomes harder, as shares of the whole."""
+    """When the training becomes harder, as shares of the whole.
+
+    Attributes:
+        widen_from: Until here single objects near the middle.
+        widen_until: From here on places, and 40 % pairs.
+        sizes_from: From here on pictures of other sizes than 64 x 64.
+        sizes_share: How many batches are of other sizes.
+        styled: Share of single objects, if not small, that are outlined or striped.
+        later: How often each of the later shapes comes, one of the first ten coming once.
+    """
 
     widen_from: float = 0.12
     widen_until: float = 0.3
     sizes_from: float = 0.5
     sizes_share: float = 0.25
+    styled: float = 0.0
+    later: float = 1.0
 
     def mix(self, progress: float) -> Mix:
         """Jitter, placed objects and pairs grow together."""
         grown = (progress - self.widen_from) / (self.widen_until - self.widen_from)
         share = min(1.0, max(0.0, grown))
-        return Mix(jitter=0.1 + 0.5 * share, placed=0.25 * share, pairs=0.4 * share)
+        return Mix(0.1 + 0.5 * share, 0.25 * share, 0.4 * share, self.styled, self.later)
 
     def size_px(self, progress: float, rng: np.random.Generator) -> tuple[int, int]:
-        """64 x 64 first, then a share of other sizes."""
+        """64 x 64 first, then a share of other sizes, by `SIZES_PX`."""
         if progress < self.sizes_from or rng.random() > self.sizes_share:
             return SQUARE_PX
-        return OTHER_SIZES_PX[rng.integers(len(OTHER_SIZES_PX))]
+        others = OTHER_SIZES_PX
+        shares = np.array([SIZES_PX[size_px] for size_px in others])
+        return others[rng.choice(len(others), p=shares / shares.sum())]
+
+
+FIRST = Curriculum(sizes_from=0.5, sizes_share=0.25)
+"""From nothing: shapes, then places and pairs, then some larger pictures."""
+WIDER = Curriculum(
+    widen_from=-1.0,
+    widen_until=0.0,
+    sizes_from=0.0,
+    sizes_share=1 - SIZES_PX[SQUARE_PX],
+    styled=0.5,
+    later=3.0,
+)
+"""From trained weights: every size, outlined and striped objects."""
 
 
 class DenoiserStage:
     """Trains UNet and text encoder in bfloat16 where autocast allows it, weights in float32."""
 
-    name = "denoiser"
-
     def __init__(
         self,
         device: torch.device,
+        curriculum: Curriculum = FIRST,
+        *,
+        start: StableDiffusionPipeline | None = None,
+        name: str = "denoiser",
         batch: int = 32,
-        curriculum: Curriculum | None = None,
     ) -> None:
-        """Start from random weights."""
-        self.batch = batch
+        """Start from random weights, or from those of a trained pipeline, which are copied."""
+        self.name, self.batch = name, batch
         self.tokenizer: CLIPTokenizer = build_tokenizer()
         self._device = device
-        self._curriculum = curriculum or Curriculum()
-        self.text_encoder: CLIPTextModel = build_text_encoder(self.tokenizer).to(device).train()
-        self.unet: UNet2DConditionModel = build_unet().to(device).train()
-        self._optimisers = Optimisers(self._modules(), warmup=0.005, decay_from=0.5)
+        self._curriculum = curriculum
+        self.text_encoder: CLIPTextModel = build_text_encoder(self.tokenizer)
+        self.unet: UNet2DConditionModel = build_unet()
+        if start is not None:
+            grow_text_encoder(start.text_encoder, len(self.tokenizer), unknown_id(self.tokenizer))
+            self.text_encoder.load_state_dict(start.text_encoder.float().state_dict())
+            self.unet.load_state_dict(start.unet.float().state_dict())
+        for module in self._modules():
+            module.to(device).train()
+        self._optimisers = Optimisers(
+            self._modules(),
+            warmup=0.005 if start is None else 0.03,
+            decay_from=0.5 if start is None else 0.0,
+            rates=(MUON_RATE if start is None else LATER_MUON_RATE, ADAM_RATE),
+        )
 
     def _modules(self) -> list[torch.nn.Module]:
         return [self.unet, self.text_encoder]
@@ -103,7 +162,8 @@ class DenoiserStage:
         self, scenes: Sequence[Scene], captions: Sequence[str], rng: np.random.Generator
     ) -> Tensor:
         clean = fold(pictures_of(scenes, self._device))
-        level = _noise_levels(len(scenes), rng).to(clean)  # (B,)
+        shift = FLOW_SHIFT * (scenes[0].width_px * scenes[0].height_px) ** 0.5 / SQUARE_PX[0]
+        level = _noise_levels(len(scenes), shift, rng).to(clean)  # (B,)
         noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), np.float32)).to(clean)
         spread = level[:, None, None, None]
         noisy = (1 - spread) * clean + spread * noise
@@ -142,10 +202,10 @@ class DenoiserStage:
         self._optimisers.restore(state["optimisers"])
 
 
-def _noise_levels(count: int, rng: np.random.Generator) -> Tensor:
+def _noise_levels(count: int, shift: float, rng: np.random.Generator) -> Tensor:
     """Stratified over the batch, shifted towards much noise."""
     uniform = (rng.permutation(count) + rng.random(count)) / count
-    shifted = FLOW_SHIFT * uniform / (1 + (FLOW_SHIFT - 1) * uniform)
+    shifted = shift * uniform / (1 + (shift - 1) * uniform)
     return torch.from_numpy(shifted.astype(np.float32))
 
 

@@ -7,6 +7,7 @@ stages; and writes the tables into the model card, between its markers.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,21 +24,23 @@ from models.training.decoder import reconstruction_psnr_db
 from models.training.diffusion import OTHER_SIZES_PX
 from models.training.drawing import Sampling, draw_prompts
 from models.training.scenes import lay_out
-from models.training.scoring import held_out_prompts, score
+from models.training.scoring import hard_prompts, held_out_prompts, score
+from models.training.vocabulary import LATER_SHAPES, PLAIN, STYLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+    from models.training.scenes import Kind
     from models.training.scoring import Prompt, Share
     from models.training.seeing import Pixels
 
 PROMPT_SEED = 90_000
 NOISE_SEED = 1_000_000
 SINGLES_SHARE = 0.6
-TIMED_RUNS = 7
-_POINTS = ("present", "colour", "shape", "background", "size", "position", "all")
+TIMED_RUNS = 5
+_POINTS = ("present", "colour", "shape", "background", "style", "size", "position", "all")
 
 
 def quality_rows(
@@ -60,12 +63,35 @@ def quality_rows(
     ]
 
 
+def hard_rows(pipeline: StableDiffusionPipeline, count: int, sampling: Sampling) -> list[list[str]]:
+    """One row per style and later shape, of single objects: what is hardest."""
+    sorts: dict[str, Callable[[Kind], bool]] = {
+        f"one {style} object": functools.partial(_has_style, style=style) for style in STYLES[1:]
+    }
+    sorts |= {f"one {shape}": functools.partial(_has_shape, shape=shape) for shape in LATER_SHAPES}
+    rows = []
+    for name, accepts in sorts.items():
+        prompts = hard_prompts(PROMPT_SEED + 3, count, accepts)
+        pictures = draw_prompts(pipeline, [prompt.text for prompt in prompts], sampling)
+        rows.append(_row(name, prompts, pictures))
+    return rows
+
+
+def _has_style(kind: Kind, style: str) -> bool:
+    return kind.style == style and kind.shape not in LATER_SHAPES
+
+
+def _has_shape(kind: Kind, shape: str) -> bool:
+    return kind.style == PLAIN and kind.shape == shape
+
+
 def size_rows(pipeline: StableDiffusionPipeline, count: int, sampling: Sampling) -> list[list[str]]:
     """Two rows per picture size other than 64 x 64: one object, two objects."""
     rows = []
     for width_px, height_px in OTHER_SIZES_PX:
         prompts = held_out_prompts(PROMPT_SEED + 1, count // 2, count - count // 2)
-        sized = replace(sampling, width_px=width_px, height_px=height_px)
+        batch = max(1, sampling.batch * 64 * 64 // (width_px * height_px))
+        sized = replace(sampling, width_px=width_px, height_px=height_px, batch=batch)
         pictures = draw_prompts(pipeline, [prompt.text for prompt in prompts], sized)
         name = f"{width_px} x {height_px}"
         middle = count // 2
@@ -124,17 +150,20 @@ def report(pipeline: StableDiffusionPipeline, options: argparse.Namespace) -> st
     sampling = Sampling(steps=options.steps, guidance=options.guidance, seed=NOISE_SEED)
     header = ["64 x 64" if not options.size_captions else "captions", "n", *_POINTS]
     rows = quality_rows(pipeline, options.captions, sampling)
+    rows += hard_rows(pipeline, options.hard_captions, sampling)
     parts = [card.table(header, rows)]
     if options.size_captions:
         others = size_rows(pipeline, options.size_captions, sampling)
         parts.append(card.table(["other sizes", "n", *_POINTS], others))
     times = [
-        stage_ms(pipeline, replace(sampling, width_px=side, height_px=side)) for side in (64, 128)
+        stage_ms(pipeline, replace(sampling, width_px=side, height_px=side))
+        for side in (64, 96, 128)
     ]
     parts.append(card.table(["one picture, ms", "encode", "denoise", "decode", "all"], times))
     parts.append(reconstruction_line(pipeline.vae))
     parts.append(
         f"`python -m models.training.evaluate --captions {options.captions} "
+        f"--hard-captions {options.hard_captions} "
         f"--size-captions {options.size_captions}`, {options.steps} steps, "
         f"guidance {options.guidance}, first draw of each caption, none discarded; "
         f"{card.machine()}, {torch.get_num_threads()} thread."
@@ -150,6 +179,9 @@ def main() -> None:
         "--captions", type=int, default=500, help="at 64 x 64, 3 in 5 of one object"
     )
     parser.add_argument("--size-captions", type=int, default=0, help="at each other picture size")
+    parser.add_argument(
+        "--hard-captions", type=int, default=0, help="at 64 x 64, of each style and later shape"
+    )
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)

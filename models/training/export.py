@@ -1,43 +1,51 @@
 """Write the pipeline folder: `python -m models.training.export --run FOLDER --out models/shapes`.
 
-Takes the averaged weights of the last checkpoints in the run folder, and writes into the model
-card how long they were trained and how they scored along the way.
+Takes the averaged weights of the last checkpoint of the wider training, and writes into the model
+card how long it took and how it scored along the way. What it started from is read again: from
+`--start`, or from the checkpoints of the first stages in the run folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusionPipeline
 
 from models.training import assembly, card
 from models.training.decoder import DecoderStage
-from models.training.diffusion import DenoiserStage
+from models.training.diffusion import WIDER, DenoiserStage
+from models.training.looks import WIDER_KINDS, looks_of
 from models.training.loop import Stage, resume
 from models.training.train import SEED
 
-_KINDS = ("single", "pair")
-_POINTS = ("colour", "shape", "background", "position", "all")
+_POINTS = ("shape", "all")
 
 
 def main() -> None:
-    """Restore both stages and write the folder."""
+    """Restore the stages and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints")
+    parser.add_argument("--start", type=Path, help="the folder that training began with")
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
     options = parser.parse_args()
     device = torch.device("cpu")
-    decoder, denoiser = DecoderStage(device), DenoiserStage(device)
-    lines = [_restored(stage, options.run) for stage in (decoder, denoiser)]
-    unet, text_encoder = denoiser.smoothed()
-    pipeline = assembly.assemble(denoiser.tokenizer, text_encoder, unet, decoder.smoothed())
+    if options.start is None:
+        decoder = DecoderStage(device)
+        lines = [_restored(decoder, options.run), _restored(DenoiserStage(device), options.run)]
+        autoencoder = decoder.smoothed()
+    else:
+        lines = []
+        start = StableDiffusionPipeline.from_pretrained(options.start)
+        autoencoder = start.vae.float()
+    stage = DenoiserStage(device, WIDER, name="wider")
+    lines.append(_restored(stage, options.run))
+    unet, text_encoder = stage.smoothed()
+    pipeline = assembly.assemble(stage.tokenizer, text_encoder, unet, autoencoder)
     assembly.write(pipeline, options.out)
-    if (options.out / "README.md").exists():
-        facts = "\n".join([*lines, f"- Exported on {card.machine()}."])
-        text = f"{facts}\n\n{_scores(options.run)}"
-        card.replace_part(options.out / "README.md", "training", text)
+    facts = "\n".join([*lines, f"- Exported on {card.machine()}."])
+    card.replace_part(options.out / "README.md", "training", f"{facts}\n\n{_scores(options.run)}")
 
 
 def _restored(stage: Stage, run: Path) -> str:
@@ -46,23 +54,21 @@ def _restored(stage: Stage, run: Path) -> str:
     if not position.steps:
         raise SystemExit(f"No checkpoint of the {stage.name} in {run}: train it first")
     return (
-        f"- {stage.name}: {position.steps:,} steps of about {stage.batch} pictures, "
-        f"{position.spent_s / 60:.0f} minutes of one thread (scoring along the way included), "
-        f"seed {SEED}"
+        f"- {stage.name}: {position.steps:,} steps of about {stage.batch} pictures of 64 x 64 or as "
+        f"many pixels, {position.spent_s / 60:.0f} minutes of one thread, seed {SEED}"
     )
 
 
 def _scores(run: Path) -> str:
     """The scores on held-out captions along the training, as a table."""
-    looks = [json.loads(line) for line in (run / "looks.jsonl").read_text().splitlines()]
-    header = ["pictures", "minutes"]
-    header += [f"{kind}: {point}" for kind in _KINDS for point in _POINTS]
+    columns = [(kind.name, point) for kind in WIDER_KINDS for point in _POINTS]
+    header = ["step", "minutes", *(f"{kind}: {point}" for kind, point in columns)]
     rows = [
-        [f"{look['pictures']:,}", f"{look['spent_s'] / 60:.0f}"]
-        + [f"{look[kind][point]:.2f}" for kind in _KINDS for point in _POINTS]
-        for look in looks
+        [f"{look['pictures'] // 32:,}", f"{look['spent_s'] / 60:.0f}"]
+        + [f"{look[kind][point]:.2f}" for kind, point in columns]
+        for look in looks_of(run, "wider")
     ]
-    return card.table(header, rows)
+    return card.table(header, rows) if rows else ""
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Draw a training run: `python -m models.training.plot --run FOLDER --out models/shapes/training.png`.
 
-Left the loss of the denoiser, right its scores on held-out captions along the way.
+Left the loss of one stage of the denoiser, right its scores on held-out captions along the way.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,25 +16,37 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-_CURVES = (("single", "shape"), ("single", "all"), ("pair", "shape"), ("pair", "all"))
+from models.training.looks import looks_of
+
+_CURVES = (
+    ("single", "all"),
+    ("pair", "all"),
+    ("styled", "all"),
+    ("single at 96", "all"),
+    ("single at 128", "all"),
+)
 
 
 def main() -> None:
     """Read the logs of a run folder and write one picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--stage", default="wider", help="denoiser, the first, or wider")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), dpi=80)
-    rows = _numbers(options.run / "denoiser.csv")
+    rows = _numbers(options.run / f"{options.stage}.csv")
     left.plot(rows[:, 0] / 1000, _smooth(rows[:, 2]), lw=1)
     left.set(title="loss of the denoiser", xlabel="thousand pictures", yscale="log")
-    looks = [json.loads(line) for line in (options.run / "looks.jsonl").open()]
+    looks = looks_of(options.run, options.stage)
     for kind, point in _CURVES:
+        if not looks or kind not in looks[0]:
+            continue
         values = [look[kind][point] for look in looks]
         right.plot([look["pictures"] / 1000 for look in looks], values, label=f"{kind}: {point}")
     right.set(title="held-out captions right", xlabel="thousand pictures", ylim=(0, 1.02))
-    right.legend(fontsize=7)
+    if looks:
+        right.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(options.out)
 

@@ -8,9 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from diffusers import UNetMotionModel  # noqa: E402
+
 from models.training.denoiser import build_text_encoder, build_unet  # noqa: E402
 from models.training.motion.movements import ClipWish, lay_out_clip  # noqa: E402
-from models.training.motion.network import inflate  # noqa: E402
+from models.training.motion.network import inflate, lengthened  # noqa: E402
 from models.training.motion.phrases import motion_words  # noqa: E402
 from models.training.motion.stage import latents_of  # noqa: E402
 from models.training.motion.words import (  # noqa: E402
@@ -18,7 +20,8 @@ from models.training.motion.words import (  # noqa: E402
     extended_tokenizer,
     untaught_ids,
 )
-from models.training.scenes import Kind, Wish, draw  # noqa: E402
+from models.training.painting import draw  # noqa: E402
+from models.training.scenes import Kind, Wish  # noqa: E402
 from models.training.tokens import build_tokenizer  # noqa: E402
 from models.training.vocabulary import words  # noqa: E402
 
@@ -71,6 +74,17 @@ class TestNetwork:
             alone = stills(frames, level.repeat_interleave(3), text, return_dict=False)[0]
         together = clip.transpose(1, 2).flatten(0, 1)
         assert torch.allclose(together, alone, atol=1e-5)
+
+    def test_a_longer_table_of_positions_changes_no_clip(self) -> None:
+        torch.manual_seed(0)
+        config = inflate(build_unet()).config
+        short = UNetMotionModel.from_config({**config, "motion_max_seq_length": 9})
+        long = lengthened(short)
+        assert long.config.motion_max_seq_length >= 33
+        noisy, text = torch.randn(1, 48, 9, 16, 16), torch.randn(9, 24, 128)
+        with torch.no_grad():
+            clips = [m.eval()(noisy, 500, text, return_dict=False)[0] for m in (short, long)]
+        assert torch.allclose(*clips, atol=1e-5)
 
     def test_frames_can_learn_from_each_other(self) -> None:
         torch.manual_seed(0)

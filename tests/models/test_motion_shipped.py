@@ -23,7 +23,7 @@ pytestmark = [
 from diffusers import AnimateDiffPipeline, DiffusionPipeline, UNetMotionModel  # noqa: E402
 
 from models.training.motion.filming import Shooting, film_prompts  # noqa: E402
-from models.training.motion.movements import ClipWish  # noqa: E402
+from models.training.motion.movements import MOVING, ClipWish  # noqa: E402
 from models.training.motion.phrases import motion_words, say_clip  # noqa: E402
 from models.training.motion.sheet import sheet_wishes  # noqa: E402
 from models.training.motion.watching import judge_clip  # noqa: E402
@@ -83,7 +83,7 @@ class TestFolder:
         assert 0 < defaults["frames"] <= limits["max_frames"]
 
     def test_its_tokenizer_knows_the_movements(self, pipeline: AnimateDiffPipeline) -> None:
-        assert all(len(pipeline.tokenizer.tokenize(word)) == 1 for word in motion_words())
+        assert all(len(pipeline.tokenizer.tokenize(word)) == 1 for word in motion_words(MOVING))
 
     def test_the_card_was_written_by_the_commands_that_measure(self) -> None:
         text = (SHIPPED / "README.md").read_text()

@@ -11,8 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from models.training.assembly import assemble  # noqa: E402
 from models.training.autoencoder import build_autoencoder, fold, unfold  # noqa: E402
 from models.training.captions import say  # noqa: E402
+from models.training.denoiser import build_text_encoder  # noqa: E402
+from models.training.device import best_device  # noqa: E402
+from models.training.diffusion import WIDER, DenoiserStage  # noqa: E402
+from models.training.grow import grow_text_encoder  # noqa: E402
 from models.training.loop import Position, Schedule, resume, train  # noqa: E402
 from models.training.muon import Muon, orthogonalise  # noqa: E402
 from models.training.scenes import Mix, any_wish  # noqa: E402
@@ -23,7 +28,7 @@ from models.training.tokens import (  # noqa: E402
     unknown_id,
     untrained_ids,
 )
-from models.training.vocabulary import words  # noqa: E402
+from models.training.vocabulary import LATER_WORDS, words  # noqa: E402
 
 
 class TestLatents:
@@ -51,7 +56,7 @@ class TestTokenizer:
 
     def test_every_caption_fits(self) -> None:
         tokenizer, rng = build_tokenizer(), np.random.default_rng(0)
-        captions = [say(any_wish(rng, Mix(pairs=0.7)), rng) for _ in range(500)]
+        captions = [say(any_wish(rng, Mix(pairs=0.3, styled=0.7)), rng) for _ in range(500)]
         assert max(map(len, tokenizer(captions).input_ids)) <= MAX_TOKENS
 
     def test_case_does_not_matter(self) -> None:
@@ -70,6 +75,42 @@ class TestTokenizer:
         again = type(tokenizer).from_pretrained(tmp_path)
         caption = ["a big grey crescent, violet backdrop"]
         assert torch.equal(token_ids(tokenizer, caption), token_ids(again, caption))
+
+
+class TestGoingOn:
+    """A trained model learns more words and keeps the others."""
+
+    def test_old_words_keep_their_ids(self) -> None:
+        old = [word for word in words() if word not in LATER_WORDS]
+        assert words()[: len(old)] == tuple(sorted(old))
+
+    def test_old_embeddings_stay_and_new_ones_start_near_a_known_one(self) -> None:
+        encoder = build_text_encoder(build_tokenizer())
+        before = encoder.get_input_embeddings().weight.detach().clone()
+        grow_text_encoder(encoder, len(before) + 5, like=2)
+        after = encoder.get_input_embeddings().weight.detach()
+        assert torch.equal(after[:-5], before)
+        assert (after[-5:] - before[2]).abs().max() < 0.2
+
+    def test_it_starts_from_the_weights_of_the_first_training(self) -> None:
+        device = torch.device("cpu")
+        first = DenoiserStage(device)
+        autoencoder = build_autoencoder()
+        start = assemble(first.tokenizer, first.text_encoder, first.unet, autoencoder)
+        later = DenoiserStage(device, WIDER, start=start, name="wider")
+        for own, old in zip(later.unet.parameters(), first.unet.parameters(), strict=True):
+            assert torch.equal(own, old)
+
+
+class TestDevice:
+    """One place decides what to train on."""
+
+    @pytest.mark.parametrize("device", ["cuda", "cpu"])
+    def test_a_gpu_is_used_when_there_is_one(
+        self, device: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+        assert best_device() == torch.device(device)
 
 
 class TestMuon:

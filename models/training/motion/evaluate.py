@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from diffusers import DiffusionPipeline
 from models.training import card
 from models.training.batches import as_pixels, pictures_of
 from models.training.motion.filming import Shooting, film_prompts
-from models.training.motion.movements import FRAMES, MOVING, lay_out_clip
+from models.training.motion.movements import FRAMES, LATER_MOVING, MOVING, is_straight, lay_out_clip
 from models.training.motion.scoring import SORTS, held_out_clip_prompts, judge_all, shares_of
 from models.training.motion.watching import POINTS
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from models.training.motion.watching import Clip, ClipVerdict
 
 PROMPT_SEED, NOISE_SEED = 91_000, 2_000_000
-TIMED_RUNS = 5
+TIMED_RUNS = 3
+OTHER_TAKES = ((17, 64), (33, 64))
+"""Frames and side, in pixels, of clips that are not nine frames of 64 x 64."""
 _COLUMNS = (*POINTS, "all")
 
 
@@ -54,7 +57,7 @@ def _row(name: str, verdicts: Sequence[ClipVerdict]) -> list[str]:
 @torch.no_grad()
 def judge_rows(autoencoder: AutoencoderKL, count: int = 60) -> list[list[str]]:
     """What the judge says of clips whose truth is known: right ones, decoded ones, wrong ones."""
-    prompts = held_out_clip_prompts(PROMPT_SEED + 1, count)
+    prompts = held_out_clip_prompts(PROMPT_SEED + 1, count, (*MOVING, *LATER_MOVING))
     rng = np.random.default_rng(PROMPT_SEED)
     drawn, decoded = [], []
     for prompt in prompts:
@@ -65,12 +68,29 @@ def judge_rows(autoencoder: AutoencoderKL, count: int = 60) -> list[list[str]]:
     sorts: dict[str, list[Clip]] = {
         "drawn": drawn,
         "drawn, encoded and decoded": decoded,
-        "wrong: reversed": [clip[::-1] for clip in drawn],
         "wrong: frozen": [clip[:1].repeat(FRAMES, axis=0) for clip in drawn],
         "wrong: frames shuffled": [rng.permutation(clip) for clip in drawn],
         "wrong: clip of another caption": [*drawn[1:], drawn[0]],
     }
-    return [_row(name, judge_all(prompts, clips)) for name, clips in sorts.items()]
+    rows = [_row(name, judge_all(prompts, clips)) for name, clips in sorts.items()]
+    # What bounces or turns does so backwards too.
+    straight = [i for i, prompt in enumerate(prompts) if is_straight(prompt.wish.movement)]
+    backwards = judge_all([prompts[i] for i in straight], [drawn[i][::-1] for i in straight])
+    return [*rows, _row("wrong: straight course reversed", backwards)]
+
+
+def longer_rows(pipeline: AnimateDiffPipeline, count: int, shooting: Shooting) -> list[list[str]]:
+    """One row per length and size other than nine frames of 64 x 64."""
+    rows = []
+    for frames, side_px in OTHER_TAKES:
+        prompts = held_out_clip_prompts(PROMPT_SEED + 2, count)
+        sized = replace(
+            shooting, frames=frames, width_px=side_px, height_px=side_px, batch=1, seed=NOISE_SEED
+        )
+        clips = film_prompts(pipeline, [prompt.text for prompt in prompts], sized)
+        name = f"{frames} frames, {side_px} x {side_px}"
+        rows.append(_row(name, judge_all(prompts, clips)))
+    return rows
 
 
 @torch.no_grad()
@@ -97,7 +117,8 @@ def stage_ms(pipeline: AnimateDiffPipeline, shooting: Shooting) -> list[str]:
         runs.append((encoded - start, denoised - encoded, time.perf_counter() - denoised))
     parts = [1000 * median(run[index] for run in runs) for index in range(3)]
     total = 1000 * median(sum(run) for run in runs)
-    return [f"{shooting.frames} frames", *(f"{ms:.0f}" for ms in (*parts, total))]
+    name = f"{shooting.frames} frames, {shooting.width_px} x {shooting.height_px}"
+    return [name, *(f"{ms:.0f}" for ms in (*parts, total))]
 
 
 def report(pipeline: AnimateDiffPipeline, options: argparse.Namespace) -> str:
@@ -109,16 +130,21 @@ def report(pipeline: AnimateDiffPipeline, options: argparse.Namespace) -> str:
     header = [f"{FRAMES} frames, 64 x 64", "n", *_COLUMNS]
     timing = ["one clip, ms", "encode", "denoise", "decode", "all"]
     said = (
-        f"`python -m models.training.motion.evaluate --clips {options.clips}`, {options.steps} "
-        f"steps, guidance {options.guidance}, first draw of each caption, none discarded; "
+        f"`python -m models.training.motion.evaluate --clips {options.clips} --longer-clips "
+        f"{options.longer_clips}`, {options.steps} steps, guidance {options.guidance}, first draw of each caption, none discarded; "
         f"{card.machine()}. Times are of one thread."
     )
     judged = card.table(["the judge on known clips", *header[1:]], judge_rows(pipeline.vae))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    timed = card.table(timing, [stage_ms(pipeline, shooting)])
+    sizes = [shooting, replace(shooting, frames=17)]
+    timed = card.table(timing, [stage_ms(pipeline, sized) for sized in sizes])
     torch.set_num_threads(threads)
-    return "\n\n".join([card.table(header, rows), judged, timed, said])
+    parts = [card.table(header, rows), judged, timed, said]
+    if options.longer_clips:
+        longer = longer_rows(pipeline, options.longer_clips, shooting)
+        parts.insert(1, card.table(["longer and larger", *header[1:]], longer))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -126,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/motion"))
     parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--longer-clips", type=int, default=0, help="of each length and size")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,7 +1,7 @@
 """Write the folder: `python -m models.training.motion.export --run FOLDER --out models/motion`.
 
-Takes the averaged weights of the last checkpoint in the run folder and the autoencoder of the
-stills, and writes into the model card how long they were trained.
+Takes the averaged weights of the last checkpoint in the run folder and the autoencoder of
+what it started from, and writes into the model card how long they were trained.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 from models.training import card
 from models.training.loop import resume
 from models.training.motion import folder
-from models.training.motion.train import SEED, stage_of
+from models.training.motion.stage import MotionStage
+from models.training.motion.train import SECOND_PART, SEED
 
 
 def main() -> None:
@@ -23,8 +25,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--stills", type=Path, default=Path("models/shapes"))
+    parser.add_argument("--start", type=Path, help="the folder given to the training, if any")
     options = parser.parse_args()
-    stage, autoencoder = stage_of(options.stills, torch.device("cpu"))
+    start = DiffusionPipeline.from_pretrained(options.start or options.stills)
+    autoencoder = start.vae.float()
+    stage = MotionStage(start, torch.device("cpu"), name=SECOND_PART)
     position = resume(stage, options.run)
     if not position.steps:
         raise SystemExit(f"No checkpoint of the {stage.name} stage in {options.run}: train first")
@@ -32,13 +37,11 @@ def main() -> None:
     pipeline = folder.assemble(stage.tokenizer, text_encoder, unet, autoencoder)
     folder.write(pipeline, options.out)
     said = (
-        f"- {position.steps:,} steps of {stage.batch} clips ({position.steps * stage.batch:,} "
-        f"clips of nine frames), {position.spent_s / 60:.0f} minutes of one thread (scoring along "
-        f"the way included), seed {SEED}, on top of the trained stills\n"
+        f"- {stage.name}: {position.steps:,} steps of {stage.batch} clips of nine frames of 64 x 64 "
+        f"or as many pixels, {position.spent_s / 60:.0f} minutes of one thread, seed {SEED}\n"
         f"- Exported on {card.machine()}."
     )
-    if (options.out / "README.md").exists():
-        card.replace_part(options.out / "README.md", "training", said)
+    card.replace_part(options.out / "README.md", "training", said)
 
 
 if __name__ == "__main__":

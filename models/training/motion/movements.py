@@ -1,8 +1,9 @@
 """Clips as data: how one coloured shape moves, and the scenes of its frames.
 
-A clip is a straight course of constant speed: the object crosses the middle of the picture, or
-keeps its place and changes its size, or stays as it is. Where it starts, how far it goes and how
-large it is are drawn at random, so the frames of a clip have to agree with each other.
+Most clips are a straight course of constant speed: the object crosses the middle of the picture, or
+keeps its place and changes its size, or stays as it is. Others keep their place and turn evenly, or
+fall, bounce and rise again. Where it starts, how far it goes and how large it is are drawn at
+random, so the frames of a clip have to agree with each other.
 """
 
 from __future__ import annotations
@@ -28,21 +29,31 @@ from models.training.scenes import Mix as StillMix
 from models.training.vocabulary import RADII, RADIUS_SPREAD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 FRAMES = 9
 SIDE_PX = 64
 HELD_OUT_MOVEMENTS_PERCENT = 10
-STILL = "still"
+STILL, BOUNCING, TURNING = "still", "bouncing", "turning"
 STILL_SHARE = 0.08
 """How often a wish names no movement: its object stays where it is. In training it is about twice
-as often, because movements of the wrong turn are drawn again."""
+as often, because movements of the wrong way are drawn again."""
 SHORTEST_WAY = 0.55
 """Share of the free room that the course uses at least, on either side of the middle."""
 WANDER = 0.5
 """Share of the free room in which the course lies, across its direction."""
 SMALL_RADII, LARGE_RADII = (0.32, 0.42), (0.66, 0.8)
 """Where growing begins and where it ends; shrinking is the reverse."""
+BOUNCE_FRAMES = 8
+"""From one highest point to the next, whatever the length of the clip."""
+TURNS = (100.0, 180.0)
+"""Degrees, clockwise, over the whole clip; the object starts upright."""
+CORNERS = 1.3
+"""How much farther than its radius a turning object may reach."""
+ROUND_SHAPES = ("circle", "ring")
+"""Nobody can see these turn."""
 _NOT_PLACED = StillMix(placed=0.0, pairs=0.0)
 
 
@@ -62,13 +73,23 @@ HEADINGS: Mapping[str, Heading] = MappingProxyType(
         "down": Heading(y=1),
         "growing": Heading(radius=1),
         "shrinking": Heading(radius=-1),
+        BOUNCING: Heading(),
+        TURNING: Heading(),
         STILL: Heading(),
     }
 )
-MOVING: tuple[str, ...] = tuple(name for name in HEADINGS if name != STILL)
-MOVING_SHARES: tuple[float, ...] = (0.14, 0.14, 0.14, 0.14, 0.17, 0.27)
-"""How often each is trained, before turns are balanced. Shrinking is learned last: at even shares
+MOVING: tuple[str, ...] = tuple(name for name in HEADINGS if any(HEADINGS[name]))
+LATER_MOVING: tuple[str, ...] = (BOUNCING, TURNING)
+"""Trained in the second part only; the model that ships does not know them."""
+MOVING_SHARES: Mapping[str, float] = MappingProxyType(
+    dict(zip(MOVING, (0.14, 0.14, 0.14, 0.14, 0.17, 0.27), strict=True))
+)
+"""How often each is trained, before ways are balanced. Shrinking is learned last: at even shares
 it was still half-hearted after 3,400 clips, when the directions were right."""
+ALL_SHARES: Mapping[str, float] = MappingProxyType(
+    {name: 0.58 * share for name, share in MOVING_SHARES.items()} | {BOUNCING: 0.2, TURNING: 0.22}
+)
+"""The same for the second part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +106,15 @@ class ClipWish:
 
 
 class Pose(NamedTuple):
-    """Where the object is, in units of half the shorter side from the middle, and how large."""
+    """Where the object is, how large, and how far it is turned clockwise, in radians.
+
+    Lengths are in units of half the shorter side, from the middle.
+    """
 
     x: float
     y: float
     radius: float
+    angle: float = 0.0
 
 
 def is_clip_held_out(wish: ClipWish) -> bool:
@@ -103,71 +128,100 @@ def is_movement_held_out(wish: ClipWish) -> bool:
     return wish.movement != STILL and zlib.crc32(name.encode()) % 100 < HELD_OUT_MOVEMENTS_PERCENT
 
 
-def sample_clip_wish(rng: np.random.Generator, turned: float = 0.5) -> ClipWish:
+def is_visible(wish: ClipWish) -> bool:
+    """Whether the movement can be seen at all: round shapes turn in vain."""
+    return wish.movement != TURNING or wish.kind.shape not in ROUND_SHAPES
+
+
+def is_straight(movement: str) -> bool:
+    """Whether place and size change evenly, or not at all."""
+    return movement not in (BOUNCING, TURNING)
+
+
+def sample_clip_wish(
+    rng: np.random.Generator, back: float = 0.5, *, straight: bool = False
+) -> ClipWish:
     """A wish from the training distribution: never a held-out one.
 
-    `turned` is the share of movements that are the reverse of another: left, up and shrinking.
+    `back` is the share of movements that are the reverse of another: left, up and shrinking.
     """
-    is_turned = rng.random() < turned
+    is_back = rng.random() < back
     return _draw_until(
         rng,
         lambda wish: (
             not is_clip_held_out(wish)
-            and (wish.movement == STILL or (sum(HEADINGS[wish.movement]) < 0) == is_turned)
+            and (not any(HEADINGS[wish.movement]) or (sum(HEADINGS[wish.movement]) < 0) == is_back)
         ),
         STILL_SHARE,
-        MOVING_SHARES,
+        MOVING_SHARES if straight else ALL_SHARES,
     )
 
 
 def held_out_clip_wish(
-    rng: np.random.Generator, accepts: Callable[[ClipWish], bool] = is_clip_held_out
+    rng: np.random.Generator,
+    accepts: Callable[[ClipWish], bool] = is_clip_held_out,
+    movements: Sequence[str] = MOVING,
 ) -> ClipWish:
     """A moving wish that was never trained, of the sort that `accepts` wants."""
-    return _draw_until(rng, lambda wish: is_clip_held_out(wish) and accepts(wish), 0.0)
+    even = dict.fromkeys(movements, 1 / len(movements))
+    return _draw_until(rng, lambda wish: is_clip_held_out(wish) and accepts(wish), 0.0, even)
 
 
 def _draw_until(
     rng: np.random.Generator,
     accepts: Callable[[ClipWish], bool],
     still: float,
-    shares: tuple[float, ...] | None = None,
+    shares: Mapping[str, float],
 ) -> ClipWish:
     while True:
         wish = _any_clip_wish(rng, still, shares)
-        if accepts(wish):
+        if is_visible(wish) and accepts(wish):
             return wish
 
 
-def _any_clip_wish(
-    rng: np.random.Generator, still: float, shares: tuple[float, ...] | None
-) -> ClipWish:
+def _any_clip_wish(rng: np.random.Generator, still: float, shares: Mapping[str, float]) -> ClipWish:
     """Large objects have no room to move, and those that change size have no one size."""
     look = any_wish(rng, _NOT_PLACED)
     if rng.random() < still:
         return ClipWish(look, STILL)
-    movement = str(rng.choice(MOVING, p=shares))
+    movement = str(rng.choice(list(shares), p=list(shares.values())))
     size = None if HEADINGS[movement].radius or look.size == "large" else look.size
     return ClipWish(Wish(look.kinds, look.background, size=size), movement)
 
 
-def lay_out_clip(wish: ClipWish, rng: np.random.Generator, frames: int = FRAMES) -> list[Scene]:
+def lay_out_clip(
+    wish: ClipWish, rng: np.random.Generator, frames: int = FRAMES, side_px: int = SIDE_PX
+) -> list[Scene]:
     """The frames of one clip, among many, that fulfils the wish."""
-    start, end = _course(wish, rng)
-    scenes = []
-    for share in np.linspace(0, 1, frames):
-        pose = [float(a + share * (b - a)) for a, b in zip(start, end, strict=True)]
-        thing = Thing(wish.kind, radius=pose[2], x=pose[0], y=pose[1])
-        scenes.append(Scene((thing,), wish.look.background, SIDE_PX, SIDE_PX))
-    return scenes
+    return [
+        Scene(
+            (Thing(wish.kind, p.radius, p.x, p.y, p.angle),), wish.look.background, side_px, side_px
+        )
+        for p in _poses(wish, rng, frames)
+    ]
 
 
-def _course(wish: ClipWish, rng: np.random.Generator) -> tuple[Pose, Pose]:
+def _poses(wish: ClipWish, rng: np.random.Generator, frames: int) -> list[Pose]:
+    if wish.movement == BOUNCING:
+        return _bouncing(_radius(wish, rng), rng, frames)
+    if wish.movement == TURNING:
+        return _turning(_radius(wish, rng), rng, frames)
     heading = HEADINGS[wish.movement]
-    if heading.radius:
-        return _course_in_place(heading, rng)
+    start, end = _in_place(heading, rng) if heading.radius else _crossing(wish, heading, rng)
+    shares = np.linspace(0, 1, frames)
+    return [
+        Pose(*(float(a + share * (b - a)) for a, b in zip(start, end, strict=True)))
+        for share in shares
+    ]
+
+
+def _radius(wish: ClipWish, rng: np.random.Generator) -> float:
     spread = rng.uniform(1 - RADIUS_SPREAD, 1 + RADIUS_SPREAD)
-    radius = RADII[wish.look.size or "medium"] * spread
+    return float(RADII[wish.look.size or "medium"] * spread)
+
+
+def _crossing(wish: ClipWish, heading: Heading, rng: np.random.Generator) -> tuple[Pose, Pose]:
+    radius = _radius(wish, rng)
     room = MARGIN - radius
     behind, ahead = rng.uniform(SHORTEST_WAY, 1, size=2) * room
     aside = rng.uniform(-WANDER, WANDER, size=2) * room
@@ -176,8 +230,29 @@ def _course(wish: ClipWish, rng: np.random.Generator) -> tuple[Pose, Pose]:
     return start, Pose(across[0] + heading.x * ahead, across[1] + heading.y * ahead, radius)
 
 
-def _course_in_place(heading: Heading, rng: np.random.Generator) -> tuple[Pose, Pose]:
+def _in_place(heading: Heading, rng: np.random.Generator) -> tuple[Pose, Pose]:
     small, large = rng.uniform(*SMALL_RADII), rng.uniform(*LARGE_RADII)
     x, y = rng.uniform(-WANDER, WANDER, size=2) * (MARGIN - large)
     poses = Pose(x, y, small), Pose(x, y, large)
     return poses if heading.radius > 0 else poses[::-1]
+
+
+def _bouncing(radius: float, rng: np.random.Generator, frames: int) -> list[Pose]:
+    room = MARGIN - radius
+    top, bottom = rng.uniform(SHORTEST_WAY, 1, size=2) * room
+    x = float(rng.uniform(-WANDER, WANDER) * room)
+    heights = bounce_heights(np.arange(frames))
+    return [Pose(x, float(bottom - h * (bottom + top)), radius) for h in heights]
+
+
+def bounce_heights(frames: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Height at each frame, as a share of the highest; it falls freely from frame 0 on."""
+    half = BOUNCE_FRAMES // 2
+    since_top = np.abs((frames + half) % BOUNCE_FRAMES - half) / half
+    return 1.0 - since_top**2
+
+
+def _turning(radius: float, rng: np.random.Generator, frames: int) -> list[Pose]:
+    x, y = rng.uniform(-WANDER, WANDER, size=2) * (MARGIN - CORNERS * radius)
+    angles = np.linspace(0, np.radians(rng.uniform(*TURNS)), frames)
+    return [Pose(float(x), float(y), radius, float(angle)) for angle in angles]

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 MOTION_HEADS = 4
 SELF_ATTENTION = 1.5
 """Queries and keys start as this multiple of their input."""
-MOST_FRAMES = 32
+MOST_FRAMES = 40
 """Length of the table of frame positions; training fixes how many of them mean something."""
+_TABLE = "pos_embed.pe"
+"""The table: waves, not trained, so a longer one starts like a shorter one."""
 
 
 def inflate(unet: UNet2DConditionModel) -> UNetMotionModel:
@@ -37,6 +39,15 @@ def inflate(unet: UNet2DConditionModel) -> UNetMotionModel:
             _start(module)
     model = UNetMotionModel.from_unet2d(unet, adapter)
     # Explicit matrix products: the backward pass of fused attention is slow on a CPU.
+    model.set_attn_processor(AttnProcessor())
+    return model
+
+
+def lengthened(old: UNetMotionModel) -> UNetMotionModel:
+    """The same model with a table of frame positions that is long enough for all clips."""
+    model = UNetMotionModel.from_config({**old.config, "motion_max_seq_length": MOST_FRAMES})
+    weights = {n: value for n, value in old.state_dict().items() if not n.endswith(_TABLE)}
+    model.load_state_dict(weights, strict=False)
     model.set_attn_processor(AttnProcessor())
     return model
 

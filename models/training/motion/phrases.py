@@ -8,11 +8,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from models.training.captions import COMMON_SHARE, UNSAID_BACKGROUNDS, plain_background
-from models.training.motion.movements import STILL
+from models.training.motion.movements import BOUNCING, STILL, TURNING
 from models.training.vocabulary import COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
 
@@ -30,14 +30,16 @@ MOVEMENT_PHRASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "down": ("moving down", "going down"),
         "growing": ("growing", "getting bigger"),
         "shrinking": ("shrinking", "getting smaller"),
+        BOUNCING: ("bouncing", "bouncing up and down"),
+        TURNING: ("turning", "rotating", "spinning"),
         STILL: ("",),
     }
 )
 
 
-def motion_words() -> tuple[str, ...]:
+def motion_words(movements: Iterable[str] = MOVEMENT_PHRASES) -> tuple[str, ...]:
     """Every word of these captions; most are in the vocabulary of the stills already."""
-    phrases = [*OPENINGS, *(phrase for group in MOVEMENT_PHRASES.values() for phrase in group)]
+    phrases = [*OPENINGS, *(phrase for name in movements for phrase in MOVEMENT_PHRASES[name])]
     return tuple(sorted(set(" ".join(phrases).split())))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.training.motion.movements import held_out_clip_wish, is_movement_held_out
+from models.training.motion.movements import MOVING, held_out_clip_wish, is_movement_held_out
 from models.training.motion.phrases import say_clip
 from models.training.motion.watching import POINTS, judge_clip
 from models.training.scenes import is_pair_held_out
@@ -47,11 +47,15 @@ SORTS: dict[str, Callable[[ClipWish], bool]] = {
 }
 
 
-def held_out_clip_prompts(seed: int, count: int) -> list[ClipPrompt]:
+def held_out_clip_prompts(
+    seed: int, count: int, movements: Sequence[str] = MOVING
+) -> list[ClipPrompt]:
     """Held-out wishes, the three sorts taking turns; the same seed gives the same captions."""
     rng = np.random.default_rng(seed)
     tests = list(SORTS.values())
-    wishes = [held_out_clip_wish(rng, tests[index % len(tests)]) for index in range(count)]
+    wishes = [
+        held_out_clip_wish(rng, tests[index % len(tests)], movements) for index in range(count)
+    ]
     return [ClipPrompt(wish, say_clip(wish, rng)) for wish in wishes]
 
 

@@ -8,28 +8,34 @@ share one noise level, and each has noise of its own.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers import UNetMotionModel
 
 from models.training.autoencoder import fold
 from models.training.batches import pictures_of
 from models.training.diffusion import DROPPED_CAPTIONS, LEAST_NOISE_WEIGHTED
-from models.training.motion.movements import lay_out_clip, sample_clip_wish
-from models.training.motion.network import inflate, parts_of
+from models.training.motion.movements import FRAMES, SIDE_PX, lay_out_clip, sample_clip_wish
+from models.training.motion.network import inflate, lengthened, parts_of
 from models.training.motion.phrases import say_clip
-from models.training.motion.words import extend_embeddings, extended_tokenizer, untaught_ids
+from models.training.motion.words import (
+    extend_embeddings,
+    extended_tokenizer,
+    untaught_ids,
+)
 from models.training.optimisers import Optimisers
 from models.training.tokens import token_ids, unknown_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import StableDiffusionPipeline, UNetMotionModel
+    from diffusers import AnimateDiffPipeline, StableDiffusionPipeline
     from torch import Tensor
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    from models.training.motion.movements import ClipWish
     from models.training.scenes import Scene
 
 NOISE_SHIFT = 6.0
@@ -40,41 +46,73 @@ through the noise, and captions would never be asked which way it goes."""
 NEARLY_NOISE = 0.03
 STILLS_RATES, MOTION_RATES = (1.5e-3, 1e-3), (4e-3, 2e-3)
 """Of Muon and AdamW; what is new has further to go."""
-TURNED_FROM, TURNED_UNTIL = 0.12, 0.25
-"""When left, up and shrinking join, as shares of the training. With all movements from the start,
+LATER_RATES, LATER_MOTION_RATES = (1e-3, 1e-3), (2.5e-3, 2e-3)
+"""The same for going on: less of what has been learned should be lost."""
+BACK_FROM, BACK_UNTIL = 0.12, 0.25
+"""When left, up and shrinking join, as shares of the first training. With all movements from the start,
 neither the number of a frame nor the word alone says anything about where the object is, only
 both together do, and nothing was learned about either in 2,800 clips."""
+
+
+class Take(NamedTuple):
+    """Length and size of clips, and how often a batch has them."""
+
+    frames: int
+    side_px: int
+    share: float
+
+    @property
+    def work(self) -> int:
+        """Pixels of a clip."""
+        return self.frames * self.side_px**2
+
+
+_WORK = FRAMES * SIDE_PX**2
+FIRST = (Take(FRAMES, SIDE_PX, 1.0),)
+LONGER = (Take(9, 64, 0.55), Take(17, 64, 0.27), Take(33, 64, 0.18))
 
 
 class MotionStage:
     """Trains in bfloat16 where autocast allows it, weights in float32; starts from the stills."""
 
-    name = "motion"
-
     def __init__(
         self,
-        stills: StableDiffusionPipeline,
+        start: StableDiffusionPipeline | AnimateDiffPipeline,
         device: torch.device,
         batch: int = 4,
         *,
+        name: str = "motion",
         compiled: bool = False,
     ) -> None:
-        """Inflate the UNet of a trained pipeline and teach its text encoder the new words."""
-        self.batch = batch
-        self.tokenizer: CLIPTokenizer = extended_tokenizer(stills.tokenizer)
+        """Inflate the UNet of trained stills, or go on from trained clips; teach new words.
+
+        On stills, straight movements are trained in short and small clips; on clips, everything.
+        """
+        self.name, self.batch = name, batch
+        self._is_first = not isinstance(start.unet, UNetMotionModel)
+        self._takes = FIRST if self._is_first else LONGER
+        self.tokenizer: CLIPTokenizer = extended_tokenizer(start.tokenizer)
         self._device = device
-        self._known = stills.text_encoder.get_input_embeddings().num_embeddings
-        self.text_encoder: CLIPTextModel = stills.text_encoder.float()
+        self._known = start.text_encoder.get_input_embeddings().num_embeddings
+        self.text_encoder: CLIPTextModel = start.text_encoder.float()
         extend_embeddings(self.text_encoder, self.tokenizer)
         self.text_encoder.set_attn_implementation("eager")
         self.text_encoder.to(device).train()
-        self.unet: UNetMotionModel = inflate(stills.unet.float()).to(device).train()
+        begin = inflate if self._is_first else lengthened
+        self.unet: UNetMotionModel = begin(start.unet.float()).to(device).train()
         self._denoise = torch.compile(self.unet, dynamic=False) if compiled else self.unet
         self._optimisers = [
-            Optimisers(modules, warmup=0.01, decay_from=0.5, rates=rates)
+            Optimisers(
+                modules,
+                warmup=0.01 if self._is_first else 0.03,
+                decay_from=0.5 if self._is_first else 0.0,
+                rates=rates,
+            )
             for modules, rates in zip(
                 self._groups(self.unet, self.text_encoder),
-                (STILLS_RATES, MOTION_RATES),
+                (STILLS_RATES, MOTION_RATES)
+                if self._is_first
+                else (LATER_RATES, LATER_MOTION_RATES),
                 strict=True,
             )
         ]
@@ -86,11 +124,11 @@ class MotionStage:
         return [[stills, text_encoder], [motion]]
 
     def step(self, progress: float, rng: np.random.Generator) -> float:
-        """One batch of clips."""
-        joined = (progress - TURNED_FROM) / (TURNED_UNTIL - TURNED_FROM)
-        turned = 0.5 * min(1.0, max(0.0, joined))
-        wishes = [sample_clip_wish(rng, turned) for _ in range(self.batch)]
-        clips = [lay_out_clip(wish, rng) for wish in wishes]
+        """One batch of clips of one length and size, of about the same work."""
+        take = self._takes[rng.choice(len(self._takes), p=[take.share for take in self._takes])]
+        count = max(1, round(self.batch * _WORK / take.work))
+        wishes = [self._wish(progress, rng) for _ in range(count)]
+        clips = [lay_out_clip(wish, rng, take.frames, take.side_px) for wish in wishes]
         captions = [
             "" if rng.random() < DROPPED_CAPTIONS else say_clip(wish, rng) for wish in wishes
         ]
@@ -99,6 +137,12 @@ class MotionStage:
         for optimisers in self._optimisers:
             optimisers.step(progress)
         return float(loss.detach())
+
+    def _wish(self, progress: float, rng: np.random.Generator) -> ClipWish:
+        if not self._is_first:
+            return sample_clip_wish(rng)
+        joined = (progress - BACK_FROM) / (BACK_UNTIL - BACK_FROM)
+        return sample_clip_wish(rng, 0.5 * min(1.0, max(0.0, joined)), straight=True)
 
     def _loss(
         self, clips: Sequence[Sequence[Scene]], captions: Sequence[str], rng: np.random.Generator

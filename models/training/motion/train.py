@@ -1,8 +1,9 @@
 """Train the video model: `python -m models.training.motion.train --run FOLDER --out models/motion`.
 
-Starts from the folder of the stills, resumes from its last checkpoint in the run folder, is
-scored on held-out captions along the way, and writes the pipeline folder each time the score has
-risen. Uses a GPU when there is one.
+Starts from the folder of the stills: first straight movements in nine frames of 64 x 64, then every
+movement, length and size. With `--start` the first part is taken from an earlier folder. Resumes
+from its last checkpoint in the run folder, is scored on held-out captions along the way, and writes
+the pipeline folder each time the score has risen.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AnimateDiffPipeline, StableDiffusionPipeline
 
+from models.training.device import best_device
+from models.training.looks import trial_count
 from models.training.loop import Position, Schedule, train
 from models.training.motion import folder
 from models.training.motion.filming import Shooting, film_prompts
@@ -24,9 +27,11 @@ from models.training.motion.scoring import held_out_clip_prompts, judge_all, sha
 from models.training.motion.stage import MotionStage
 
 if TYPE_CHECKING:
-    from diffusers import AnimateDiffPipeline, AutoencoderKL
+    from diffusers import AutoencoderKL
 
 SEED = 11
+FIRST_PART, SECOND_PART = "motion", "longer"
+"""Names of the two stages: straight movements in short clips, then everything."""
 LOOK_SEED, LOOK_CLIPS = 30_000, 24
 WORTH_SHIPPING = 0.3
 """Share of everything-right clips from which on a checkpoint is written out."""
@@ -39,18 +44,23 @@ class Watcher:
     stage: MotionStage
     autoencoder: AutoencoderKL
     run: Path
-    out: Path
+    out: Path | None
+    captions: int = LOOK_CLIPS
 
     def look(self, position: Position) -> None:
         """Judge held-out captions, log them, ship the folder if it has improved."""
         pipeline = self.pipeline()
-        prompts = held_out_clip_prompts(LOOK_SEED, LOOK_CLIPS)
+        prompts = held_out_clip_prompts(LOOK_SEED, self.captions)
         with torch.autocast(pipeline.device.type, torch.bfloat16):
             clips = film_prompts(pipeline, [prompt.text for prompt in prompts], Shooting(batch=8))
         shares = shares_of(judge_all(prompts, clips))
-        line = {"clips": position.steps * self.stage.batch, "spent_s": round(position.spent_s)}
+        line: dict[str, Any] = {
+            "stage": self.stage.name,
+            "clips": position.steps * self.stage.batch,
+            "spent_s": round(position.spent_s),
+        }
         line |= {point: round(share.right / share.asked, 3) for point, share in shares.items()}
-        if line["all"] >= max(WORTH_SHIPPING, self._best()):
+        if self.out and line["all"] >= max(WORTH_SHIPPING, self._best()):
             folder.write(pipeline, self.out)
             line["shipped"] = line["all"]
         with (self.run / "looks.jsonl").open("a") as file:
@@ -68,24 +78,41 @@ class Watcher:
         return max((json.loads(line).get("shipped", 0.0) for line in lines), default=0.0)
 
 
-def stage_of(
-    stills: Path, device: torch.device, *, compiled: bool = False
-) -> tuple[MotionStage, AutoencoderKL]:
-    """A fresh stage on top of a folder of stills, and that folder's autoencoder."""
-    torch.manual_seed(SEED)
-    pipeline = StableDiffusionPipeline.from_pretrained(stills)
-    return MotionStage(pipeline, device, compiled=compiled), pipeline.vae.float().eval().to(device)
-
-
 def main() -> None:
     """Read the arguments and train."""
     options = _options()
     torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stage, autoencoder = stage_of(options.stills, device, compiled=options.compile)
     options.run.mkdir(parents=True, exist_ok=True)
-    schedule = Schedule(options.clips, save_every_s=120, look_every=options.look_every, seed=SEED)
-    train(stage, schedule, options.run, Watcher(stage, autoencoder, options.run, options.out).look)
+    start = _first_trained(options)
+    autoencoder = start.vae.float().eval().to(best_device())
+    stage = _stage(start, SECOND_PART, options)
+    count = trial_count(LOOK_CLIPS, options.share)
+    watcher = Watcher(stage, autoencoder, options.run, options.out, count)
+    train(stage, _schedule(options, options.longer_clips), options.run, watcher.look)
+
+
+def _first_trained(options: argparse.Namespace) -> AnimateDiffPipeline:
+    """What the second part begins with: an earlier folder, or the first part, trained here."""
+    if options.start is not None:
+        return AnimateDiffPipeline.from_pretrained(options.start)
+    stills = StableDiffusionPipeline.from_pretrained(options.stills)
+    autoencoder = stills.vae.float().eval().to(best_device())
+    stage = _stage(stills, FIRST_PART, options)
+    watcher = Watcher(stage, autoencoder, options.run, None, trial_count(LOOK_CLIPS, options.share))
+    train(stage, _schedule(options, options.clips), options.run, watcher.look)
+    return watcher.pipeline()
+
+
+def _stage(
+    start: StableDiffusionPipeline | AnimateDiffPipeline, name: str, options: argparse.Namespace
+) -> MotionStage:
+    torch.manual_seed(SEED)
+    return MotionStage(start, best_device(), name=name, compiled=options.compile)
+
+
+def _schedule(options: argparse.Namespace, clips: int) -> Schedule:
+    length = max(1, round(clips * options.share))
+    return Schedule(length, save_every_s=120, look_every=options.look_every, seed=SEED)
 
 
 def _options() -> argparse.Namespace:
@@ -93,7 +120,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--out", type=Path, required=True, help="where the pipeline is written")
     parser.add_argument("--stills", type=Path, default=Path("models/shapes"), help="start here")
-    parser.add_argument("--clips", type=int, default=8_000)
+    parser.add_argument("--start", type=Path, help="an earlier folder, instead of the first part")
+    parser.add_argument("--clips", type=int, default=8_000, help="straight, nine frames of 64 x 64")
+    parser.add_argument(
+        "--longer-clips",
+        type=int,
+        default=6_000,
+        help="then of every sort, in clips of nine frames of 64 x 64 (larger ones count as several)",
+    )
+    parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")
     parser.add_argument("--look-every", type=int, default=2_000, help="clips between scores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

@@ -1,9 +1,9 @@
 """The judge of clips: what is to be seen, where it goes, and whether it goes there evenly.
 
-Every frame is looked at by the judge of the stills. Looks must be right in most frames; the
-course is fitted with a straight line per coordinate, since every clip is of constant speed.
-It was validated on drawn clips, on their reconstructions and on clips that are wrong on purpose
-(tests/models/test_motion_watching.py).
+Every frame is looked at by the judge of the stills. Looks must be right in most frames. Then the
+course is held against the asked movement: a straight line per coordinate for most of them, falls
+and rises for bouncing, an even turn for turning. It was validated on drawn clips, on their
+reconstructions and on clips that are wrong on purpose (tests/models/test_motion_watching.py).
 """
 
 from __future__ import annotations
@@ -14,30 +14,23 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from models.training.checker import judge
-from models.training.motion.movements import HEADINGS
+from models.training.checker import judge_seen
+from models.training.motion.courses import bounces, goes_straight, track_of, turns
+from models.training.motion.movements import BOUNCING, HEADINGS, TURNING
+from models.training.motion.turning import turned_shape_name
 from models.training.seeing import see
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from models.training.motion.movements import ClipWish, Heading
-    from models.training.seeing import Pixels
+    from models.training.motion.courses import Course
+    from models.training.motion.movements import ClipWish
+    from models.training.seeing import Seen
 
 Clip: TypeAlias = NDArray[np.uint8]  # (F, H, W, 3)
 
 MOST_FRAMES_SHARE = 0.75
 """Looks must be right in this share of the frames: 7 of 9."""
-LEAST_TRAVEL = 0.25
-"""Way along the asked axis, from first to last frame, in units of half the shorter side."""
-LARGEST_DRIFT = 0.5
-"""Most that may happen along any other axis, as a share of the way along the asked one."""
-LEAST_GROWTH = 0.18
-"""Change of the radius, same unit; drawn clips change by 0.24 at least."""
-LARGEST_REST = 0.1
-"""How far something that is asked to stay may move."""
-LARGEST_WOBBLE = 0.09
-"""Largest distance of a frame from the straight course: about 3 pixels of 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,63 +55,36 @@ POINTS = tuple(field.name for field in fields(ClipVerdict))
 
 def judge_clip(clip: Clip, wish: ClipWish) -> ClipVerdict:
     """Hold a uint8 RGB clip against the wish behind its caption."""
-    verdicts = [judge(frame, wish.look) for frame in clip]
-    track = track_of(clip)
+    frames = [see(frame) for frame in clip]
+    size_px = (clip[0].shape[1], clip[0].shape[0])
+    verdicts = [judge_seen(seen, wish.look, size_px) for seen in frames]
+    course = _course(frames, wish)
     return ClipVerdict(
         present=_mostly([verdict.present for verdict in verdicts]),
         colour=_mostly([verdict.colour for verdict in verdicts]),
-        shape=_mostly([verdict.shape for verdict in verdicts]),
+        shape=_mostly(
+            [_is_turned(seen, wish.kind.shape) for seen in frames]
+            if wish.movement == TURNING
+            else [verdict.shape for verdict in verdicts]
+        ),
         background=_mostly([verdict.background for verdict in verdicts]),
-        direction=_mostly(list(~np.isnan(track[:, 0])))
-        and heads(_change(track), HEADINGS[wish.movement]),
-        smooth=_is_smooth(track),
+        direction=_mostly(list(~np.isnan(track_of(frames)[:, 0]))) and course.is_asked,
+        smooth=course.is_smooth,
     )
 
 
-def track_of(clip: Sequence[Pixels]) -> NDArray[np.float64]:
-    """Middle and radius of the one object in every frame, (F, 3).
-
-    NaN where there is not one object, or where what is there has no colour to be known by: noise
-    that fills the picture does not count as something that stands still.
-    """
-    track = np.full((len(clip), 3), np.nan)
-    for index, frame in enumerate(clip):
-        things = see(frame).things
-        if len(things) == 1 and things[0].colour is not None:
-            track[index] = things[0].x, things[0].y, things[0].radius
-    return track
+def _course(frames: Sequence[Seen], wish: ClipWish) -> Course:
+    if wish.movement == TURNING:
+        return turns(frames, wish.kind.shape)
+    if wish.movement == BOUNCING:
+        return bounces(frames)
+    return goes_straight(frames, HEADINGS[wish.movement])
 
 
-def heads(change: NDArray[np.float64], heading: Heading) -> bool:
-    """Whether a change of (x, y, radius) over the clip is the asked one and nothing else."""
-    asked = np.array(heading)
-    if not asked.any():
-        return bool((np.abs(change) <= LARGEST_REST).all())
-    along = float(asked @ change)
-    least = LEAST_GROWTH if heading.radius else LEAST_TRAVEL
-    others = np.abs(change[asked == 0]).max()
-    return along >= least and bool(others <= LARGEST_DRIFT * along)
+def _is_turned(seen: Seen, shape: str) -> bool:
+    """Whether there is one object of this shape, at whatever angle."""
+    return len(seen.things) == 1 and turned_shape_name(seen.things[0].mask) == shape
 
 
 def _mostly(answers: Sequence[bool]) -> bool:
     return sum(answers) >= MOST_FRAMES_SHARE * len(answers)
-
-
-def _lines(track: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slope and start, (2, 3), of the straight lines through the frames that were seen."""
-    seen = ~np.isnan(track[:, 0])
-    return np.polyfit(np.flatnonzero(seen), track[seen], 1)
-
-
-def _change(track: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Change of x, y and radius from the first to the last frame, along the fitted lines."""
-    return _lines(track)[0] * (len(track) - 1)
-
-
-def _is_smooth(track: NDArray[np.float64]) -> bool:
-    """The object is in every frame, and never far from a course of constant speed."""
-    if np.isnan(track).any():
-        return False
-    slope, start = _lines(track)
-    course = start + np.arange(len(track))[:, None] * slope
-    return bool(np.abs(track - course).max() <= LARGEST_WOBBLE)

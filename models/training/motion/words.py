@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 
 from models.training.motion.phrases import motion_words
 from models.training.tokens import MAX_TOKENS, unknown_id
+from models.training.vocabulary import words
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel
@@ -38,11 +39,11 @@ _NEAR: Mapping[str, str] = MappingProxyType(
 
 
 def extended_tokenizer(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
-    """The same tokenizer with every motion word as one token."""
+    """The same tokenizer with every word of stills and motion as one token."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocabulary = dict(model["vocab"])
     merges = dict.fromkeys(tuple(merge) for merge in model["merges"])
-    for word in motion_words():
+    for word in (*words(), *motion_words()):
         for start in range(len(word) - 2, -1, -1):
             merges[word[start], word[start + 1 :] + _WORD_END] = None
             vocabulary.setdefault(word[start:] + _WORD_END, len(vocabulary))
@@ -67,11 +68,12 @@ def extend_embeddings(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> 
     table[known:] = table[unknown_id(tokenizer)] + noise
     for word, near in _NEAR.items():
         new, old = (tokenizer.convert_tokens_to_ids(w + _WORD_END) for w in (word, near))
-        table[new] += table[old] - table[unknown_id(tokenizer)]
+        if new >= known:
+            table[new] += table[old] - table[unknown_id(tokenizer)]
 
 
 def untaught_ids(tokenizer: CLIPTokenizer, known: int) -> list[int]:
     """Pieces of the new words, with ids from `known` on, that no caption of ours leaves behind."""
-    whole = {word + _WORD_END for word in motion_words()}
+    whole = {word + _WORD_END for word in (*words(), *motion_words())}
     pieces = tokenizer.get_vocab().items()
     return [index for token, index in pieces if index >= known and token not in whole]
