@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,18 @@ def write(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     # The cast of `Module` itself: the one of diffusers warns about parts that do not exist here.
     half = nn.Module.to(copy.deepcopy(pipeline.unet), torch.bfloat16)
     half.save_pretrained(partial / "unet", safe_serialization=True)
+    for config in partial.glob("*/config.json"):
+        forget_origin(config)
     for part in sorted(path for path in partial.rglob("*") if path.is_file()):
         target = folder / part.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.chmod(READABLE)
         part.replace(target)
     shutil.rmtree(partial)
+
+
+def forget_origin(config: Path) -> None:
+    """Leave out where a part was loaded from: a path of one machine helps nobody."""
+    content = json.loads(config.read_text())
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2) + "\n")

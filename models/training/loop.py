@@ -83,7 +83,7 @@ def train(
         position.steps += 1
         position.spent_s = before_s + time.monotonic() - began
         bar.update(stage.batch)
-        if len(recent) == LOG_EVERY_STEPS:
+        if len(recent) == LOG_EVERY_STEPS or position.steps == total:
             bar.set_postfix(loss=f"{np.mean(recent):.4f}")
             _log(folder / f"{stage.name}.csv", position, stage.batch, float(np.mean(recent)))
             recent.clear()

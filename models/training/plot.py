@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +18,11 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from models.training.looks import looks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
 
 _CURVES = (
     ("single", "all"),
@@ -34,21 +40,27 @@ def main() -> None:
     parser.add_argument("--stage", default="wider", help="denoiser, the first, or wider")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), dpi=80)
+    looks = looks_of(options.run, options.stage)
+    panels = 2 if looks else 1
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.2), dpi=80, squeeze=False)
+    left, right = axes[0, 0], axes[0, -1]
     rows = _numbers(options.run / f"{options.stage}.csv")
     left.plot(rows[:, 0] / 1000, _smooth(rows[:, 2]), lw=1)
     left.set(title="loss of the denoiser", xlabel="thousand pictures", yscale="log")
-    looks = looks_of(options.run, options.stage)
-    for kind, point in _CURVES:
-        if not looks or kind not in looks[0]:
-            continue
-        values = [look[kind][point] for look in looks]
-        right.plot([look["pictures"] / 1000 for look in looks], values, label=f"{kind}: {point}")
-    right.set(title="held-out captions right", xlabel="thousand pictures", ylim=(0, 1.02))
     if looks:
-        right.legend(fontsize=7)
+        _plot_looks(right, looks)
     figure.tight_layout()
     figure.savefig(options.out)
+
+
+def _plot_looks(axes: Axes, looks: Sequence[Mapping[str, Any]]) -> None:
+    """One curve per kind of caption that was looked at."""
+    for kind, point in _CURVES:
+        if kind in looks[0]:
+            values = [look[kind][point] for look in looks]
+            axes.plot([look["pictures"] / 1000 for look in looks], values, label=f"{kind}: {point}")
+    axes.set(title="held-out captions right", xlabel="thousand pictures", ylim=(0, 1.02))
+    axes.legend(fontsize=7)
 
 
 def _numbers(path: Path) -> np.ndarray:

@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--wider-pictures",
         type=int,
-        default=134_400,
+        default=40_000,
         help="then in every size, in pictures of 64 x 64 (larger ones count as several)",
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import torch
 from diffusers import AnimateDiffPipeline
 from torch import nn
 
-from models.training.assembly import READABLE, build_scheduler
+from models.training.assembly import READABLE, build_scheduler, forget_origin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,17 +58,10 @@ def write(pipeline: AnimateDiffPipeline, folder: Path) -> None:
     half = nn.Module.to(copy.deepcopy(pipeline.unet), torch.bfloat16)
     half.save_pretrained(partial / "unet", safe_serialization=True)
     for config in partial.glob("*/config.json"):
-        _forget_origin(config)
+        forget_origin(config)
     for part in sorted(path for path in partial.rglob("*") if path.is_file()):
         target = folder / part.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.chmod(READABLE)
         part.replace(target)
     shutil.rmtree(partial)
-
-
-def _forget_origin(config: Path) -> None:
-    """Leave out where a part was loaded from: a path of one machine helps nobody."""
-    content = json.loads(config.read_text())
-    content.pop("_name_or_path", None)
-    config.write_text(json.dumps(content, indent=2) + "\n")
