@@ -140,7 +140,9 @@ class Underway:
 class Curves:
     """The curves of all classes seen, renewed when the cost model has learnt."""
 
-    def __init__(self, cost: CostModel, least_gain: float, most_waste: float) -> None:
+    def __init__(
+        self, cost: CostModel, least_gain: float, most_waste: float = float("inf")
+    ) -> None:
         """Know nothing yet."""
         self._cost, self._least_gain, self._most_waste = cost, least_gain, most_waste
         self._kept: dict[tuple[ModelId, Shape, bool], tuple[float, Curve]] = {}
