@@ -26,9 +26,16 @@ class UnloadStage(msgspec.Struct, frozen=True, tag=True):
 
 
 class RunStage(msgspec.Struct, frozen=True, tag=True):
-    """Run one task whose stage is loaded."""
+    """Run one task whose stage is loaded; `pause` if it is to pause where it begins."""
 
     task: StageTask
+    pause: bool = False
+
+
+class PauseTask(msgspec.Struct, frozen=True, tag=True):
+    """Stop the diffuse `task` at its next step boundary and save where it stands."""
+
+    task: TaskId
 
 
 class CancelTask(msgspec.Struct, frozen=True, tag=True):
@@ -79,7 +86,9 @@ class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """What a worker measured and made. Durations are from the worker's monotonic clock.
 
     `output` is set by encode and diffuse stages, `artifact` by decode stages. A diffuse that was
-    paused says so: `output` then is its saved latent after `steps_done` steps of all.
+    paused says so: `output` then is its saved latent after `steps_done` steps of all. `steps_done`
+    counts from the request's first step, whatever was done before a pause, and in the request's
+    steps, whatever number of steps the sampler makes of them.
     """
 
     task: TaskId
@@ -109,7 +118,7 @@ class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
     steps_done: int
 
 
-ToWorker = LoadStage | UnloadStage | RunStage | CancelTask | Shutdown
+ToWorker = LoadStage | UnloadStage | RunStage | PauseTask | CancelTask | Shutdown
 FromWorker = (
     WorkerReady
     | StageLoaded

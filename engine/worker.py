@@ -26,6 +26,7 @@ from engine.messages import (
     CancelTask,
     FromWorker,
     LoadStage,
+    PauseTask,
     RunStage,
     Shutdown,
     StageLoaded,
@@ -39,10 +40,10 @@ from engine.messages import (
     UnloadStage,
     WorkerReady,
 )
-from engine.stages.base import CancelledAtStep, Stage
+from engine.stages.base import CancelledAtStep, Stage, StageResult
 from engine.stages.registry import load_stage
 from engine.stages.transport import FileTransport
-from engine.types import StageKey, StageTask, TaskId
+from engine.types import HandoffRef, StageKey, StageTask, TaskId
 from observability.logging import configure_logging
 
 BEAT_INTERVAL_S = 1.0
@@ -62,6 +63,7 @@ class Worker:
         self._inbox: deque[ToWorker] = deque()
         self._current: TaskId | None = None
         self._cancelled: set[TaskId] = set()
+        self._pausing: set[TaskId] = set()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
 
     def serve(self) -> None:
@@ -74,27 +76,33 @@ class Worker:
                 case UnloadStage(stage):
                     self._unload(stage)
                     self._send(StageUnloaded(stage))
-                case RunStage(task):
+                case RunStage(task, pause):
                     self._current = task.id
+                    if pause:
+                        self._pausing.add(task.id)
                     self._send(self._run(task))
                     self._current = None
                     self._cancelled.discard(task.id)
+                    self._pausing.discard(task.id)
 
     def _next(self) -> ToWorker:
-        """Return the next order; cancellations that arrive meanwhile are only noted."""
+        """Return the next order; cancellations and pauses that arrive meanwhile are only noted."""
         while not self._inbox:
             self._accept(self._socket.recv())
         return self._inbox.popleft()
 
     def _accept(self, payload: bytes) -> None:
         message = self._decoder.decode(payload)
-        if not isinstance(message, CancelTask):
+        if not isinstance(message, CancelTask | PauseTask):
             self._inbox.append(message)
-        elif message.task == self._current or self._is_queued(message.task):
-            self._cancelled.add(message.task)  # others are over: their cancellation came too late
+        elif self._has(message.task):  # others are over: it came too late
+            noted = self._cancelled if isinstance(message, CancelTask) else self._pausing
+            noted.add(message.task)
 
-    def _is_queued(self, task: TaskId) -> bool:
-        return any(isinstance(m, RunStage) and m.task.id == task for m in self._inbox)
+    def _has(self, task: TaskId) -> bool:
+        """Whether a task runs or waits its turn here."""
+        queued = (m.task.id for m in self._inbox if isinstance(m, RunStage))
+        return task == self._current or task in queued
 
     def _send(self, message: FromWorker) -> None:
         self._socket.send(msgspec.msgpack.encode(message))
@@ -116,7 +124,7 @@ class Worker:
 
     def _run(self, task: StageTask) -> StageReport | TaskFailed | TaskCancelled:
         try:
-            self._stop_if_cancelled(task.id, 0)
+            self.stop_if_cancelled(task.id, task.steps_done)
             return self._execute(task)
         except CancelledAtStep as stop:
             return TaskCancelled(task.id, stop.steps_done)
@@ -130,18 +138,12 @@ class Worker:
     def _execute(self, task: StageTask) -> StageReport:
         clock = _Stopwatch(self._device)
         inputs = {k: v for ref in task.inputs for k, v in self._transport.get(ref).items()}
+        snapshot = None if task.saved is None else self._transport.get_snapshot(task.saved.ref)
         receive_s = clock.lap()
-        steps_done = 0
-
-        def on_step(step: int, steps: int) -> None:
-            nonlocal steps_done
-            steps_done = step
-            self._send(StepDone(task.id, step, steps))
-            self._stop_if_cancelled(task.id, step)
-
-        result = self._stages[task.stage].run(task, inputs, on_step)
+        boundary = _TaskBoundary(self, task)
+        result = self._stages[task.stage].run(task, inputs, boundary, snapshot)
         run_s = clock.lap()
-        output = self._transport.put(task.node, task.id, result.tensors) if result.tensors else None
+        output = self._hand_off(task, result)
         return StageReport(
             task=task.id,
             kind=task.stage.kind,
@@ -149,12 +151,27 @@ class Worker:
             run_s=run_s,
             send_s=clock.lap(),
             peak_memory_bytes=clock.peak_memory_bytes(),
-            steps_done=steps_done,
+            steps_done=boundary.steps_done,
+            paused=result.snapshot is not None,
             output=output,
             artifact=result.artifact,
         )
 
-    def _stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
+    def _hand_off(self, task: StageTask, result: StageResult) -> HandoffRef | None:
+        if result.snapshot is not None:
+            return self._transport.put_snapshot(task.node, task.id, result.snapshot)
+        return self._transport.put(task.node, task.id, result.tensors) if result.tensors else None
+
+    def report_step(self, task: TaskId, step: int, steps: int) -> None:
+        """Tell the controller of a denoise step."""
+        self._send(StepDone(task, step, steps))
+
+    def is_pausing(self, task: TaskId) -> bool:
+        """Whether a task was told to pause, as far as was heard."""
+        return task in self._pausing
+
+    def stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
+        """Hear what has arrived; raise `CancelledAtStep` if a task was told to stop."""
         while self._socket.poll(0):
             self._accept(self._socket.recv())
         if task in self._cancelled:
@@ -163,6 +180,30 @@ class Worker:
     def _free_cache(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+class _TaskBoundary:
+    """The step boundaries of one task: where it reports, and hears what it was told meanwhile.
+
+    Attributes:
+        steps_done: of all the request's steps; samplers of higher order make more of them.
+    """
+
+    def __init__(self, worker: Worker, task: StageTask) -> None:
+        """Stand where the task begins."""
+        self._worker, self._task = worker, task
+        self.steps_done = task.steps_done
+
+    @property
+    def wants_pause(self) -> bool:
+        """Whether the task was told to pause."""
+        return self._worker.is_pausing(self._task.id)
+
+    def passed(self, step: int, steps: int) -> None:
+        """Report a step, then hear what the task was told."""
+        self.steps_done = step * self._task.request.steps // steps
+        self._worker.report_step(self._task.id, step, steps)
+        self._worker.stop_if_cancelled(self._task.id, self.steps_done)
 
 
 class _Stopwatch:

@@ -25,6 +25,7 @@ from engine.messages import (
     CancelTask,
     FromWorker,
     LoadStage,
+    PauseTask,
     RunStage,
     Shutdown,
     StageLoaded,
@@ -38,7 +39,7 @@ from engine.messages import (
     UnloadStage,
     WorkerReady,
 )
-from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, StageKey
+from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, StageKey, TaskId
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
@@ -87,6 +88,7 @@ class LocalExecutor:
         )
         names = [DeviceId(f"{device_kind}:{i}") for i in range(devices)]
         self._slots = {name: WorkerSlot(name, settings) for name in names}
+        self._pausing: dict[DeviceId, TaskId] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -128,9 +130,10 @@ class LocalExecutor:
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
         """Run a task; degree 1 and no batch, so there is one device and one report."""
-        task = assignment.task
+        task, device = assignment.task, assignment.team[0]
+        order = RunStage(task, pause=self._pausing.pop(device, None) == task.id)
         try:
-            reply = await self._call(assignment.team[0], task.id, RunStage(task))
+            reply = await self._call(device, task.id, order)
         except (WorkerLostError, StageFailedError, RequestCancelledError):
             self._handoffs.discard(task.id)
             raise
@@ -140,7 +143,14 @@ class LocalExecutor:
         return (reply,)
 
     def pause(self, assignment: Assignment) -> None:
-        """Do nothing: workers cannot save a latent yet, so the diffuse runs to its end."""
+        """Tell the worker to stop at the next step boundary and to save where it stands.
+
+        The launch may still wait for its weights; then its order will say so. Only the last such
+        note per device can matter, as a device runs one launch at a time.
+        """
+        device, task = assignment.team[0], assignment.task.id
+        self._pausing[device] = task
+        self._send(self._slots[device], PauseTask(task))
 
     def cancel(self, assignment: Assignment) -> None:
         """Tell the worker to stop at the next step boundary."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from engine.types import Artifact, GenerationRequest, StageTask
 
-OnStep = Callable[[int, int], None]
-
 
 class CancelledAtStep(Exception):  # noqa: N818 - control flow between worker and stage, no error
-    """The task was told to stop; raised from the step callback, at a step boundary."""
+    """The task was told to stop; raised by `Boundary.passed`."""
 
     def __init__(self, steps_done: int) -> None:
         """Remember how far it came."""
@@ -21,27 +20,64 @@ class CancelledAtStep(Exception):  # noqa: N818 - control flow between worker an
         self.steps_done = steps_done
 
 
+class Boundary(Protocol):
+    """Who is told of every denoise step, and who may want a diffuse to stop between two."""
+
+    @property
+    def wants_pause(self) -> bool:
+        """Whether the diffuse should save where it stands and return."""
+        ...
+
+    def passed(self, step: int, steps: int) -> None:
+        """Step `step` of `steps` is done; raises `CancelledAtStep` to end the task here."""
+        ...
+
+
+class Snapshot(NamedTuple):
+    """Where a trajectory stands between two steps: `outline` is JSON that names `tensors`."""
+
+    tensors: Mapping[str, Tensor]
+    outline: str
+
+
 class StageResult(NamedTuple):
-    """Tensors for the next stage, or the finished artifact of the last one."""
+    """Tensors for the next stage, the finished artifact of the last one, or a paused diffuse."""
 
     tensors: Mapping[str, Tensor]
     artifact: Artifact | None = None
+    snapshot: Snapshot | None = None
 
 
 class Stage(Protocol):
     """Loaded weights of one stage; dropping the last reference unloads them."""
 
-    def run(self, task: StageTask, inputs: Mapping[str, Tensor], on_step: OnStep) -> StageResult:
-        """Run one task. `on_step(step, steps)` is called after every denoise step."""
+    def run(
+        self,
+        task: StageTask,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        snapshot: Snapshot | None = None,
+    ) -> StageResult:
+        """Run one task; a diffuse goes on from `snapshot` if there is one."""
         ...
 
 
 class Trajectory(Protocol):
-    """One request half-way through its denoise loop: latent, step and sampler state."""
+    """One request half-way through its denoise loop.
+
+    Attributes:
+        scheduler: the request's own sampler, with all that it remembers between steps.
+    """
 
     latents: Tensor
     step: int
     steps: int
+    scheduler: Any
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """What steps draw their noise from; None if they draw none."""
+        ...
 
     def advance(self) -> None:
         """Do one denoise step."""

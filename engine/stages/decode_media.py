@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.stages.base import FamilyCode, OnStep, StageResult
+from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
 from engine.stages.denoise import LATENTS
 from engine.stages.media import write_image, write_video
 from engine.types import Artifact, Modality, StageTask
@@ -23,9 +23,15 @@ class DecodeMedia:
         self._pipe, self._code = pipe, code
 
     @torch.inference_mode()
-    def run(self, task: StageTask, inputs: Mapping[str, Tensor], on_step: OnStep) -> StageResult:
+    def run(
+        self,
+        task: StageTask,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        snapshot: Snapshot | None = None,
+    ) -> StageResult:
         """Decode one output and write it in the request's format."""
-        del on_step
+        del boundary, snapshot
         pixels = self._code.decode(self._pipe, task.request, inputs[LATENTS])
         return StageResult({}, _artifact(task, self._write(task, pixels)))
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
-from engine.stages.base import FamilyCode, OnStep, StageResult
+from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult, Trajectory
+from engine.stages.saving import UnsavableStateError, restore, save
 from engine.types import StageTask
 
 LATENTS = "latents"
+log = structlog.get_logger(__name__)
 
 
 class Denoise:
@@ -22,11 +25,37 @@ class Denoise:
         self._pipe, self._code = pipe, code
 
     @torch.inference_mode()
-    def run(self, task: StageTask, inputs: Mapping[str, Tensor], on_step: OnStep) -> StageResult:
-        """Denoise one output; `on_step` may raise to stop between two steps."""
+    def run(
+        self,
+        task: StageTask,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        snapshot: Snapshot | None = None,
+    ) -> StageResult:
+        """Denoise one output to its end, or to the boundary where it is to pause.
+
+        A pause that comes before the first step takes effect there; one after the last, never.
+        """
         seed = task.request.seed + task.image_index
         trajectory = self._code.begin(self._pipe, task.request, seed, inputs)
+        if snapshot is not None:
+            restore(trajectory, snapshot)
+        may_pause = True
         while trajectory.step < trajectory.steps:
+            if may_pause and boundary.wants_pause:
+                if (saved := _try_save(trajectory)) is not None:
+                    return StageResult({}, snapshot=saved)
+                may_pause = False
             trajectory.advance()
-            on_step(trajectory.step, trajectory.steps)
+            boundary.passed(trajectory.step, trajectory.steps)
         return StageResult({LATENTS: trajectory.latents})
+
+
+def _try_save(trajectory: Trajectory) -> Snapshot | None:
+    """Return where a trajectory stands; None if its sampler is of a kind that cannot be saved."""
+    try:
+        return save(trajectory)
+    except UnsavableStateError as error:
+        sampler = type(trajectory.scheduler).__name__
+        log.warning("pause_impossible", sampler=sampler, detail=str(error))
+        return None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.stages.base import FamilyCode, OnStep, StageResult
+from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
 from engine.types import StageTask
 
 
@@ -20,7 +20,13 @@ class TextEncode:
         self._pipe, self._code = pipe, code
 
     @torch.inference_mode()
-    def run(self, task: StageTask, inputs: Mapping[str, Tensor], on_step: OnStep) -> StageResult:
+    def run(
+        self,
+        task: StageTask,
+        inputs: Mapping[str, Tensor],
+        boundary: Boundary,
+        snapshot: Snapshot | None = None,
+    ) -> StageResult:
         """Encode the request's prompt once for all its outputs."""
-        del inputs, on_step
+        del inputs, boundary, snapshot
         return StageResult(self._code.encode(self._pipe, task.request))

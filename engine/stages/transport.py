@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import StageFailedError
 from engine.handoff import handoff_path
+from engine.stages.base import Snapshot
 from engine.types import HandoffRef, NodeId, TaskId
+
+_OUTLINE = "outline"
 
 
 class FileTransport:
@@ -26,6 +30,18 @@ class FileTransport:
         path = handoff_path(self._folder, task)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         return HandoffRef(node, str(path), path.stat().st_size)
+
+    def put_snapshot(self, node: NodeId, task: TaskId, snapshot: Snapshot) -> HandoffRef:
+        """Write where a paused diffuse stands; its outline goes into the file's header."""
+        path = handoff_path(self._folder, task)
+        save_file(dict(snapshot.tensors), path, metadata={_OUTLINE: snapshot.outline})
+        return HandoffRef(node, str(path), path.stat().st_size)
+
+    def get_snapshot(self, ref: HandoffRef) -> Snapshot:
+        """Read where a paused diffuse stands; raises `StageFailedError` if it is gone."""
+        tensors = self.get(ref)
+        with safe_open(ref.path, framework="pt") as file:
+            return Snapshot(tensors, file.metadata()[_OUTLINE])
 
     def get(self, ref: HandoffRef) -> dict[str, Tensor]:
         """Read a hand-off onto this device; raises `StageFailedError` if it is gone."""

@@ -74,13 +74,14 @@ class FluxTrajectory:
         if config.guidance_embeds:
             scale = torch.full([1], request.guidance_scale, device=pipe.device, dtype=torch.float32)
             self._guidance = scale.expand(self.latents.shape[0])
-        self._scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
+        self.generator = None  # no step draws noise
+        self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
         self._timesteps = self._make_timesteps(request.steps)
-        self._scheduler.set_begin_index(0)
+        self.scheduler.set_begin_index(0)
         self.step, self.steps = 0, len(self._timesteps)
 
     def _make_timesteps(self, steps: int) -> Tensor:
-        config = self._scheduler.config
+        config = self.scheduler.config
         flow = getattr(config, "use_flow_sigmas", False)
         sigmas = None if flow else np.linspace(1.0, 1 / steps, steps)
         mu = calculate_shift(
@@ -91,7 +92,7 @@ class FluxTrajectory:
             config.get("max_shift", 1.15),
         )
         timesteps: Tensor = retrieve_timesteps(
-            self._scheduler, steps, self._pipe.device, sigmas=sigmas, mu=mu
+            self.scheduler, steps, self._pipe.device, sigmas=sigmas, mu=mu
         )[0]
         return timesteps
 
@@ -109,5 +110,5 @@ class FluxTrajectory:
             img_ids=self._image_ids,
             return_dict=False,
         )[0]
-        self.latents = self._scheduler.step(noise, t, self.latents, return_dict=False)[0]
+        self.latents = self.scheduler.step(noise, t, self.latents, return_dict=False)[0]
         self.step += 1

@@ -83,22 +83,22 @@ class SdTrajectory:
             self._prompt = torch.cat([inputs["negative_prompt_embeds"], self._prompt])
         if frames is not None:
             self._prompt = self._prompt.repeat_interleave(repeats=frames, dim=0)
-        self._scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
-        self._timesteps = retrieve_timesteps(self._scheduler, request.steps, pipe.device)[0]
-        generator = torch.Generator("cpu").manual_seed(seed)
+        self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
+        self._timesteps = retrieve_timesteps(self.scheduler, request.steps, pipe.device)[0]
+        self.generator = torch.Generator("cpu").manual_seed(seed)
         cells = (
             request.shape.height_px // pipe.vae_scale_factor,
             request.shape.width_px // pipe.vae_scale_factor,
         )
         noise = randn_tensor(
             (1, pipe.unet.config.in_channels, *(() if frames is None else (frames,)), *cells),
-            generator=generator,
+            generator=self.generator,
             device=pipe.device,
             dtype=self._prompt.dtype,
         )
-        self.latents = noise * self._scheduler.init_noise_sigma
-        takes_generator = "generator" in inspect.signature(self._scheduler.step).parameters
-        self._step_extras = {"generator": generator} if takes_generator else {}
+        self.latents = noise * self.scheduler.init_noise_sigma
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        self._step_extras = {"generator": self.generator} if takes_generator else {}
         self.step, self.steps = 0, len(self._timesteps)
 
     @property
@@ -109,12 +109,12 @@ class SdTrajectory:
         """Do one denoise step."""
         t = self._timesteps[self.step]
         model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
-        model_input = self._scheduler.scale_model_input(model_input, t)
+        model_input = self.scheduler.scale_model_input(model_input, t)
         noise = self._unet(model_input, t, encoder_hidden_states=self._prompt, return_dict=False)[0]
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
-        self.latents = self._scheduler.step(
+        self.latents = self.scheduler.step(
             noise, t, self.latents, **self._step_extras, return_dict=False
         )[0]
         self.step += 1

@@ -87,7 +87,8 @@ class Sd3Trajectory:
             pipe.device,
             torch.Generator("cpu").manual_seed(seed),
         )
-        self._scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
+        self.generator = None  # no step draws noise
+        self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
         self._timesteps = self._make_timesteps(request.steps)
         self.step, self.steps = 0, len(self._timesteps)
 
@@ -96,7 +97,7 @@ class Sd3Trajectory:
         return self._guidance > 1
 
     def _make_timesteps(self, steps: int) -> Tensor:
-        config, shift = self._scheduler.config, {}
+        config, shift = self.scheduler.config, {}
         if config.get("use_dynamic_shifting", None):
             patch = self._pipe.transformer.config.patch_size
             height, width = self.latents.shape[-2:]
@@ -107,9 +108,7 @@ class Sd3Trajectory:
                 config.get("base_shift", 0.5),
                 config.get("max_shift", 1.16),
             )
-        timesteps: Tensor = retrieve_timesteps(self._scheduler, steps, self._pipe.device, **shift)[
-            0
-        ]
+        timesteps: Tensor = retrieve_timesteps(self.scheduler, steps, self._pipe.device, **shift)[0]
         return timesteps
 
     def advance(self) -> None:
@@ -126,5 +125,5 @@ class Sd3Trajectory:
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
-        self.latents = self._scheduler.step(noise, t, self.latents, return_dict=False)[0]
+        self.latents = self.scheduler.step(noise, t, self.latents, return_dict=False)[0]
         self.step += 1
