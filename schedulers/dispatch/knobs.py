@@ -73,5 +73,6 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"{wrong[0]} is too small")
 
 
-# What worker processes can carry out today: one task a launch, run to its end.
-WORKERS = Knobs(batch=1, preempt=False, resize=False)
+# What worker processes can carry out today: one task a launch, on one device from start to end or
+# pause.
+WORKERS = Knobs(batch=1, resize=False)
