@@ -1,7 +1,7 @@
 # Every command of the project. `make serve` and `make test` work on a fresh machine that has
 # python3.11, git and make; the second time they start at once.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt unit simulate bench-engine bench-scheduling train-models clean
+.PHONY: help install serve test lint type fmt unit soak simulate bench-engine bench-scheduling train-models clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -49,6 +49,9 @@ type: $(VENV)/.dev ## mypy --strict on the packages
 
 unit: $(VENV)/.dev ## All tests
 	$(BIN)/pytest
+
+soak: $(VENV)/.dev ## The slow checks: a thousand cancels, workers killed at random (minutes)
+	$(BIN)/pytest -m slow $(ARGS)
 
 fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
