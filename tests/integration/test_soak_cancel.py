@@ -69,7 +69,7 @@ class Held:
         self.pids = [os.getpid(), *engine.executor.process_ids().values()]
         self.tasks = len(asyncio.all_tasks())
         self.bytes = [self._resident(pid) for pid in self.pids]
-        self.files = [len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids]
+        self.files = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids]
 
     @staticmethod
     def _resident(pid: int) -> int:
