@@ -28,7 +28,7 @@ from gateway.api.models import ModelController
 from gateway.api.videos import VideoController
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import Authenticate
-from gateway.db.session import Database, sqlite_url
+from gateway.db.session import Database
 from gateway.errors import EXCEPTION_HANDLERS
 from gateway.images import ImageService
 from gateway.jobs.events import InProcessEvents
@@ -120,7 +120,7 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     provider = build_provider(trace_file=settings.trace_file, processors=(monitor,))
     telemetry = Telemetry(provider, monitor)
     engine = engine or embedded_engine(settings, telemetry)
-    database = Database(sqlite_url(settings.data_dir))
+    database = Database(settings.database_url)
     store, events = JobStore(database), InProcessEvents()
     blobs = BlobStore.in_folder(settings.data_dir / "artifacts")
     signer = Signer.from_file(settings.data_dir / "signing.key")

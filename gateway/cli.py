@@ -21,6 +21,7 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 
 from engine import Modality, PipelineError
+from gateway.cli_database import migrate, need_database
 from gateway.cli_simulate import capacity, simulate
 from gateway.refusal import RefusalError
 from gateway.runner import open_models
@@ -44,6 +45,7 @@ def main() -> None:
 
 main.add_command(simulate)
 main.add_command(capacity)
+main.add_command(migrate)
 
 
 @main.command()
@@ -55,6 +57,7 @@ main.add_command(capacity)
 @click.option("--host", help="Address to listen on [127.0.0.1].")
 @click.option("--port", metavar="N", help="Port to listen on [8000].")
 @click.option("--data-dir", metavar="PATH", help="Where jobs and pictures are kept.")
+@click.option("--database", metavar="URL", help="postgresql://... [a file in the data folder].")
 @click.option("--trace-file", metavar="PATH", help="Append spans to this file, one JSON a line.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]), help="[auto]")
 def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> None:
@@ -77,6 +80,7 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     _need_engine()
     _need_gpus(settings)
     _need_data_dir(settings.data_dir)
+    need_database(settings.database_url)
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
     os.environ[PARENT_VARIABLE] = str(os.getpid())

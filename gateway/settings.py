@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from gateway.auth.keys import KeyRing, parse_keys
+from gateway.db.url import DatabaseUrl
 from gateway.sizes import parse_size
 
 LogFormat = Literal["auto", "json", "console"]
@@ -37,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     models: tuple[Path, ...]
     data_dir: Path
+    database: DatabaseUrl | None = None
     device: Device = "cpu"
     devices: int = 3
     device_memory_bytes: int | None = None
@@ -54,6 +56,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slo_scale: float = 2.5
     log_format: LogFormat = "auto"
     trace_file: Path | None = None
+
+    @property
+    def database_url(self) -> DatabaseUrl:
+        """Where jobs are kept: in the data folder unless told otherwise."""
+        return self.database or DatabaseUrl.in_folder(self.data_dir)
 
     def __post_init__(self) -> None:
         """Refuse to serve strangers without keys."""
@@ -73,6 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             models=read.paths("TRIDENT_MODEL"),
             data_dir=read.path("TRIDENT_DATA_DIR") or default_data_dir(env),
+            database=read.database("TRIDENT_DATABASE"),
             device=device,
             devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
@@ -159,6 +167,15 @@ class _Reader:
         text = self.text(name)
         try:
             return None if text is None else parse_size(text)
+        except ValueError as error:
+            message = f"{name}: {error}"
+            raise SettingsError(message) from error
+
+    def database(self, name: str) -> DatabaseUrl | None:
+        """Complaints never quote the URL, because it may hold a password."""
+        text = self.text(name)
+        try:
+            return None if text is None else DatabaseUrl.parse(text)
         except ValueError as error:
             message = f"{name}: {error}"
             raise SettingsError(message) from error

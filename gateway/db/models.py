@@ -33,7 +33,7 @@ class JobRow(UUIDv7AuditBase):
     """One job. `lease_owner` and `lease_until_s` say which runner holds it, and until when.
 
     `progress` is in percent of the denoise steps and never falls. A row with `deleted_s` is gone
-    for its owner; it stays for whoever ran it. New columns need a server default: see session.py.
+    for its owner; it stays for whoever ran it. A new column needs a migration.
     """
 
     __tablename__ = "job"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,10 +11,15 @@ from typing import Any, Protocol, cast
 import httpx
 import pytest
 from litestar import Litestar
+from sqlalchemy import text
 
 from gateway.app import create_app
+from gateway.db.models import JobRow
+from gateway.db.session import Database
+from gateway.db.url import DatabaseUrl
 from gateway.settings import Settings
 from tests.support.fake_engine import FakeEngine
+from tests.support.postgres import running_postgres
 
 
 class Serve(Protocol):
@@ -74,3 +79,32 @@ def serve(engine: FakeEngine, tmp_path: Path) -> Serve:
 async def client(serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
     async with serve() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseUrl]:
+    """An empty database on a PostgreSQL server that lives as long as the session."""
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUrl:
+    """Where the test's database is; tests that ask for it run once on either kind."""
+    if request.param == "sqlite":
+        return DatabaseUrl.in_folder(tmp_path)
+    url: DatabaseUrl = request.getfixturevalue("postgres")
+    return url
+
+
+@pytest.fixture
+async def database(database_url: DatabaseUrl) -> AsyncIterator[Database]:
+    """An open database with nothing in it."""
+    database = Database(database_url)
+    await database.migrate()
+    if not database_url.is_sqlite:
+        tables = ", ".join(table.name for table in JobRow.metadata.sorted_tables)
+        async with database.writing() as session:
+            await session.execute(text(f"TRUNCATE {tables}"))
+    yield database
+    await database.close()

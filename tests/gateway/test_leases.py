@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from engine import GenerationRequest, ModelId, RequestId, Shape
 from gateway.auth.principal import TenantId
-from gateway.db.session import Database, sqlite_url
+from gateway.db.session import Database
 from gateway.jobs.leases import MAX_ATTEMPTS, JobLeases
 from gateway.jobs.record import Job, JobError, NewJob, StoredArtifact, new_artifact_id, new_job_id
 from gateway.jobs.state import JobStatus
@@ -18,14 +15,6 @@ from gateway.jobs.store import JobStore, QueueFullError
 ACME, GLOBEX = TenantId("acme"), TenantId("globex")
 MODELS = ("shapes",)
 LEASE_S = 30.0
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(sqlite_url(tmp_path))
-    await database.open()
-    yield database
-    await database.close()
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import httpx
 from opentelemetry.trace import NoOpTracer
 
 from engine import EngineCrashedError
-from gateway.db.session import Database, sqlite_url
+from gateway.db.session import Database
+from gateway.db.url import DatabaseUrl
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.run import Runner
@@ -147,7 +148,7 @@ async def test_a_runner_that_lost_its_lease_stops_the_work(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.gate.clear()
-    clock, database = FakeClock(), Database(sqlite_url(tmp_path))
+    clock, database = FakeClock(), Database(DatabaseUrl.in_folder(tmp_path))
     await database.open()
     await JobStore(database).add(a_job(), queue_limit=9)
     runner = Runner(

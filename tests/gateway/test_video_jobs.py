@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from opentelemetry.trace import NoOpTracer
 
 from engine import MediaFormat, Modality
-from gateway.db.session import Database, sqlite_url
+from gateway.db.session import Database
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.record import Job, NewJob
@@ -30,14 +29,6 @@ def engine() -> FakeEngine:
     engine = FakeEngine(video_spec_of())
     engine.gate.clear()
     return engine
-
-
-@pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(sqlite_url(tmp_path))
-    await database.open()
-    yield database
-    await database.close()
 
 
 @pytest.fixture
@@ -145,21 +136,3 @@ async def test_no_tenant_deletes_or_finds_anothers_job(database: Database) -> No
     assert await store.find(job.id, GLOBEX, Modality.VIDEO) is None
     assert await store.find(job.id, ACME, Modality.IMAGE) is None
     assert await store.find(job.id, ACME, Modality.VIDEO) == job
-
-
-async def test_a_database_of_an_older_version_gets_the_new_columns(tmp_path: Path) -> None:
-    database = Database(sqlite_url(tmp_path))
-    await database.open()
-    old = await JobStore(database).add(a_job(), queue_limit=9)
-    await database.close()
-    with sqlite3.connect(tmp_path / "trident.db") as connection:
-        connection.execute("DROP INDEX ix_job_list")
-        for column in ("progress", "deleted_s", "modality"):
-            connection.execute(f"ALTER TABLE job DROP COLUMN {column}")
-    connection.close()
-    again = Database(sqlite_url(tmp_path))
-    await again.open()
-    video = await JobStore(again).add(a_video(), queue_limit=9)
-    assert await JobStore(again).find(old.id, ACME, Modality.IMAGE) == old
-    assert await JobStore(again).find(video.id, ACME, Modality.VIDEO) == video
-    await again.close()

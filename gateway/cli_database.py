@@ -1,0 +1,79 @@
+"""Commands that look after the database, apart from any server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import click
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.db import schema
+from gateway.db.session import Database
+from gateway.db.url import DatabaseUrl
+from gateway.refusal import RefusalError
+from gateway.settings import Settings, SettingsError
+
+
+def database_from(url: str | None, data_dir: str | None) -> DatabaseUrl:
+    """Return which database flags and variables name; its folder is made if need be.
+
+    Raises:
+        RefusalError: they name none.
+    """
+    wanted = {"TRIDENT_DATABASE": url, "TRIDENT_DATA_DIR": data_dir}
+    os.environ.update({name: value for name, value in wanted.items() if value})
+    try:
+        settings = Settings.from_env()
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except SettingsError as error:
+        raise RefusalError(str(error)) from error
+    except OSError as error:
+        message = f"Cannot use the data folder: {error}. Choose another --data-dir."
+        raise RefusalError(message) from error
+    return settings.database_url
+
+
+def need_database(url: DatabaseUrl) -> None:
+    """Find out before anything starts whether a server could use the database.
+
+    Raises:
+        RefusalError: it cannot be reached, or its layout is not up to date.
+    """
+    try:
+        asyncio.run(_open(url))
+    except schema.SchemaError as error:
+        raise RefusalError(str(error)) from error
+    except (SQLAlchemyError, OSError) as error:
+        message = f"Cannot use the database {url}: {error}"
+        raise RefusalError(message) from error
+
+
+async def _open(url: DatabaseUrl) -> None:
+    database = Database(url)
+    try:
+        await database.open()
+    finally:
+        await database.close()
+
+
+@click.command()
+@click.option("--database", metavar="URL", help="postgresql://... [a file in the data folder].")
+@click.option("--data-dir", metavar="PATH", help="Where the embedded database is.")
+def migrate(database: str | None, data_dir: str | None) -> None:
+    """Bring the database's layout up to date; does nothing if it is."""
+    url = database_from(database, data_dir)
+    try:
+        asyncio.run(_migrate(url))
+    except (SQLAlchemyError, OSError) as error:
+        message = f"Cannot migrate {url}: {error}"
+        raise RefusalError(message) from error
+    click.echo(f"{url} is at revision {schema.head()}.")
+
+
+async def _migrate(url: DatabaseUrl) -> None:
+    database = Database(url)
+    try:
+        await database.migrate()
+    finally:
+        await database.close()

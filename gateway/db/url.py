@@ -1,0 +1,62 @@
+"""Where the database is: URLs as people write them, with the drivers that we use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+_DRIVERS: Final[Mapping[str, str]] = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+class DatabaseUrl(msgspec.Struct, frozen=True):
+    """A URL with its driver; printing it shows no password."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> DatabaseUrl:
+        """Read a URL of SQLite or PostgreSQL.
+
+        Raises:
+            ValueError: it is none, or its driver is not installed.
+        """
+        try:
+            url = make_url(text)
+            driver = _DRIVERS[url.drivername]
+        except (ArgumentError, KeyError) as error:
+            message = "use postgresql://USER:PASSWORD@HOST/NAME or sqlite:///PATH."
+            raise ValueError(message) from error
+        if driver.endswith("asyncpg") and find_spec("asyncpg") is None:
+            message = "PostgreSQL needs a driver; run: pip install 'tridentserve[postgres]'"
+            raise ValueError(message)
+        return cls(url.set(drivername=driver).render_as_string(hide_password=False))
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> DatabaseUrl:
+        """Return the embedded database of a data folder."""
+        return cls(f"sqlite+aiosqlite:///{folder / 'trident.db'}")
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it names a file of this machine."""
+        return self.text.startswith("sqlite")
+
+    def __str__(self) -> str:
+        """Return it without its password."""
+        return make_url(self.text).render_as_string(hide_password=True)
+
+    def __repr__(self) -> str:
+        """Return it without its password."""
+        return f"DatabaseUrl({self!s})"
