@@ -1,7 +1,7 @@
 # Every command of the project. `make serve` and `make test` work on a fresh machine that has
 # python3.11, git and make; the second time they start at once.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint type fmt unit soak simulate bench-engine bench-scheduling train-models clean
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*## .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 PYTHON ?= python3
 VENV := .venv
@@ -67,6 +67,9 @@ simulate: $(VENV)/.sim ## Replay half an hour of video requests on 128 simulated
 
 bench-engine: $(VENV)/.dev ## One request through three processes against one diffusers call
 	$(BIN)/python benchmarks/engine/stage_split.py $(ARGS)
+
+bench-monitor: $(VENV)/.dev ## What the online monitor costs a span
+	$(BIN)/python -m benchmarks.observability.monitor_cost $(ARGS)
 
 bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (hours; ARGS=--quick: five minutes; goes on where it stopped)
 	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
 SNAPSHOT_INTERVAL_S = 1.0
+_FAST, _SLOW = 1 / 8, 1 / 64
+"""Weights of one execution in the two averages whose ratio is the drift."""
+_LEAST_FOR_DRIFT = 16
 _NS_PER_S = 1e9
 
 
@@ -62,9 +65,7 @@ class StageMonitor(SpanProcessor):
         """Count an execution as in flight."""
         del parent_context
         if (key := _stage_class(span)) is not None and span.start_time is not None:
-            steps = (span.attributes or {}).get(ATTR_STEPS, 0)
-            count = steps if isinstance(steps, int) else 0
-            self._append(_Event(key, span.start_time / _NS_PER_S, steps=count))
+            self._append(_Event(key, span.start_time / _NS_PER_S, steps=_steps_of(span)))
 
     def on_end(self, span: ReadableSpan) -> None:
         """Note how long an execution took."""
@@ -80,6 +81,7 @@ class StageMonitor(SpanProcessor):
                 service_s=(span.end_time - span.start_time) / _NS_PER_S,
                 queue_wait_s=float(wait) if isinstance(wait, int | float) else 0.0,
                 failed=not span.status.is_ok,
+                steps=_steps_of(span),
             )
         )
 
@@ -123,7 +125,10 @@ class StageMonitor(SpanProcessor):
             if len(self._window) == self._window.maxlen:
                 self._leave(self._window.popleft())
             self._window.append(event)
-            self._tallies.setdefault(event.key, _Tally()).count(event, 1)
+            tally = self._tallies.setdefault(event.key, _Tally())
+            tally.count(event, 1)
+            if event.service_s is not None and not event.failed:
+                tally.pace(event.service_s / max(1, event.steps))
 
     def _leave(self, event: _Event) -> None:
         """Take an event out of its class; an empty class is forgotten, and its rounding with it."""
@@ -143,17 +148,35 @@ class StageMonitor(SpanProcessor):
             mean_steps=tally.steps / tally.started if tally.started else 0.0,
             mean_service_s=max(0.0, tally.service_s) / done if done else 0.0,
             mean_queue_wait_s=max(0.0, tally.wait_s) / tally.finished if tally.finished else 0.0,
+            drift=tally.drift,
         )
 
 
 class _Tally:
     """Sums over the events of one class in the window."""
 
-    __slots__ = ("events", "failed", "finished", "service_s", "started", "steps", "wait_s")
+    __slots__ = (
+        *("events", "failed", "finished", "service_s", "started", "steps", "wait_s"),
+        *("_fast_s", "_paces", "_slow_s"),
+    )
 
     def __init__(self) -> None:
         self.events = self.started = self.finished = self.failed = self.steps = 0
         self.service_s = self.wait_s = 0.0
+        self._paces, self._fast_s, self._slow_s = 0, 0.0, 0.0
+
+    @property
+    def drift(self) -> float:
+        """Ratio of the pace of the last executions to that of many; 1 while there are few."""
+        if self._paces < _LEAST_FOR_DRIFT or self._slow_s <= 0:
+            return 1.0
+        return self._fast_s / self._slow_s
+
+    def pace(self, pace_s: float) -> None:
+        """Take an execution into both averages; the first ones count alike."""
+        self._paces += 1
+        self._fast_s += max(_FAST, 1 / self._paces) * (pace_s - self._fast_s)
+        self._slow_s += max(_SLOW, 1 / self._paces) * (pace_s - self._slow_s)
 
     def count(self, event: _Event, sign: int) -> None:
         """Add an event, or take it out with `sign` -1."""
@@ -171,6 +194,11 @@ class _Tally:
 
 
 _NOTHING = _Tally()
+
+
+def _steps_of(span: ReadableSpan) -> int:
+    steps = (span.attributes or {}).get(ATTR_STEPS, 0)
+    return steps if isinstance(steps, int) else 0
 
 
 def _stage_class(span: ReadableSpan) -> StageClass | None:

@@ -18,8 +18,10 @@ class StageClass(msgspec.Struct, frozen=True, order=True):
 class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
     """One stage class over the window.
 
-    `mean_steps` are the denoise steps of the requests whose stages started. Times are mean seconds of executions that ended in it; service times leave out those that
-    failed or were cancelled.
+    `mean_steps` are the denoise steps of the requests whose stages started. Times are mean seconds
+    of executions that ended in it; service times leave out those that failed or were cancelled.
+    `drift` is the seconds per step of the last eight executions or so over those of the last 64 or
+    so: above 1, the devices have become slower for this class.
     """
 
     started: int
@@ -30,6 +32,7 @@ class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
     mean_steps: float
     mean_service_s: float
     mean_queue_wait_s: float
+    drift: float = 1.0
 
 
 class MonitorSnapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -22,7 +23,7 @@ from opentelemetry.sdk.trace.export import (
     SimpleSpanProcessor,
 )
 from opentelemetry.sdk.trace.sampling import AlwaysRecordSampler
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -32,6 +33,7 @@ __all__ = ["ENGINE_SCOPE", "StageSpans", "build_provider", "context_of", "tracep
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _NS_PER_S = 1_000_000_000
+log = structlog.get_logger(__name__)
 
 
 def build_provider(
@@ -102,8 +104,15 @@ class StageSpans:
     """
 
     def __init__(self, provider: TracerProvider) -> None:
-        """Take the engine's tracer from `provider`."""
+        """Take the engine's tracer from `provider`; says it loudly if nothing will be recorded."""
         self._tracer = provider.get_tracer(ENGINE_SCOPE)
+        if isinstance(self._tracer, NoOpTracer):
+            log.error(
+                "monitor_is_blind",
+                why="OTEL_SDK_DISABLED is set: no span is recorded, so the planner learns nothing "
+                "of the workload and keeps its first placement. Unset it; without "
+                "OTEL_EXPORTER_OTLP_ENDPOINT nothing leaves this machine anyway.",
+            )
 
     def start(
         self,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import format_trace_id
@@ -91,3 +92,31 @@ def test_the_trace_file_holds_one_json_span_per_line(tmp_path: Path) -> None:
     provider.shutdown()
     [line] = file.read_text().splitlines()
     assert json.loads(line)["attributes"][semconv.ATTR_MODEL] == "m"
+
+
+def run_paces(monitor: StageMonitor, paces_s: list[float]) -> float:
+    """Return the drift after executions that took so long, one a second."""
+    spans = StageSpans(build_provider(processors=[monitor]))
+    for second, pace_s in enumerate(paces_s):
+        run_stage(spans, second, second + pace_s)
+    [window] = monitor.snapshot(len(paces_s) + 1.0).classes.values()
+    return window.drift
+
+
+def test_drift_rises_when_a_class_becomes_slower() -> None:
+    steady = [0.5] * 60
+    assert run_paces(StageMonitor(window_s=1000), steady) == pytest.approx(1.0)
+    assert run_paces(StageMonitor(window_s=1000), [*steady, *[1.0] * 10]) > 1.4
+
+
+def test_few_executions_are_no_drift() -> None:
+    assert run_paces(StageMonitor(window_s=1000), [0.1, 0.9, 0.1, 0.9]) == 1.0
+
+
+def test_a_disabled_sdk_is_said_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with structlog.testing.capture_logs() as logs:
+        monitor = StageMonitor()
+        run_stage(StageSpans(build_provider(processors=[monitor])), 1.0, 2.0)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("monitor_is_blind", "error")]
+    assert monitor.snapshot(3.0).blind
