@@ -22,10 +22,10 @@ from opentelemetry.sdk.trace.export import (
     ConsoleSpanExporter,
     SimpleSpanProcessor,
 )
-from opentelemetry.sdk.trace.sampling import AlwaysRecordSampler
-from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, Status, StatusCode, TraceState
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.util.types import Attributes, AttributeValue
 
 from observability.semconv import ATTR_ERROR_TYPE, ENGINE_SCOPE, SERVICE_NAME, stage_span_name
 
@@ -51,7 +51,7 @@ def build_provider(
     """
     resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", service_name)})
     provider = TracerProvider(resource=resource)
-    provider.sampler = AlwaysRecordSampler(provider.sampler)
+    provider.sampler = _RecordAll(provider.sampler)
     for processor in processors:
         provider.add_span_processor(processor)
     if trace_file is not None:
@@ -59,6 +59,37 @@ def build_provider(
     if _otlp_endpoint_is_set():
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
+
+
+class _RecordAll(Sampler):
+    """Records what another sampler drops, with its attributes; exporters still pass it over.
+
+    The SDK's `AlwaysRecordSampler` keeps the attributes of the dropping sampler's result, which are
+    none: the monitor would see that something ran, but not what.
+    """
+
+    def __init__(self, root: Sampler) -> None:
+        self._root = root
+
+    def should_sample(  # noqa: PLR0917 - the SDK's signature
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        result = self._root.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+        if result.decision is not Decision.DROP:
+            return result
+        return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+
+    def get_description(self) -> str:
+        return f"RecordAll({self._root.get_description()})"
 
 
 class _FileExporter(ConsoleSpanExporter):

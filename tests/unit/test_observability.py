@@ -13,6 +13,7 @@ from opentelemetry.trace import format_trace_id
 
 from observability import semconv
 from observability.monitor import StageMonitor
+from observability.snapshot import StageClass
 from observability.tracing import StageSpans, build_provider, context_of, traceparent_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -58,7 +59,8 @@ def test_the_monitor_sees_every_span_when_the_exporter_samples_none(
     for second in range(5):
         run_stage(spans, second, second + 2.0, fails=second == 0)
     spans.start("diffuse", TRACEPARENT, 5.0, KEYS)
-    [window] = monitor.snapshot(10.0).classes.values()
+    [(key, window)] = monitor.snapshot(10.0).classes.items()
+    assert key == StageClass(model="m", stage="diffuse", shape="64x64")
     assert (window.started, window.finished, window.failed, window.in_flight) == (6, 5, 1, 1)
     assert window.mean_service_s == pytest.approx(2.0)
     assert window.arrivals_per_s == pytest.approx(0.06)
