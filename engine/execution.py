@@ -54,6 +54,7 @@ class Execution:
             semconv.ATTR_STAGE: task.stage.kind.value,
             semconv.ATTR_SHAPE: str(task.request.shape),
             semconv.ATTR_STEPS: task.request.steps,
+            semconv.ATTR_STEP_FROM: task.steps_done,
             semconv.ATTR_JOB_ID: task.request.id,
             semconv.ATTR_TENANT: task.request.tenant,
             semconv.ATTR_NODE: task.node,

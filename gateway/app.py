@@ -24,6 +24,7 @@ from gateway.api.base_url import BaseUrl
 from gateway.api.files import FileController
 from gateway.api.health import HealthController, Probes
 from gateway.api.images import ImageController
+from gateway.api.metrics import MetricsController
 from gateway.api.models import ModelController
 from gateway.api.videos import VideoController
 from gateway.artifacts import ArtifactService
@@ -44,8 +45,10 @@ from gateway.storage.blobs import BlobStore
 from gateway.storage.signing import Signer
 from gateway.videos import VideoService
 from observability.logging import configure_logging
+from observability.meters import Meters
 from observability.monitor import StageMonitor
 from observability.semconv import GATEWAY_SCOPE, SERVICE_NAME
+from observability.span_metrics import SpanMetrics
 from observability.tracing import build_provider
 
 if TYPE_CHECKING:
@@ -92,7 +95,12 @@ def create_app(
         guards=[Authenticate(settings.keys)],
     )
     return Litestar(
-        route_handlers=[v1, HealthController, http.openapi_document],
+        route_handlers=[
+            v1,
+            HealthController,
+            MetricsController,
+            http.openapi_document,
+        ],
         dependencies=_dependencies(settings, parts),
         middleware=[RequestLog(), RouteSpan(), DrainBody()],
         before_send=[stamp],
@@ -116,9 +124,8 @@ def create_app_from_env() -> Litestar:
 
 def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Parts:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    monitor = StageMonitor()
-    provider = build_provider(trace_file=settings.trace_file, processors=(monitor,))
-    telemetry = Telemetry(provider, monitor)
+    telemetry = _telemetry(settings)
+    provider = telemetry.provider
     engine = engine or embedded_engine(settings, telemetry)
     database = Database(settings.database_url)
     store, events = JobStore(database), InProcessEvents()
@@ -163,6 +170,13 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     )
 
 
+def _telemetry(settings: Settings) -> Telemetry:
+    monitor, meters = StageMonitor(), Meters()
+    processors = (monitor, SpanMetrics(meters.meter))
+    provider = build_provider(trace_file=settings.trace_file, processors=processors)
+    return Telemetry(provider, monitor, meters)
+
+
 def _owner() -> str:
     """Return a name that no earlier process had: in containers host and pid are always the same."""
     return f"{socket.gethostname()[:24]}:{uuid7().hex}"
@@ -183,6 +197,7 @@ def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
         "videos": parts.videos,
         "base_url": BaseUrl(settings.public_base_url),
         "probes": probes,
+        "meters": parts.telemetry.meters,
     }
     return {name: _constant(value) for name, value in values.items()}
 
@@ -201,6 +216,7 @@ def _lifespan(
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         """Start in this order, stop in the opposite one."""
         async with AsyncExitStack() as stack:
+            stack.callback(parts.telemetry.meters.shutdown)
             stack.callback(parts.telemetry.provider.shutdown)
             stack.push_async_callback(parts.database.close)
             await parts.database.open()

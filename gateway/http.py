@@ -105,6 +105,10 @@ def server_spans(provider: TracerProvider) -> OpenTelemetryPlugin:
         meter_provider=NoOpMeterProvider(),
         scope_span_details_extractor=method_only,
         exclude_spans=["send", "receive"],
-        exclude=[r"^/healthz$", r"^/readyz$"],  # asked every second by those who watch us
+        exclude=[
+            r"^/healthz$",
+            r"^/readyz$",
+            r"^/metrics$",
+        ],  # asked every second by those who watch us
     )
     return OpenTelemetryPlugin(config)

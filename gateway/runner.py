@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec, RequestId
     from gateway.engine_client import EngineClient
     from gateway.settings import Settings
+    from observability.meters import Meters
     from observability.monitor import StageMonitor
 
 _REVIVAL_PAUSE_S: Final = 10.0
@@ -42,6 +43,7 @@ class Telemetry(msgspec.Struct, frozen=True):
 
     provider: TracerProvider
     monitor: StageMonitor
+    meters: Meters
 
 
 def open_models(folders: Sequence[Path], *, device: str) -> tuple[PipelineSpec, ...]:

@@ -229,6 +229,7 @@ class Runner:
             await self._leases.fail(job, error_of(error), now_s=now_s())
             return JobStatus.FAILED
         if await self._leases.complete(job, artifacts, result.timeline, now_s=now_s()):
+            span.set_attribute(semconv.ATTR_SLO, _slo_of(job, now_s()))
             return JobStatus.COMPLETED
         await withdraw(self._blobs, artifacts)
         await self._leases.cancel(job, now_s=now_s())  # deleted; or not ours, and nothing happens
@@ -267,6 +268,10 @@ def error_of(error: Exception) -> JobError:
             return JobError(error.code, str(error))
         case _:
             return JobError("internal_error", f"{type(error).__name__}: {error}")
+
+
+def _slo_of(job: Job, ended_s: float) -> str:
+    return semconv.SLO_MET if ended_s <= job.request.deadline_s else semconv.SLO_MISSED
 
 
 def _mark(span: Span, error_type: str) -> None:

@@ -1,0 +1,31 @@
+"""The metrics page counts what was served, and names nothing that it should not."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+
+async def test_metrics_count_requests_by_route_and_jobs_by_deadline(
+    client: httpx.AsyncClient,
+) -> None:
+    assert (await client.post("/v1/images/generations", json={"prompt": "x"})).status_code == 200
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    found = {
+        (sample.name, sample.labels.get("route"), sample.labels.get("outcome")): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    served = ("http_server_request_duration_seconds_count", "/v1/images/generations", None)
+    assert found[served] == 1
+    assert found["tridentserve_slo_requests_total", None, "met"] == 1
+
+
+async def test_metrics_name_no_job_and_no_prompt(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/images/generations", json={"prompt": "a secret wish"})
+    page = (await client.get("/metrics")).text
+    assert "secret" not in page
+    assert not re.search(r"[0-9a-f]{32}", page)
