@@ -1,8 +1,9 @@
 """A worker process: loads, runs and unloads stages on one device, strictly in order.
 
-Started by an executor as `python -m engine.worker`; torch begins here. It knows no other worker
-and no policy. It ends when it is told to, or when its standard input ends because the controller
-died.
+This is its shell: the socket, the order of orders, the signs of life. What a task does is in
+`engine.stages.running`. Started by an executor as `python -m engine.worker`; torch begins here.
+It knows no other worker and no policy. It ends when it is told to, or when its standard input
+ends because the controller died.
 """
 
 from __future__ import annotations
@@ -31,19 +32,17 @@ from engine.messages import (
     Shutdown,
     StageLoaded,
     StageLoadFailed,
-    StageReport,
     StageUnloaded,
     StepDone,
-    TaskCancelled,
-    TaskFailed,
     ToWorker,
     UnloadStage,
     WorkerReady,
 )
-from engine.stages.base import CancelledAtStep, Stage, StageResult
+from engine.stages.base import CancelledAtStep, Stage
 from engine.stages.registry import load_stage
+from engine.stages.running import TaskRunner, describe
 from engine.stages.transport import FileTransport
-from engine.types import HandoffRef, StageKey, StageTask, TaskId
+from engine.types import StageKey, TaskId
 from observability.logging import configure_logging
 
 BEAT_INTERVAL_S = 1.0
@@ -58,8 +57,9 @@ class Worker:
         self, socket: zmq.Socket[bytes], device: torch.device, transport: FileTransport
     ) -> None:
         """Begin with no stage loaded."""
-        self._socket, self._device, self._transport = socket, device, transport
+        self._socket, self._device = socket, device
         self._stages: dict[StageKey, Stage] = {}
+        self._runner = TaskRunner(self._stages, transport, device, self)
         self._inbox: deque[ToWorker] = deque()
         self._current: TaskId | None = None
         self._cancelled: set[TaskId] = set()
@@ -80,7 +80,7 @@ class Worker:
                     self._current = task.id
                     if pause:
                         self._pausing.add(task.id)
-                    self._send(self._run(task))
+                    self._send(self._runner.run(task))
                     self._current = None
                     self._cancelled.discard(task.id)
                     self._pausing.discard(task.id)
@@ -113,7 +113,7 @@ class Worker:
             stage = load_stage(Path(order.folder), order.family, order.stage.kind, self._device)
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_load_failed", stage=str(order.stage))
-            return StageLoadFailed(order.stage, f"Cannot load {order.stage}: {_describe(error)}")
+            return StageLoadFailed(order.stage, f"Cannot load {order.stage}: {describe(error)}")
         self._stages[order.stage] = stage
         return StageLoaded(order.stage, time.perf_counter() - began)
 
@@ -121,46 +121,6 @@ class Worker:
         self._stages.pop(stage, None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _run(self, task: StageTask) -> StageReport | TaskFailed | TaskCancelled:
-        try:
-            self.stop_if_cancelled(task.id, task.steps_done)
-            return self._execute(task)
-        except CancelledAtStep as stop:
-            return TaskCancelled(task.id, stop.steps_done)
-        except torch.OutOfMemoryError as error:
-            self._free_cache()
-            return TaskFailed(task.id, _describe(error), retryable=True)
-        except Exception as error:  # process boundary: reported, not swallowed
-            log.exception("stage_run_failed", task=task.id)
-            return TaskFailed(task.id, _describe(error), retryable=False)
-
-    def _execute(self, task: StageTask) -> StageReport:
-        clock = _Stopwatch(self._device)
-        inputs = {k: v for ref in task.inputs for k, v in self._transport.get(ref).items()}
-        snapshot = None if task.saved is None else self._transport.get_snapshot(task.saved.ref)
-        receive_s = clock.lap()
-        boundary = _TaskBoundary(self, task)
-        result = self._stages[task.stage].run(task, inputs, boundary, snapshot)
-        run_s = clock.lap()
-        output = self._hand_off(task, result)
-        return StageReport(
-            task=task.id,
-            kind=task.stage.kind,
-            receive_s=receive_s,
-            run_s=run_s,
-            send_s=clock.lap(),
-            peak_memory_bytes=clock.peak_memory_bytes(),
-            steps_done=boundary.steps_done,
-            paused=result.snapshot is not None,
-            output=output,
-            artifact=result.artifact,
-        )
-
-    def _hand_off(self, task: StageTask, result: StageResult) -> HandoffRef | None:
-        if result.snapshot is not None:
-            return self._transport.put_snapshot(task.node, task.id, result.snapshot)
-        return self._transport.put(task.node, task.id, result.tensors) if result.tensors else None
 
     def report_step(self, task: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""
@@ -176,63 +136,6 @@ class Worker:
             self._accept(self._socket.recv())
         if task in self._cancelled:
             raise CancelledAtStep(steps_done)
-
-    def _free_cache(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-class _TaskBoundary:
-    """The step boundaries of one task: where it reports, and hears what it was told meanwhile.
-
-    Attributes:
-        steps_done: of all the request's steps; samplers of higher order make more of them.
-    """
-
-    def __init__(self, worker: Worker, task: StageTask) -> None:
-        """Stand where the task begins."""
-        self._worker, self._task = worker, task
-        self.steps_done = task.steps_done
-
-    @property
-    def wants_pause(self) -> bool:
-        """Whether the task was told to pause."""
-        return self._worker.is_pausing(self._task.id)
-
-    def passed(self, step: int, steps: int) -> None:
-        """Report a step, then hear what the task was told."""
-        self.steps_done = step * self._task.request.steps // steps
-        self._worker.report_step(self._task.id, step, steps)
-        self._worker.stop_if_cancelled(self._task.id, self.steps_done)
-
-
-class _Stopwatch:
-    """Laps of the monotonic clock; on CUDA each lap waits for the device's queued work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._base_bytes = torch.cuda.memory_allocated(device)
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Return the seconds since the last lap."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        lap_s, self._last = now - self._last, now
-        return lap_s
-
-    def peak_memory_bytes(self) -> int:
-        """Return the most activation bytes allocated at once; 0 where it cannot be measured."""
-        if self._device.type != "cuda":
-            return 0
-        return torch.cuda.max_memory_allocated(self._device) - self._base_bytes
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def device_memory_bytes(device: torch.device) -> int:
