@@ -70,7 +70,7 @@ class RunningEngine:
         self.core.task_progressed = progressed  # type: ignore[method-assign]
 
     async def ready(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             while self.core.readiness():
                 await asyncio.sleep(0.05)
 
