@@ -71,6 +71,12 @@ bench-engine: $(VENV)/.dev ## One request through three processes against one di
 bench-monitor: $(VENV)/.dev ## What the online monitor costs a span
 	$(BIN)/python -m benchmarks.observability.monitor_cost $(ARGS)
 
+dashboards: $(VENV)/.dev ## Write deploy/'s Grafana dashboard and alert rules anew
+	$(BIN)/python -m deploy.grafana.generate
+
+check-deploy: dashboards ## Have promtool check the alert rules (needs Prometheus' promtool)
+	promtool check config deploy/prometheus/prometheus.yaml
+
 bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (hours; ARGS=--quick: five minutes; goes on where it stopped)
 	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)
 	$(BIN)/python -m benchmarks.scheduling.run report
