@@ -77,6 +77,9 @@ dashboards: $(VENV)/.dev ## Write deploy/'s Grafana dashboard and alert rules an
 check-deploy: dashboards ## Have promtool check the alert rules (needs Prometheus' promtool)
 	promtool check config deploy/prometheus/prometheus.yaml
 
+bench-loading: $(VENV)/.dev ## Loads of stages from files and from the host copy, against from_pretrained
+	$(BIN)/python benchmarks/engine/loading.py $(ARGS)
+
 bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (hours; ARGS=--quick: five minutes; goes on where it stopped)
 	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)
 	$(BIN)/python -m benchmarks.scheduling.run report

@@ -6,17 +6,44 @@ shared memory and messages carry `HandoffRef`s.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from engine.types import Artifact, HandoffRef, StageKey, StageKind, StageTask, TaskId
 
 
+class LoadSource(StrEnum):
+    """Where a device copy of weights came from."""
+
+    FILE = "file"
+    HOST = "host"
+
+
+class HostCopy(msgspec.Struct, frozen=True):
+    """A file in shared memory for one stage's weights.
+
+    `is_filled`: they lie there, in `size_bytes`; else the worker writes them, if they fit that.
+    """
+
+    path: str
+    is_filled: bool
+    size_bytes: int
+
+
 class LoadStage(msgspec.Struct, frozen=True, tag=True):
-    """Load the weights of `stage` from the diffusers folder `folder`."""
+    """Load `stage` of the diffusers folder `folder`, through the node's host copy if there is one."""
 
     stage: StageKey
     folder: str
     family: str
+    host: HostCopy | None = None
+
+
+class ForgetHostCopy(msgspec.Struct, frozen=True, tag=True):
+    """Unmap a host copy: it was deleted."""
+
+    path: str
 
 
 class UnloadStage(msgspec.Struct, frozen=True, tag=True):
@@ -55,10 +82,15 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
 
 
 class StageLoaded(msgspec.Struct, frozen=True, tag=True):
-    """`stage` is resident; loading took `load_s` seconds."""
+    """`stage` is resident; loading took `load_s` seconds.
+
+    `filled_bytes` is what the host copy takes that the load has made; 0 if it made none.
+    """
 
     stage: StageKey
     load_s: float
+    source: LoadSource
+    filled_bytes: int = 0
 
 
 class StageUnloaded(msgspec.Struct, frozen=True, tag=True):
@@ -118,7 +150,7 @@ class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
     steps_done: int
 
 
-ToWorker = LoadStage | UnloadStage | RunStage | PauseTask | CancelTask | Shutdown
+ToWorker = LoadStage | UnloadStage | ForgetHostCopy | RunStage | PauseTask | CancelTask | Shutdown
 FromWorker = (
     WorkerReady
     | StageLoaded

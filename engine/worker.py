@@ -25,6 +25,7 @@ import zmq
 from engine.executors.slot import BEAT_SUFFIX
 from engine.messages import (
     CancelTask,
+    ForgetHostCopy,
     FromWorker,
     LoadStage,
     PauseTask,
@@ -38,11 +39,11 @@ from engine.messages import (
     UnloadStage,
     WorkerReady,
 )
-from engine.stages.base import CancelledAtStep, Stage
-from engine.stages.registry import load_stage
+from engine.stages.base import CancelledAtStep
 from engine.stages.running import TaskRunner, describe
+from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
-from engine.types import StageKey, TaskId
+from engine.types import TaskId
 from observability.logging import configure_logging
 
 BEAT_INTERVAL_S = 1.0
@@ -58,8 +59,8 @@ class Worker:
     ) -> None:
         """Begin with no stage loaded."""
         self._socket, self._device = socket, device
-        self._stages: dict[StageKey, Stage] = {}
-        self._runner = TaskRunner(self._stages, transport, device, self)
+        self._shelf = StageShelf(device)
+        self._runner = TaskRunner(self._shelf.stages, transport, device, self)
         self._inbox: deque[ToWorker] = deque()
         self._current: TaskId | None = None
         self._cancelled: set[TaskId] = set()
@@ -74,8 +75,10 @@ class Worker:
                 case LoadStage():
                     self._send(self._load(message))
                 case UnloadStage(stage):
-                    self._unload(stage)
+                    self._shelf.unload(stage)
                     self._send(StageUnloaded(stage))
+                case ForgetHostCopy(path):
+                    self._shelf.forget_host_copy(path)
                 case RunStage(task, pause):
                     self._current = task.id
                     if pause:
@@ -110,17 +113,12 @@ class Worker:
     def _load(self, order: LoadStage) -> StageLoaded | StageLoadFailed:
         began = time.perf_counter()
         try:
-            stage = load_stage(Path(order.folder), order.family, order.stage.kind, self._device)
+            loaded = self._shelf.load(order)
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_load_failed", stage=str(order.stage))
             return StageLoadFailed(order.stage, f"Cannot load {order.stage}: {describe(error)}")
-        self._stages[order.stage] = stage
-        return StageLoaded(order.stage, time.perf_counter() - began)
-
-    def _unload(self, stage: StageKey) -> None:
-        self._stages.pop(stage, None)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        load_s = time.perf_counter() - began
+        return StageLoaded(order.stage, load_s, loaded.source, loaded.filled_bytes)
 
     def report_step(self, task: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""

@@ -80,6 +80,7 @@ def build_engine(
         devices=settings.devices,
         device_kind=settings.device,
         memory_bytes=settings.device_memory_bytes,
+        host_bytes=settings.host_memory_bytes,
         threads=settings.threads_per_device,
     )
     return EngineCore(

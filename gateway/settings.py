@@ -42,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "cpu"
     devices: int = 3
     device_memory_bytes: int | None = None
+    host_memory_bytes: int | None = None
     threads_per_device: int | None = None
     host: str = "127.0.0.1"
     port: int = 8000
@@ -84,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             device=device,
             devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
+            host_memory_bytes=read.size("TRIDENT_HOST_MEMORY"),
             threads_per_device=read.optional_integer("TRIDENT_THREADS_PER_DEVICE"),
             host=read.text("TRIDENT_HOST") or "127.0.0.1",
             port=read.integer("TRIDENT_PORT", 8000, most=_MAX_PORT),

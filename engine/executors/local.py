@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -21,8 +23,10 @@ import zmq.asyncio
 from engine.errors import RequestCancelledError, StageFailedError, WorkerLostError
 from engine.executors.slot import BEAT_SUFFIX, WorkerSettings, WorkerSlot
 from engine.handoff import HandoffStore, PrivateFolder
+from engine.host_store import HostStore, booked_bytes
 from engine.messages import (
     CancelTask,
+    ForgetHostCopy,
     FromWorker,
     LoadStage,
     PauseTask,
@@ -59,6 +63,8 @@ class LocalExecutor:
         specs: the models whose stages may be loaded.
         devices: number of worker processes; on CUDA, worker i uses GPU i.
         memory_bytes: what each device may hold; None: a GPU's memory, or a CPU device's share.
+        host_bytes: what host copies of weights may take together; None: what all models weigh, or
+            half of the shared memory that is free if that is less.
         threads: CPU threads of each worker; None: an equal share of the cores.
     """
 
@@ -69,6 +75,7 @@ class LocalExecutor:
         devices: int,
         device_kind: Literal["cpu", "cuda"] = "cpu",
         memory_bytes: int | None = None,
+        host_bytes: int | None = None,
         threads: int | None = None,
     ) -> None:
         """Prepare; no process starts before `start`."""
@@ -81,6 +88,11 @@ class LocalExecutor:
         self._folder = PrivateFolder()
         self._endpoint = f"ipc://{self._folder.path}/engine.sock"
         self._handoffs = HandoffStore(self._folder.path / "handoff")
+        self._host = HostStore(
+            self._folder.path / "weights",
+            _host_budget(self._folder.path, specs) if host_bytes is None else host_bytes,
+            self._forget_host_copy,
+        )
         settings = WorkerSettings(
             self._endpoint,
             self._handoffs.folder,
@@ -117,12 +129,18 @@ class LocalExecutor:
             self._tell().executor_failed(repr(error))
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
-        """Load a stage; return the seconds the worker measured."""
+        """Load a stage through the node's host copy; return the seconds the worker measured."""
         spec = self._specs[stage.model]
-        message = LoadStage(stage, spec.folder, spec.family)
-        reply = await self._call(device, f"load {stage}", message)
-        assert isinstance(reply, StageLoaded)
+        async with self._host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
+            message = LoadStage(stage, spec.folder, spec.family, loan.copy)
+            reply = await self._call(device, f"load {stage}", message)
+            assert isinstance(reply, StageLoaded)
+            loan.filled_bytes = reply.filled_bytes
         return reply.load_s
+
+    def _forget_host_copy(self, path: str) -> None:
+        for slot in self._slots.values():
+            self._send(slot, ForgetHostCopy(path))
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
         """Free a stage's weights."""
@@ -226,10 +244,12 @@ class LocalExecutor:
                 slot.mailbox.deliver(f"unload {stage}", message)
 
     def _share_of(self, found_bytes: int) -> int:
-        """Return what a device may hold: CPU devices share the machine's memory equally."""
+        """Return what a device may hold: CPU devices share equally what host copies leave."""
         if self._memory_bytes is not None:
             return self._memory_bytes
-        return found_bytes if self._device_kind == "cuda" else found_bytes // len(self._slots)
+        if self._device_kind == "cuda":
+            return found_bytes
+        return max(0, found_bytes - self._host.budget_bytes) // len(self._slots)
 
     def _tell(self) -> DeviceListener:
         assert self._listener is not None  # messages arrive only after start
@@ -276,3 +296,8 @@ class LocalExecutor:
         self._context.destroy(linger=0)
         self._handoffs.close()
         self._folder.close()
+
+
+def _host_budget(folder: Path, specs: Sequence[PipelineSpec]) -> int:
+    weights = [size for spec in specs for size in spec.weight_bytes.values()]
+    return min(shutil.disk_usage(folder).free // 2, sum(map(booked_bytes, weights)))

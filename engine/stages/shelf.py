@@ -1,0 +1,128 @@
+"""The stages that live on a worker's device: loaded, looked up while they run, unloaded.
+
+Weights come from the node's host copy, which the first load of a stage fills from its files. What
+a stage is made of besides weights is kept when it is unloaded, so that it comes back at the price
+of a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+import torch
+
+from engine.messages import HostCopy, LoadSource, LoadStage
+from engine.stages.base import Stage
+from engine.stages.flat import LayoutMismatchError, bind, on_meta
+from engine.stages.host_copy import (
+    HostSegments,
+    LoadStoppedError,
+    PinnedMaps,
+    copy_to_device,
+    write_copy,
+)
+from engine.stages.registry import Parts, dtype_for, load_parts, sketch_parts
+from engine.types import StageKey
+
+log = structlog.get_logger(__name__)
+
+
+class Loaded(NamedTuple):
+    """What a load came to.
+
+    Attributes:
+        source: where the weights came from.
+        filled_bytes: what the host copy that it made takes; 0 if it made none.
+        is_stopped: it was told to stop, and nothing of it is left on the device.
+    """
+
+    source: LoadSource
+    filled_bytes: int = 0
+    is_stopped: bool = False
+
+
+class StageShelf:
+    """The device copies of one worker.
+
+    Attributes:
+        stages: those that are loaded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Begin empty."""
+        self._device = device
+        self._maps = PinnedMaps(device)
+        self.stages: dict[StageKey, Stage] = {}
+        self._sketches: dict[StageKey, Parts] = {}
+        self._unbind: dict[StageKey, Callable[[], None]] = {}
+
+    def load(self, order: LoadStage, stopped: Callable[[], bool] = lambda: False) -> Loaded:
+        """Make a stage resident, unless `stopped()` becomes true between two chunks."""
+        if order.host is None:
+            return self._load_alone(order)
+        if order.host.is_filled:
+            return self._load_copy(order, order.host, stopped)
+        return self._load_and_fill(order, order.host, stopped)
+
+    def _load_alone(self, order: LoadStage) -> Loaded:
+        """Load from files, past the host store."""
+        self.stages[order.stage] = self._read(order).to(self._device)
+        return Loaded(LoadSource.FILE)
+
+    def _load_and_fill(
+        self, order: LoadStage, host: HostCopy, stopped: Callable[[], bool]
+    ) -> Loaded:
+        parts = self._read(order)
+        copy = write_copy(Path(host.path), parts.modules, host.size_bytes)
+        if copy is None:
+            self.stages[order.stage] = parts.to(self._device)
+            return Loaded(LoadSource.FILE)
+        placed = self._place(order.stage, parts, self._maps.add(host.path, copy), stopped)
+        return Loaded(LoadSource.FILE, copy.layout.size_bytes, is_stopped=not placed)
+
+    def _load_copy(self, order: LoadStage, host: HostCopy, stopped: Callable[[], bool]) -> Loaded:
+        try:
+            parts = self._sketches.get(order.stage) or self._sketch(order)
+            placed = self._place(order.stage, parts, self._maps.open(host.path), stopped)
+        except LayoutMismatchError as error:  # a class that builds itself from its weights
+            log.warning("sketch_does_not_fit", stage=str(order.stage), detail=str(error))
+            return self._load_alone(order)
+        return Loaded(LoadSource.HOST, is_stopped=not placed)
+
+    def _read(self, order: LoadStage) -> Parts:
+        dtype = dtype_for(self._device.type)
+        return load_parts(Path(order.folder), order.family, order.stage.kind, dtype)
+
+    def _sketch(self, order: LoadStage) -> Parts:
+        try:
+            return sketch_parts(Path(order.folder), order.family, order.stage.kind)
+        except (NotImplementedError, RuntimeError) as error:  # it computes with its weights
+            raise LayoutMismatchError(str(error)) from error
+
+    def _place(
+        self, stage: StageKey, parts: Parts, host: HostSegments, stopped: Callable[[], bool]
+    ) -> bool:
+        """Copy the weights to the device and let the stage use them there; False if stopped."""
+        layout = host.layout
+        try:
+            bind(parts.modules, layout, copy_to_device(host.segments, self._device, stopped))
+        except LoadStoppedError:
+            return False
+        self.stages[stage], self._sketches[stage] = parts.stage, parts
+        self._unbind[stage] = lambda: bind(parts.modules, layout, on_meta(layout))
+        return True
+
+    def unload(self, stage: StageKey) -> None:
+        """Free a stage's weights; harmless if it is not loaded."""
+        self.stages.pop(stage, None)
+        if (unbind := self._unbind.pop(stage, None)) is not None:
+            unbind()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def forget_host_copy(self, path: str) -> None:
+        """Unmap a host copy that its store has deleted."""
+        self._maps.forget(path)

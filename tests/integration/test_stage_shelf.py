@@ -1,0 +1,139 @@
+"""Device copies made from host copies: the same tensors, freed when unloaded, stoppable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine import open_pipeline
+from engine.host_store import booked_bytes
+from engine.messages import HostCopy, LoadSource, LoadStage
+from engine.stages import shelf as shelves
+from engine.stages.flat import LayoutMismatchError, bind, layout_of, on_meta, pack
+from engine.stages.host_copy import copy_to_device
+from engine.stages.registry import load_parts
+from engine.stages.shelf import StageShelf
+from engine.types import StageKind
+
+CPU = torch.device("cpu")
+
+
+def tensors(modules: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
+    named = {
+        f"{key}.{name}": tensor
+        for key, module in modules.items()
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+    assert named
+    return named
+
+
+def order(folder: Path, kind: StageKind, host: HostCopy | None) -> LoadStage:
+    spec = open_pipeline(folder)
+    return LoadStage(spec.stage(kind), spec.folder, spec.family, host)
+
+
+@pytest.mark.parametrize("family", ["flux", "animatediff"])
+@pytest.mark.parametrize("kind", list(StageKind))
+def test_a_load_from_the_host_copy_gives_the_tensors_that_the_files_hold(
+    model_folder: Callable[[str], Path], tmp_path: Path, family: str, kind: StageKind
+) -> None:
+    spec = open_pipeline(model_folder(family))
+    path, limit = str(tmp_path / "copy"), booked_bytes(spec.weight_bytes[kind])
+    expected = tensors(load_parts(Path(spec.folder), spec.family, kind, torch.float32).modules)
+    cold, warm = StageShelf(CPU), StageShelf(CPU)
+    filled = cold.load(order(Path(spec.folder), kind, HostCopy(path, False, limit)))  # noqa: FBT003
+    assert filled.source is LoadSource.FILE
+    assert 0 < filled.filled_bytes <= limit
+    again = order(Path(spec.folder), kind, HostCopy(path, True, filled.filled_bytes))  # noqa: FBT003
+    for shelf in (cold, warm, warm):  # the third time from a kept sketch
+        if shelf is warm:
+            shelf.unload(again.stage)
+            assert shelf.load(again).source is LoadSource.HOST
+        found = tensors(shelf._sketches[again.stage].modules)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+            assert found[name].dtype == tensor.dtype
+            assert not found[name].requires_grad
+
+
+def test_unloading_frees_the_device_copy(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shelf = StageShelf(CPU)
+    spec = open_pipeline(model_folder("sd"))
+    host = HostCopy(str(tmp_path / "c"), is_filled=False, size_bytes=1 << 30)
+    shelf.load(order(Path(spec.folder), StageKind.DECODE, host))
+    parts = shelf._sketches[spec.stage(StageKind.DECODE)]
+    shelf.unload(spec.stage(StageKind.DECODE))
+    assert all(tensor.device.type == "meta" for tensor in tensors(parts.modules).values())
+
+
+def test_without_room_for_a_host_copy_a_stage_is_loaded_all_the_same(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shelf = StageShelf(CPU)
+    for host in (None, HostCopy(str(tmp_path / "c"), is_filled=False, size_bytes=1000)):
+        wanted = order(model_folder("sd"), StageKind.DECODE, host)
+        assert shelf.load(wanted) == (LoadSource.FILE, 0, False)
+        shelf.unload(wanted.stage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_load_leaves_nothing_on_the_device_but_its_host_copy(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelves, "copy_to_device", in_chunks_of(1000))
+    shelf, polls = StageShelf(CPU), iter([False, False, True])
+    host = HostCopy(str(tmp_path / "c"), is_filled=False, size_bytes=1 << 30)
+    wanted = order(model_folder("sd"), StageKind.DECODE, host)
+    loaded = shelf.load(wanted, lambda: next(polls))
+    assert loaded.is_stopped
+    assert loaded.filled_bytes > 0
+    assert wanted.stage not in shelf.stages
+
+
+def in_chunks_of(size: int) -> Callable[..., list[torch.Tensor]]:
+    def copy(
+        segments: list[torch.Tensor], device: torch.device, stopped: Callable[[], bool]
+    ) -> list[torch.Tensor]:
+        return copy_to_device(segments, device, stopped, chunk_bytes=size)
+
+    return copy
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("count", torch.tensor(3))
+        self.register_buffer("none", torch.empty(0))
+
+
+def test_tied_tensors_stay_tied_and_segments_stay_small() -> None:
+    source, target = Tied(), Tied()
+    expected = source.embed.weight.detach().clone()
+    layout = layout_of({"m": source}, segment_bytes=256)
+    assert layout.segments == (256, 256)  # 7 x 5 floats once, the counter
+    segments = [torch.empty(size, dtype=torch.uint8) for size in layout.segments]
+    pack({"m": source}, layout, segments)
+    bind({"m": target}, layout, copy_to_device(segments, CPU, lambda: False, chunk_bytes=100))
+    assert target.head.weight is target.embed.weight
+    assert torch.equal(target.embed.weight, expected)
+    assert int(target.count) == 3
+    bind({"m": target}, layout, on_meta(layout))
+    assert target.embed.weight.device.type == "meta"
+
+
+def test_modules_of_another_kind_are_not_bound() -> None:
+    layout = layout_of({"m": Tied()})
+    other = nn.Linear(5, 7)
+    with pytest.raises(LayoutMismatchError, match="tensors differ"):
+        bind({"m": other}, layout, on_meta(layout))
+    assert other.weight.device.type == "cpu"
