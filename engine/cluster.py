@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import structlog
+
+from engine.quarantine import Quarantine
 from engine.residency import DeviceMemory
 from engine.teams import Teams
 from engine.types import (
@@ -12,9 +15,12 @@ from engine.types import (
     DeviceInfo,
     DeviceView,
     Placement,
+    RequestId,
     RunningView,
     StageKey,
 )
+
+log = structlog.get_logger(__name__)
 
 
 class Cluster:
@@ -38,6 +44,7 @@ class Cluster:
         self.memories: dict[DeviceId, DeviceMemory] = {}
         self._changed: set[DeviceId] = set()
         self.teams = Teams(self._changed)
+        self.quarantine = Quarantine()
         self._placement = Placement(0, {})
         self._reserve_bytes = reserve_bytes
         self._views: dict[DeviceId, DeviceView] = {}
@@ -67,19 +74,30 @@ class Cluster:
         """Return the stages that placement wants on a device."""
         return self.placement.stages.get(device, frozenset())
 
+    def mark(self, device: DeviceId, request: RequestId, now_s: float) -> None:
+        """Hold a failed launch against a device, which may put it into quarantine."""
+        out = self.quarantine.devices(now_s)
+        others = [d for d in self.memories if d != device and d not in out]
+        if self.quarantine.mark(device, request, now_s, spare=not others):
+            log.error(
+                "device_quarantined", device=device, until_s=self.quarantine.devices(now_s)[device]
+            )
+
     def view(self, now_s: float, running: tuple[RunningView, ...] = ()) -> ClusterView:
         """Return the cluster as policies may see it now; only what changed is looked at anew."""
         for device in self._changed:
             if device in self.memories:
                 self._views[device] = self._view_of(self.memories[device])
         self._changed.clear()
+        out = self.quarantine.devices(now_s)
         return ClusterView(
             configured=self.configured,
-            devices=tuple(self._views.values()),
+            devices=tuple(view for device, view in self._views.items() if device not in out),
             weight_bytes=self.weight_bytes,
             now_s=now_s,
             running=running,
             placement_version=self.placement.version,
+            quarantined=frozenset(out),
         )
 
     def _view_of(self, memory: DeviceMemory) -> DeviceView:
@@ -95,5 +113,6 @@ class Cluster:
     def check_integrity(self) -> None:
         """Check the teams and every ledger."""
         self.teams.check_integrity()
+        self.quarantine.check_integrity()
         for memory in self.memories.values():
             memory.check_integrity()

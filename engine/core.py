@@ -28,7 +28,7 @@ from engine.errors import (
 from engine.launching import Launcher
 from engine.loading import Loader
 from engine.pipelines import PipelineSpec, build
-from engine.readiness import obstacles
+from engine.readiness import notices, obstacles
 from engine.runs import RequestRun
 from engine.types import (
     ClusterView,
@@ -174,7 +174,10 @@ class EngineCore:
         return sorted(tasks, key=lambda task: task.order)
 
     async def _sleep_until(self, at_s: float | None) -> None:
-        timeout_s = None if at_s is None else max(0.0, at_s - self._clock.now())
+        now_s = self._clock.now()
+        moments = [*self.cluster.quarantine.devices(now_s).values()]
+        moments += [] if at_s is None else [at_s]
+        timeout_s = max(0.0, min(moments) - now_s) if moments else None
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
@@ -240,6 +243,11 @@ class EngineCore:
         if self._closed is not None:
             return (self._closed,)
         return obstacles(self.specs.values(), self._loader, self._dispatcher, self._view())
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what an operator should look at although requests succeed."""
+        now_s = self._clock.now()
+        return notices(self.cluster.quarantine.devices(now_s), now_s)
 
     def check_integrity(self) -> None:
         """Raise if any ledger, team or graph contradicts itself."""

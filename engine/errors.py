@@ -11,6 +11,7 @@ EngineError
 ├── RequestImpossibleError   no device of this deployment can ever run a stage of the request
 ├── RequestRefusedError      the request could only end after its deadline, and is not served
 ├── StageFailedError         a stage failed on a live worker (out of memory, bad weights, bug)
+│   └── NotFiniteError           its result holds NaN or infinite numbers
 ├── WorkerLostError          the worker process died while it held the task
 └── LedgerError              an accounting invariant broke: a bug, never a user's mistake
 
@@ -102,6 +103,16 @@ class StageFailedError(EngineError):
         """Remember whether a retry makes sense."""
         super().__init__(message)
         self.retryable = retryable
+
+
+class NotFiniteError(StageFailedError):
+    """A stage gave NaN or infinite numbers: a fault of the device, the weights or the request."""
+
+    code = "result_not_finite"
+
+    def __init__(self, message: str) -> None:
+        """Another device may do better."""
+        super().__init__(message, retryable=True)
 
 
 class WorkerLostError(EngineError):

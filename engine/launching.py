@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from engine.errors import EngineError, RequestCancelledError, StageFailedError, WorkerLostError
 from engine.execution import Execution
 from engine.flights import Flight, carrying
+from engine.recovery import Recovery
 from engine.types import (
     Assignment,
     DispatchPlan,
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from engine.ports import Clock, Executor
     from engine.runs import RequestRun
     from observability.tracing import StageSpans
-
-MAX_ATTEMPTS = 3
-log = structlog.get_logger(__name__)
 
 
 class Launcher:
@@ -61,7 +57,8 @@ class Launcher:
         """Begin with nothing in the air."""
         self._cluster, self._loader, self._executor = cluster, loader, executor
         self._clock, self._spans, self._spawn = clock, spans, spawn
-        self._observe, self._give_up, self._landed = observe, give_up, landed
+        self._observe, self._landed = observe, landed
+        self._recovery = Recovery(cluster, clock, give_up)
         self._flights: dict[TaskId, Flight] = {}
 
     def running(self) -> tuple[RunningView, ...]:
@@ -134,9 +131,9 @@ class Launcher:
             for execution in executions:
                 execution.failed(error)
             await self._loader.relieve(assignment, error)
-            for task, run in flight.parts:
-                self._retry_or_fail(run, task, error)
+            self._recovery.failed(flight.parts, assignment.team, error)
         else:
+            self._recovery.succeeded(assignment.team)
             for (task, run), execution, report in zip(
                 flight.parts, executions, reports, strict=True
             ):
@@ -186,12 +183,3 @@ class Launcher:
             self._cluster.teams.release(task.id)
         for run in flight.runs:
             self._landed(run)
-
-    def _retry_or_fail(self, run: RequestRun, task: StageTask, error: EngineError) -> None:
-        run.retry(task, self._clock.now())
-        if run.is_over:
-            return
-        log.warning("stage_failed", task=task.id, detail=str(error))
-        retryable = not isinstance(error, StageFailedError) or error.retryable
-        if not retryable or run.failures[task.node] >= MAX_ATTEMPTS:
-            self._give_up(run, error)

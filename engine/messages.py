@@ -136,11 +136,15 @@ class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class TaskFailed(msgspec.Struct, frozen=True, tag=True):
-    """A task raised in the worker; `retryable` if another attempt may succeed."""
+    """A task raised in the worker; `retryable` if another attempt may succeed.
+
+    `not_finite` tells that its result held NaN or infinite numbers.
+    """
 
     task: TaskId
     error: str
     retryable: bool
+    not_finite: bool = False
 
 
 class TaskCancelled(msgspec.Struct, frozen=True, tag=True):

@@ -6,12 +6,13 @@ would the dispatcher ever place it (only the policy knows what activations take)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from engine.pipelines import PipelineSpec
 from engine.types import (
     ClusterView,
+    DeviceId,
     GenerationRequest,
     MediaFormat,
     Modality,
@@ -38,6 +39,15 @@ def obstacles(
             impossible = dispatcher.why_impossible(probe, view)
             found += loader.why_not_servable(stage) if impossible is None else (impossible,)
     return tuple(found)
+
+
+def notices(out: Mapping[DeviceId, float], now_s: float) -> tuple[str, ...]:
+    """Return one sentence per device in quarantine, of `out` by the moment it ends."""
+    return tuple(
+        f"Device {device} is in quarantine for another {max(0.0, until_s - now_s):.0f} s: launches "
+        "of several requests failed on it. The others are planned without it."
+        for device, until_s in sorted(out.items())
+    )
 
 
 def _probe(spec: PipelineSpec, stage: StageKey, now_s: float) -> StageTask:

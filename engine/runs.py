@@ -6,6 +6,7 @@ Knows nothing of devices or policies; the core drives it and the caller awaits `
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from engine.errors import EngineError
 from engine.graph import GraphRun, NodeState, StageGraph, StageNode
@@ -32,7 +33,7 @@ class RequestRun:
     Attributes:
         outcome: resolves to the result or an `EngineError`; set exactly once.
         running: assignments that a worker holds now, by task.
-        failures: failed attempts per node; being paused is no failure.
+        failures: attempts per node that failed alone, since its latent was last saved.
         steps_done, steps: denoise steps finished and in all per node, as the worker counts them.
     """
 
@@ -52,6 +53,9 @@ class RequestRun:
         self._ready: list[StageTask] | None = None
         self._saved: dict[NodeId, SavedLatent] = {}
         self._ran_on: dict[NodeId, tuple[DeviceId, ...]] = {}
+        self._failed_on: dict[NodeId, tuple[DeviceId, ...]] = {}
+        self._alone: set[NodeId] = set()
+        self._suspect: set[StageKind] = set()
         self._artifacts: dict[int, Artifact] = {}
         self._timeline: list[StageTiming] = []
 
@@ -61,12 +65,28 @@ class RequestRun:
         return self.outcome.done()
 
     def ready_tasks(self) -> list[StageTask]:
-        """Return the tasks that could run now; none once the outcome is known."""
+        """Return the tasks that could run now; none once the outcome is known.
+
+        Of a stage in which the request's workers failed, one task at a time until one succeeds: a
+        poisonous request must not take many devices down at once.
+        """
         if self.is_over:
             return []
         if self._ready is None:
-            self._ready = [self._task(node) for node in self.progress.ready()]
+            nodes = self.progress.ready()
+            if self._suspect:
+                nodes = tuple(node for node in nodes if self._may_run(node, nodes))
+            self._ready = [self._task(node) for node in nodes]
         return self._ready
+
+    def _may_run(self, node: StageNode, ready: Sequence[StageNode]) -> bool:
+        kind = node.stage.kind
+        if kind not in self._suspect:
+            return True
+        graph, states = self.progress.graph, self.progress.states
+        runs = any(graph.nodes[n].stage.kind is kind for n in states
+                   if states[n] is NodeState.RUNNING)  # fmt: skip
+        return not runs and node is next(n for n in ready if n.stage.kind is kind)
 
     def task(self, node: NodeId) -> StageTask:
         """Return the task of a ready node."""
@@ -86,6 +106,8 @@ class RequestRun:
             ready_s=self._ready_s[node.id],
             came_from=self._nearest(node.id),
             saved=self._saved.get(node.id),
+            alone=node.id in self._alone,
+            failed_on=self._failed_on.get(node.id, ()),
         )
 
     def _nearest(self, node: NodeId) -> tuple[DeviceId, ...]:
@@ -130,10 +152,22 @@ class RequestRun:
         saved = self._saved.get(diffuse)
         return 0.0 if saved is None else saved.step / self.request.steps
 
-    def retry(self, task: StageTask, now_s: float) -> None:
-        """Offer a failed task again, from its saved latent if it has one."""
-        self.failures[task.node] += 1
+    def retry(
+        self, task: StageTask, now_s: float, *, failed_on: tuple[DeviceId, ...], counted: bool
+    ) -> None:
+        """Offer a failed task again, from its saved latent if it has one.
+
+        What failed together with others is not `counted`, but runs alone from now on.
+        """
+        self.failures[task.node] += counted
+        self._failed_on[task.node] = (*self.failed_on(task.node), *failed_on)
+        self._alone.add(task.node)
+        self._suspect.add(task.stage.kind)
         self._offer_again(task, now_s)
+
+    def failed_on(self, node: NodeId) -> tuple[DeviceId, ...]:
+        """Return the devices of a node's failed attempts, in order."""
+        return self._failed_on.get(node, ())
 
     def suspend(
         self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
@@ -172,6 +206,7 @@ class RequestRun:
     ) -> tuple[HandoffRef, ...]:
         """Book a finished task; return hand-offs that are spent. Resolves the outcome if last."""
         del self.running[task.id]
+        self._suspect.discard(task.stage.kind)
         self._timeline.append(timing)
         spent = (*self._drop_saved(task.node), *self.progress.complete(task.node, report.output))
         self._ready = None

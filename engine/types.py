@@ -131,7 +131,8 @@ class StageTask(msgspec.Struct, frozen=True, kw_only=True):
     `sequence` numbers requests in order of submission; together with deadline and arrival it
     makes the order of tasks total. `came_from` is the team whose memory is nearest to the inputs:
     the one that ran the stage before, or this stage until it was paused. `saved` is set on a
-    diffuse that was paused.
+    diffuse that was paused. `alone` says that it failed together with others and must share no
+    launch; `failed_on` are the devices of its failed attempts, which others are better than.
     """
 
     id: TaskId
@@ -145,6 +146,8 @@ class StageTask(msgspec.Struct, frozen=True, kw_only=True):
     ready_s: float
     came_from: tuple[DeviceId, ...] = ()
     saved: SavedLatent | None = None
+    alone: bool = False
+    failed_on: tuple[DeviceId, ...] = ()
 
     @property
     def steps_done(self) -> int:
@@ -244,7 +247,8 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         configured: ids of all devices of the deployment, whether they live now or not.
-        devices: the live ones.
+        devices: the live ones that are in service.
+        quarantined: live or not, kept out of service because launches failed on them.
         weight_bytes: what each stage's weights take on a device.
         running: every launch that holds a team, in order of launch.
         placement_version: of the placement that `desired` comes from.
@@ -256,6 +260,7 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     now_s: float
     running: tuple[RunningView, ...] = ()
     placement_version: int = 0
+    quarantined: frozenset[DeviceId] = frozenset()
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -185,6 +185,7 @@ def _owner() -> str:
 def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
     probes = Probes(
         reasons=(parts.runner.readiness,),
+        notices=parts.engine.notices,
         writable=(
             ("job database", parts.database.check_writable),
             ("artifact store", parts.blobs.check_writable),

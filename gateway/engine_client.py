@@ -46,6 +46,10 @@ class EngineClient(Protocol):
         """Return the reasons why a request would not succeed now; empty means ready."""
         ...
 
+    def notices(self) -> tuple[str, ...]:
+        """Return what an operator should look at although requests succeed."""
+        ...
+
     async def close(self) -> None:
         """Stop everything; idempotent."""
         ...

@@ -147,6 +147,10 @@ class EmbeddedEngine:
         """Return the core's reasons, or that there is no core yet."""
         return ("The engine is not started.",) if self._core is None else self._core.readiness()
 
+    def notices(self) -> tuple[str, ...]:
+        """Return the core's notices."""
+        return () if self._core is None else self._core.notices()
+
     async def close(self) -> None:
         """Stop the workers; does nothing if they never started."""
         if self._core is not None:

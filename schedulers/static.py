@@ -1,4 +1,4 @@
-"""A static placement: made once from the number of devices, never changed.
+"""A static placement: made from the number of devices, changed only by quarantine.
 
 One device holds everything (the paper's EDC). Two split into encode + decode and diffuse. From
 three on, one encodes, one decodes and all others diffuse, since diffuse dominates the time.
@@ -21,19 +21,20 @@ class StaticPlanner:
     def __init__(self, specs: Sequence[PipelineSpec]) -> None:
         """Place the stages of `specs`."""
         self._specs = tuple(specs)
-        self._placed = False
+        self._version = 0
+        self._placed_on: tuple[DeviceId, ...] = ()
 
     def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
-        """Return the placement the first time, None ever after."""
+        """Return the placement the first time and when quarantine changes, else None."""
         del snapshot
-        if self._placed:
+        trusted = tuple(d for d in view.configured if d not in view.quarantined)
+        if trusted == self._placed_on:
             return None
-        self._placed = True
+        self._version, self._placed_on = self._version + 1, trusted
         return Placement(
-            version=1,
+            version=self._version,
             stages={
-                device: frozenset(self._stages(kinds))
-                for device, kinds in split(view.configured).items()
+                device: frozenset(self._stages(kinds)) for device, kinds in split(trusted).items()
             },
         )
 

@@ -20,7 +20,12 @@ import structlog
 import zmq
 import zmq.asyncio
 
-from engine.errors import RequestCancelledError, StageFailedError, WorkerLostError
+from engine.errors import (
+    NotFiniteError,
+    RequestCancelledError,
+    StageFailedError,
+    WorkerLostError,
+)
 from engine.executors.slot import BEAT_SUFFIX, WorkerSettings, WorkerSlot
 from engine.handoff import HandoffStore, PrivateFolder
 from engine.host_store import HostStore, booked_bytes
@@ -213,7 +218,7 @@ class LocalExecutor:
                 message = self._decoder.decode(b"".join(payload))
             except msgspec.MsgspecError as error:
                 log.error("worker_speaks_nonsense", device=slot.device, detail=str(error))  # noqa: TRY400 - the traceback is ours and says nothing
-                slot.kill()
+                slot.kill("it sent no message of ours")
             else:
                 slot.answered()
                 self._accept(slot, message)
@@ -231,8 +236,9 @@ class LocalExecutor:
                 self._tell().task_progressed(task, step, steps)
             case StageReport(task=task):
                 slot.mailbox.deliver(task, message)
-            case TaskFailed(task, error, retryable):
-                slot.mailbox.refuse(task, StageFailedError(error, retryable=retryable))
+            case TaskFailed(task, error, retryable, not_finite):
+                failure = StageFailedError(error, retryable=retryable)
+                slot.mailbox.refuse(task, NotFiniteError(error) if not_finite else failure)
             case TaskCancelled(task):
                 error_text = f"Task {task} was cancelled."
                 slot.mailbox.refuse(task, RequestCancelledError(error_text))
@@ -282,7 +288,7 @@ class LocalExecutor:
                     slot.excuse_silence()
                 elif (why := slot.why_hung()) is not None:
                     log.error("worker_hangs", device=slot.device, why=why)
-                    slot.kill()
+                    slot.kill(why)
 
     async def close(self) -> None:
         """Stop the workers, politely then firmly, and delete what they left; idempotent."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,6 +57,7 @@ class WorkerSlot:
         self._process: asyncio.subprocess.Process | None = None
         self._incarnation = 0
         self._spawned_s = self._beat_s = self._answer_s = 0.0
+        self._why_killed: str | None = None
 
     @property
     def identity(self) -> str:
@@ -90,7 +92,10 @@ class WorkerSlot:
         code = await self._process.wait()
         self._process, self.is_ready = None, False
         self._incarnation += 1  # from here on its last words are stale
-        reason = f"Worker of {self.device} ended with code {code}."
+        reason = f"Worker of {self.device} ended with {_told(code)}."
+        if self._why_killed is not None:
+            reason = f"Worker of {self.device} was killed: {self._why_killed}."
+            self._why_killed = None
         self.mailbox.fail_all(WorkerLostError(reason))
         return reason
 
@@ -122,9 +127,10 @@ class WorkerSlot:
             return f"no progress for {now_s - self._answer_s:.0f} s"
         return None
 
-    def kill(self) -> None:
+    def kill(self, why: str) -> None:
         """End the process at once; its supervisor sees it and starts another."""
         if self._process is not None:
+            self._why_killed = why
             self._process.kill()
 
     async def stop(self) -> None:
@@ -142,3 +148,11 @@ class WorkerSlot:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _told(code: int) -> str:
+    """Return an exit code in words; who sent SIGKILL is often the kernel, for want of memory."""
+    if code >= 0:
+        return f"code {code}"
+    name = signal.Signals(-code).name
+    return f"{name} (the machine may be out of memory)" if name == "SIGKILL" else name

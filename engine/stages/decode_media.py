@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
 from engine.stages.denoise import LATENTS
+from engine.stages.finite import expect_finite
 from engine.stages.media import write_image, write_video
 from engine.types import Artifact, Modality, StageTask
 
@@ -33,6 +34,7 @@ class DecodeMedia:
         """Decode one output and write it in the request's format."""
         del boundary, snapshot
         pixels = self._code.decode(self._pipe, task.request, inputs[LATENTS])
+        expect_finite(pixels, "the decoded pixels")
         return StageResult({}, _artifact(task, self._write(task, pixels)))
 
     def _write(self, task: StageTask, pixels: Tensor) -> bytes:

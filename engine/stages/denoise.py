@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult, Trajectory
+from engine.stages.finite import expect_finite
 from engine.stages.saving import UnsavableStateError, restore, save
 from engine.types import StageTask
 
@@ -48,11 +49,17 @@ class Denoise:
                 may_pause = False
             trajectory.advance()
             boundary.passed(trajectory.step, trajectory.steps)
+        _expect_finite(trajectory)
         return StageResult({LATENTS: trajectory.latents})
+
+
+def _expect_finite(trajectory: Trajectory) -> None:
+    expect_finite(trajectory.latents, f"the latent after {trajectory.step} steps")
 
 
 def _try_save(trajectory: Trajectory) -> Snapshot | None:
     """Return where a trajectory stands; None if its sampler is of a kind that cannot be saved."""
+    _expect_finite(trajectory)
     try:
         return save(trajectory)
     except UnsavableStateError as error:

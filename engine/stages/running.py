@@ -11,12 +11,14 @@ from typing import Protocol
 import structlog
 import torch
 
+from engine.errors import NotFiniteError
 from engine.messages import StageReport, TaskCancelled, TaskFailed
 from engine.stages.base import CancelledAtStep, Stage, StageResult
 from engine.stages.stopwatch import Stopwatch
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, StageKey, StageTask, TaskId
 
+_CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 log = structlog.get_logger(__name__)
 
 
@@ -57,13 +59,13 @@ class TaskRunner:
             return self._execute(task)
         except CancelledAtStep as stop:
             return TaskCancelled(task.id, stop.steps_done)
-        except torch.OutOfMemoryError as error:
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            return TaskFailed(task.id, describe(error), retryable=True)
+        except NotFiniteError as error:
+            return TaskFailed(task.id, str(error), retryable=True, not_finite=True)
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_run_failed", task=task.id)
-            return TaskFailed(task.id, describe(error), retryable=False)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            return TaskFailed(task.id, describe(error), retryable=_is_for_memory(error))
 
     def _execute(self, task: StageTask) -> StageReport:
         clock = Stopwatch(self._device)
@@ -115,6 +117,12 @@ class _TaskBoundary:
         self.steps_done = step * self._task.request.steps // steps
         self._orders.report_step(self._task.id, step, steps)
         self._orders.stop_if_cancelled(self._task.id, self.steps_done)
+
+
+def _is_for_memory(error: Exception) -> bool:
+    """Whether memory was wanting; torch's CPU allocator says so in words only."""
+    wanting = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return wanting or (isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY in str(error))
 
 
 def describe(error: Exception) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
+from engine.stages.finite import expect_finite
 from engine.types import StageTask
 
 
@@ -29,4 +30,7 @@ class TextEncode:
     ) -> StageResult:
         """Encode the request's prompt once for all its outputs."""
         del inputs, boundary, snapshot
-        return StageResult(self._code.encode(self._pipe, task.request))
+        tensors = self._code.encode(self._pipe, task.request)
+        for name, tensor in tensors.items():
+            expect_finite(tensor, name)
+        return StageResult(tensors)

@@ -18,10 +18,12 @@ _log = structlog.get_logger(__name__)
 class Probes(msgspec.Struct, frozen=True):
     """What must hold for a request to succeed.
 
-    `reasons` are asked for what is not ready; `writable` is tried, by name.
+    `reasons` are asked for what is not ready, `notices` for what else an operator should know;
+    `writable` is tried, by name.
     """
 
     reasons: Sequence[Callable[[], tuple[str, ...]]]
+    notices: Callable[[], tuple[str, ...]]
     writable: Sequence[tuple[str, Callable[[], Awaitable[None]]]]
 
     async def unmet(self) -> tuple[str, ...]:
@@ -52,4 +54,5 @@ class HealthController(Controller):
         """Return 200 only when a request would succeed; otherwise 503 with the reasons."""
         reasons = await probes.unmet()
         status = 503 if reasons else 200
-        return Response(Readiness(not reasons, reasons), status_code=status)
+        readiness = Readiness(not reasons, reasons, probes.notices())
+        return Response(readiness, status_code=status)

@@ -36,7 +36,11 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether a request would succeed now; if not, every reason why."""
+    """Whether a request would succeed now; if not, every reason why.
+
+    `notices` are what an operator should look at all the same, such as devices in quarantine.
+    """
 
     ready: bool
     reasons: tuple[str, ...]
+    notices: tuple[str, ...] = ()

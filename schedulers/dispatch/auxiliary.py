@@ -24,8 +24,8 @@ def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
         first = waiting[0]
         device = _encoder(decision, first)
         if device is not None:
-            alike = [t for t in waiting if t.stage == first.stage and t.attempt == 1]
-            same = alike[: decision.knobs.batch] if first.attempt == 1 else [first]
+            alike = [t for t in waiting if t.stage == first.stage and not t.alone]
+            same = [first] if first.alone else alike[: decision.knobs.batch]
             why = f"encode of {len(same)} together on {device}"
             decision.launch(first, (device,), why, tuple(t for t in same if t is not first))
         else:
@@ -40,7 +40,7 @@ def _encoder(decision: Round, task: StageTask) -> DeviceId | None:
     stage = task.stage
     pool = decision.board.idle_in_pool(stage)
     if pool:
-        return min(pool, key=lambda d: (stage not in decision.board.idle[d].resident, d))
+        return decision.board.pick(stage, pool, 1, avoid=task.failed_on)[0]
     return None if decision.board.layout.pools.get(stage) else _single(decision, task)
 
 
@@ -51,7 +51,7 @@ def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
         queue = queues.setdefault(task.stage, PoolQueue(decision, task.stage))
         pool = decision.board.idle_in_pool(task.stage)
         if pool:
-            device = min(pool, key=lambda d: (task.stage not in decision.board.idle[d].resident, d))
+            device = decision.board.pick(task.stage, pool, 1, avoid=task.failed_on)[0]
             decision.launch(task, (device,), f"decode pool: {device} is idle")
             queue.occupy(device, decision.decode_s(task))
             continue
@@ -85,13 +85,15 @@ def _single(decision: Round, task: StageTask) -> DeviceId | None:
     if not rooms:
         return None
     close = [
-        d for d in task.came_from if d in board.idle and d in rooms.get(board.idle[d].info.node, ())
-    ]
+        d for d in task.came_from
+        if d in board.idle and d in rooms.get(board.idle[d].info.node, ())
+        and d not in task.failed_on
+    ]  # fmt: skip
     if close:
         return min(close)
     free = [node for node in rooms if node not in decision.holds] or list(rooms)
     node = min(free, key=lambda n: (len(rooms[n]), n))
-    return board.pick(task.stage, rooms[node], 1)[0]
+    return board.pick(task.stage, rooms[node], 1, avoid=task.failed_on)[0]
 
 
 class PoolQueue:

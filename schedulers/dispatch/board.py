@@ -100,14 +100,23 @@ class Board:
         return self.pick(stage, self.rooms(stage)[node], degree, near)
 
     def pick(
-        self, stage: StageKey, room: Sequence[DeviceId], degree: int, near: Sequence[DeviceId] = ()
+        self,
+        stage: StageKey,
+        room: Sequence[DeviceId],
+        degree: int,
+        near: Sequence[DeviceId] = (),
+        avoid: Sequence[DeviceId] = (),
     ) -> tuple[DeviceId, ...]:
-        """Return `degree` of some idle devices: those with the stage resident, then near ones."""
+        """Return `degree` of some idle devices: those with the stage resident, then near ones.
+
+        Those to `avoid`, where the task has failed, come last.
+        """
         if len(room) > degree:
             idle = self.idle
             room = sorted(
-                room, key=lambda d: (stage not in idle[d].resident, d not in near, d)
-            )  # fmt: skip
+                room,
+                key=lambda d: (d in avoid, stage not in idle[d].resident, d not in near, d),
+            )
         return tuple(sorted(room[:degree]))
 
     def lacks(self, stage: StageKey, team: Iterable[DeviceId]) -> bool:

@@ -97,7 +97,7 @@ def begin(decision: Round, prospect: Prospect) -> bool:
         return (room < degree, room, node)
 
     node = min(open_nodes, key=fit)
-    team = decision.board.pick(stage, rooms[node], 1)
+    team = decision.board.pick(stage, rooms[node], 1, avoid=prospect.task.failed_on)
     decision.launch(prospect.task, team, f"begins on node {node}")
     return True
 
@@ -180,7 +180,7 @@ def launch(decision: Round, prospect: Prospect, node: Node, degree: int, why: st
     """Start a prospect on a node, and drop what was held for it."""
     task = prospect.task
     room = decision.rooms(prospect.stage, task, degree)[node]
-    team = decision.board.pick(prospect.stage, room, degree, task.came_from)
+    team = decision.board.pick(prospect.stage, room, degree, task.came_from, task.failed_on)
     decision.launch(task, team, f"{why}: degree {degree} on node {node}")
     for held in [n for n, hold in decision.holds.items() if hold.request == task.request.id]:
         del decision.holds[held]

@@ -101,8 +101,10 @@ async def test_ready_means_that_a_request_would_succeed(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     await _link(client)
+    engine.noticed = ("Device cpu:1 is in quarantine.",)
     ready = await client.get("/readyz")
-    assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": []})
+    told = {"ready": True, "reasons": [], "notices": ["Device cpu:1 is in quarantine."]}
+    assert (ready.status_code, ready.json()) == (200, told)
     engine.obstacles = ("No device lives.",)
     unready = await client.get("/readyz")
     assert (unready.status_code, unready.json()["reasons"]) == (503, ["No device lives."])

@@ -70,6 +70,7 @@ class FakeEngine:
         failure: raised instead of an answer.
         is_down: whether the engine has stopped and cannot be revived.
         obstacles: what `readiness` says.
+        noticed: what `notices` says.
         share: what `progress` says of every request.
     """
 
@@ -85,6 +86,7 @@ class FakeEngine:
         self.failure: Exception | None = None
         self.start_failure: Exception | None = None
         self.obstacles: tuple[str, ...] = ()
+        self.noticed: tuple[str, ...] = ()
         self.share = 0.0
         self.closed = False
 
@@ -127,6 +129,10 @@ class FakeEngine:
     def readiness(self) -> tuple[str, ...]:
         """Return what the test says."""
         return self.obstacles
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what the test says."""
+        return self.noticed
 
     async def close(self) -> None:
         """Remember that it was closed."""

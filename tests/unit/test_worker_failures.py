@@ -1,0 +1,78 @@
+"""What a worker reports of a stage that fails: memory, NaN, bugs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.errors import NotFiniteError
+from engine.messages import TaskFailed
+from engine.stages.finite import expect_finite
+from engine.stages.transport import FileTransport
+from engine.types import NodeId, StageKey, StageKind, StageTask, TaskId
+from engine.worker import Worker
+from tests.support.builders import MODEL, a_request
+
+
+class DeafSocket:
+    def poll(self, _timeout_ms: int) -> int:
+        return 0
+
+
+class FailingStage:
+    def __init__(self, fail: Callable[[], None]) -> None:
+        self._fail = fail
+
+    def run(self, task: StageTask, inputs: Mapping[str, Any], *_more: object) -> None:
+        del task, inputs
+        self._fail()
+
+
+def outcome(tmp_path: Path, fail: Callable[[], None]) -> TaskFailed:
+    device, stage = torch.device("cpu"), StageKey(MODEL, StageKind.DIFFUSE)
+    worker = Worker(DeafSocket(), device, FileTransport(tmp_path, device))  # type: ignore[arg-type]
+    worker._stages[stage] = FailingStage(fail)  # type: ignore[assignment]
+    task = StageTask(
+        id=TaskId("t"), request=a_request(), node=NodeId("diffuse-0"), stage=stage, image_index=0,
+        inputs=(), sequence=0, attempt=1, ready_s=0.0,
+    )  # fmt: skip
+    report = worker._run(task)
+    assert isinstance(report, TaskFailed)
+    return report
+
+
+def too_much_for_the_allocator() -> None:
+    torch.empty(1 << 55)
+
+
+def too_much_for_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fail", [too_much_for_the_allocator, too_much_for_the_gpu])
+def test_wanting_memory_may_be_tried_again(tmp_path: Path, fail: Callable[[], None]) -> None:
+    report = outcome(tmp_path, fail)
+    assert (report.retryable, report.not_finite) == (True, False)
+
+
+def test_numbers_that_are_not_finite_may_be_tried_again_and_say_how_many(tmp_path: Path) -> None:
+    latent = torch.ones(2, 8)
+    latent[0, 3], latent[1, 1] = float("nan"), float("-inf")
+    report = outcome(tmp_path, lambda: expect_finite(latent, "the latent"))
+    assert (report.retryable, report.not_finite) == (True, True)
+    assert report.error == "2 of 16 numbers of the latent are NaN or infinite."
+
+
+def test_a_bug_is_not_tried_again(tmp_path: Path) -> None:
+    report = outcome(tmp_path, lambda: {}["no"])
+    assert (report.retryable, report.not_finite) == (False, False)
+
+
+def test_whole_numbers_and_masks_are_always_finite() -> None:
+    expect_finite(torch.ones(3, dtype=torch.bool), "a mask")
+    with pytest.raises(NotFiniteError):
+        expect_finite(torch.full((1,), float("inf"), dtype=torch.bfloat16), "an embedding")
