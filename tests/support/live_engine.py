@@ -55,7 +55,7 @@ class LiveEngine:
         self.steps.append((task, step))
         self.on_step(task, step)
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 180) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.005)

@@ -12,15 +12,21 @@ import torch
 from engine.errors import NotFiniteError
 from engine.messages import TaskFailed
 from engine.stages.finite import expect_finite
+from engine.stages.running import TaskRunner
 from engine.stages.transport import FileTransport
 from engine.types import NodeId, StageKey, StageKind, StageTask, TaskId
-from engine.worker import Worker
 from tests.support.builders import MODEL, a_request
 
 
-class DeafSocket:
-    def poll(self, _timeout_ms: int) -> int:
-        return 0
+class NoOrders:
+    def report_step(self, task: TaskId, step: int, steps: int) -> None:
+        raise AssertionError((task, step, steps))
+
+    def is_pausing(self, _task: TaskId) -> bool:
+        return False
+
+    def stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
+        del task, steps_done
 
 
 class FailingStage:
@@ -34,13 +40,13 @@ class FailingStage:
 
 def outcome(tmp_path: Path, fail: Callable[[], None]) -> TaskFailed:
     device, stage = torch.device("cpu"), StageKey(MODEL, StageKind.DIFFUSE)
-    worker = Worker(DeafSocket(), device, FileTransport(tmp_path, device))  # type: ignore[arg-type]
-    worker._stages[stage] = FailingStage(fail)  # type: ignore[assignment]
+    stages: dict[StageKey, Any] = {stage: FailingStage(fail)}
+    runner = TaskRunner(stages, FileTransport(tmp_path, device), device, NoOrders())
     task = StageTask(
         id=TaskId("t"), request=a_request(), node=NodeId("diffuse-0"), stage=stage, image_index=0,
         inputs=(), sequence=0, attempt=1, ready_s=0.0,
     )  # fmt: skip
-    report = worker._run(task)
+    report = runner.run(task)
     assert isinstance(report, TaskFailed)
     return report
 
