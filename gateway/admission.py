@@ -15,7 +15,7 @@ from gateway.resolve import Origin
 if TYPE_CHECKING:
     from engine import GenerationRequest
     from engine.ports import Clock
-    from gateway.engine_client import EngineClient
+    from gateway.engine_client import Catalogue
     from gateway.jobs.service import JobService
 
 _RANDOM_SEEDS: Final = 2**32
@@ -33,7 +33,7 @@ class Admission:
     """Writes jobs down; work starts when a runner leases them."""
 
     def __init__(
-        self, *, engine: EngineClient, jobs: JobService, clock: Clock, slo_scale: float
+        self, *, engine: Catalogue, jobs: JobService, clock: Clock, slo_scale: float
     ) -> None:
         """Give each job a deadline of `slo_scale` times what it takes alone."""
         self._engine = engine

@@ -1,7 +1,7 @@
-"""Composition root of the API process: settings in, Litestar app out.
+"""Composition root of a server process: settings in, Litestar app out.
 
-The embedded runner is started here as well; it shares nothing with the routes but the job table,
-the artifact store and the events port.
+A process answers calls (role `gateway`), runs jobs (`engine`), or does both. The two halves share
+nothing but the job table, the artifact store and the events port, so any number of each may run.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ from gateway.api.models import ModelController
 from gateway.api.videos import VideoController
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import Authenticate
+from gateway.db.secrets import Secrets
 from gateway.db.session import Database
 from gateway.errors import EXCEPTION_HANDLERS
 from gateway.images import ImageService
-from gateway.jobs.events import InProcessEvents
+from gateway.jobs.carriers import events_for
+from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.run import Runner
 from gateway.jobs.service import JobService
 from gateway.jobs.store import JobStore
+from gateway.jobs.sweep import Sweeper
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
+from gateway.remote import RemoteEngines
 from gateway.runner import Telemetry, embedded_engine
 from gateway.settings import Settings
 from gateway.stopping import end_with_parent, on_stop_signal
 from gateway.storage.blobs import BlobStore
-from gateway.storage.signing import Signer
+from gateway.storage.signing import Signer, offered_secret
 from gateway.videos import VideoService
 from observability.logging import configure_logging
 from observability.meters import Meters
@@ -53,20 +57,28 @@ from observability.tracing import build_provider
 
 if TYPE_CHECKING:
     from engine.ports import Clock
-    from gateway.engine_client import EngineClient
+    from gateway.engine_client import Catalogue, EngineClient
+    from gateway.jobs.events import JobEvents
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything with a life of its own, made once and handed to the routes."""
+    """Everything with a life of its own, made once and handed to the routes.
+
+    `runner` is there if this process runs jobs; `remote`, if it only answers calls.
+    """
 
     database: Database
-    engine: EngineClient
+    events: JobEvents
+    sweeper: Sweeper
+    catalogue: Catalogue
     jobs: JobService
     blobs: BlobStore
+    signer: Signer
     artifacts: ArtifactService
     images: ImageService
     videos: VideoService
-    runner: Runner
+    runner: Runner | None
+    remote: RemoteEngines | None
     telemetry: Telemetry
 
 
@@ -95,17 +107,14 @@ def create_app(
         guards=[Authenticate(settings.keys)],
     )
     return Litestar(
-        route_handlers=[
-            v1,
-            HealthController,
-            MetricsController,
-            http.openapi_document,
-        ],
+        route_handlers=[HealthController, MetricsController]
+        if settings.role == "engine"
+        else [HealthController, MetricsController, v1, http.openapi_document],
         dependencies=_dependencies(settings, parts),
         middleware=[RequestLog(), RouteSpan(), DrainBody()],
         before_send=[stamp],
         exception_handlers=EXCEPTION_HANDLERS,
-        lifespan=[_lifespan(parts, owns_process=owns_process)],
+        lifespan=[_lifespan(settings, parts, owns_process=owns_process)],
         plugins=[http.server_spans(parts.telemetry.provider)],
         cors_config=http.cors(settings.cors_origins),
         openapi_config=http.openapi(version(SERVICE_NAME)),
@@ -126,46 +135,59 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     telemetry = _telemetry(settings)
     provider = telemetry.provider
-    engine = engine or embedded_engine(settings, telemetry)
     database = Database(settings.database_url)
-    store, events = JobStore(database), InProcessEvents()
+    events = events_for(settings.database_url, shared=settings.role != "both")
+    registry = EngineRegistry(database)
+    leases = JobLeases(database, owner=_owner(), lease_s=settings.lease_s)
     blobs = BlobStore.in_folder(settings.data_dir / "artifacts")
-    signer = Signer.from_file(settings.data_dir / "signing.key")
+    runner = remote = None
+    if settings.role == "gateway":
+        remote = RemoteEngines(registry, clock, silent_after_s=settings.lease_s)
+    else:
+        engine = engine or embedded_engine(settings, telemetry)
+        runner = Runner(
+            engine=engine,
+            leases=leases,
+            registry=registry,
+            events=events,
+            blobs=blobs,
+            clock=clock,
+            tracer=provider.get_tracer(GATEWAY_SCOPE),
+            max_concurrent=settings.max_concurrent,
+        )
+    catalogue = engine if remote is None else remote
+    assert catalogue is not None  # an engine of our own, or the others'
+    store, signer = JobStore(database), Signer()
     artifacts = ArtifactService(store, blobs, signer, clock, url_ttl_s=settings.url_ttl_s)
     jobs = JobService(store, events, clock, queue_limit=settings.queue_limit)
-    admission = Admission(engine=engine, jobs=jobs, clock=clock, slo_scale=settings.slo_scale)
+    admission = Admission(engine=catalogue, jobs=jobs, clock=clock, slo_scale=settings.slo_scale)
     images = ImageService(
-        engine=engine,
+        engine=catalogue,
         jobs=jobs,
         artifacts=artifacts,
         admission=admission,
         timeout_s=settings.request_timeout_s,
     )
     videos = VideoService(
-        engine=engine,
+        engine=catalogue,
         jobs=jobs,
         artifacts=artifacts,
         admission=admission,
         timeout_s=settings.video_timeout_s,
     )
-    runner = Runner(
-        engine=engine,
-        leases=JobLeases(database, owner=_owner()),
-        events=events,
-        blobs=blobs,
-        clock=clock,
-        tracer=provider.get_tracer(GATEWAY_SCOPE),
-        max_concurrent=settings.max_concurrent,
-    )
     return Parts(
         database=database,
-        engine=engine,
+        events=events,
+        sweeper=Sweeper(leases=leases, events=events, clock=clock),
+        catalogue=catalogue,
         jobs=jobs,
         blobs=blobs,
+        signer=signer,
         artifacts=artifacts,
         images=images,
         videos=videos,
         runner=runner,
+        remote=remote,
         telemetry=telemetry,
     )
 
@@ -183,16 +205,17 @@ def _owner() -> str:
 
 
 def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
+    runs_jobs = parts.catalogue if parts.runner is None else parts.runner
     probes = Probes(
-        reasons=(parts.runner.readiness,),
-        notices=parts.engine.notices,
+        reasons=(runs_jobs.readiness,),
+        notices=parts.catalogue.notices,
         writable=(
             ("job database", parts.database.check_writable),
             ("artifact store", parts.blobs.check_writable),
         ),
     )
     values: dict[str, object] = {
-        "engine": parts.engine,
+        "engine": parts.catalogue,
         "artifacts": parts.artifacts,
         "images": parts.images,
         "videos": parts.videos,
@@ -211,7 +234,7 @@ def _constant(value: object) -> Provide:
 
 
 def _lifespan(
-    parts: Parts, *, owns_process: bool
+    settings: Settings, parts: Parts, *, owns_process: bool
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -221,8 +244,15 @@ def _lifespan(
             stack.callback(parts.telemetry.provider.shutdown)
             stack.push_async_callback(parts.database.close)
             await parts.database.open()
-            stack.push_async_callback(parts.runner.close)
-            parts.runner.start()
+            offered = offered_secret(settings.data_dir / "signing.key")
+            parts.signer.use(await Secrets(parts.database).get_or_make("links", offered))
+            await stack.enter_async_context(parts.events.connected())
+            await stack.enter_async_context(parts.sweeper.sweeping())
+            if parts.remote is not None:
+                await stack.enter_async_context(parts.remote.followed())
+            if parts.runner is not None:
+                stack.push_async_callback(parts.runner.close)
+                parts.runner.start()
             if owns_process:
                 on_stop_signal(parts.jobs.close)
             stack.callback(parts.jobs.close)

@@ -57,6 +57,11 @@ main.add_command(migrate)
 @click.option("--host", help="Address to listen on [127.0.0.1].")
 @click.option("--port", metavar="N", help="Port to listen on [8000].")
 @click.option("--data-dir", metavar="PATH", help="Where jobs and pictures are kept.")
+@click.option(
+    "--role",
+    type=click.Choice(["both", "gateway", "engine"]),
+    help="Answer calls, run jobs, or both [both].",
+)
 @click.option("--database", metavar="URL", help="postgresql://... [a file in the data folder].")
 @click.option("--trace-file", metavar="PATH", help="Append spans to this file, one JSON a line.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]), help="[auto]")
@@ -70,21 +75,29 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     wanted["TRIDENT_THREADS_PER_DEVICE"] = threads
     wanted["TRIDENT_MODEL"] = os.pathsep.join(models) or os.environ.get("TRIDENT_MODEL")
     os.environ.update({name: value for name, value in wanted.items() if value})
-    if not os.environ.get("TRIDENT_MODEL"):
-        os.environ["TRIDENT_MODEL"] = os.pathsep.join(map(str, bundled_models()))
     try:
         settings = Settings.from_env()
-        specs = open_models(settings.models, device=settings.device)
+        specs = _models(settings)
     except (SettingsError, PipelineError) as error:
         raise RefusalError(str(error)) from error
-    _need_engine()
-    _need_gpus(settings)
     _need_data_dir(settings.data_dir)
     need_database(settings.database_url)
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     _serve(settings, specs)
+
+
+def _models(settings: Settings) -> tuple[PipelineSpec, ...]:
+    """Open the models of a process that runs jobs, and see that it could run them."""
+    if settings.role == "gateway":
+        return ()
+    folders = settings.models or bundled_models()
+    os.environ["TRIDENT_MODEL"] = os.pathsep.join(map(str, folders))
+    specs = open_models(folders, device=settings.device)
+    _need_engine()
+    _need_gpus(settings)
+    return specs
 
 
 class _Server(MPServer):
@@ -129,6 +142,10 @@ def greeting(settings: Settings, specs: Sequence[PipelineSpec]) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     names = ", ".join(spec.id for spec in specs)
+    if settings.role == "gateway":
+        return f"TridentServe gateway listens on {url}; its engines run as processes of their own."
+    if settings.role == "engine":
+        return f"TridentServe engine runs jobs (models: {names}); its health is at {url}/readyz."
     return (
         f"TridentServe listens on {url} (models: {names}; {settings.devices} x {settings.device}). "
         f"Try:\n{_example(url, settings, specs)}"

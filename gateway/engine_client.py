@@ -1,4 +1,7 @@
-"""What the gateway needs of an engine, wherever it runs. Tests bring a fake."""
+"""What the gateway needs of engines, wherever they run. Tests bring a fake.
+
+`Catalogue` is what the API asks; `EngineClient` is what a runner drives besides.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,42 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable  # litestar checks what it injects
-class EngineClient(Protocol):
-    """An engine with the models it serves."""
+class Catalogue(Protocol):
+    """The models that are served, and what they take."""
 
     @property
     def specs(self) -> Mapping[ModelId, PipelineSpec]:
         """Models by the name that clients use."""
         ...
 
+    @property
+    def devices(self) -> int:
+        """Devices of all engines that live; 0 if none does."""
+        ...
+
     def latency_s(self, request: GenerationRequest) -> float:
         """Return how long a request takes alone; deadlines are multiples of it."""
+        ...
+
+    def work_s(self, request: GenerationRequest) -> float:
+        """Return the device-seconds that a request takes."""
+        ...
+
+    def readiness(self) -> tuple[str, ...]:
+        """Return the reasons why a request would not succeed now; empty means ready."""
+        ...
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what an operator should look at although requests succeed."""
+        ...
+
+
+@runtime_checkable
+class EngineClient(Catalogue, Protocol):
+    """An engine of this process."""
+
+    def learnt(self) -> bytes:
+        """Return what its cost model has learnt, for catalogues in other processes."""
         ...
 
     async def start(self) -> None:
@@ -40,14 +69,6 @@ class EngineClient(Protocol):
 
     def progress(self, request: RequestId) -> float:
         """Return the share of its denoise steps that a request has done; 0 if it is not here."""
-        ...
-
-    def readiness(self) -> tuple[str, ...]:
-        """Return the reasons why a request would not succeed now; empty means ready."""
-        ...
-
-    def notices(self) -> tuple[str, ...]:
-        """Return what an operator should look at although requests succeed."""
         ...
 
     async def close(self) -> None:

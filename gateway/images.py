@@ -19,7 +19,7 @@ from gateway.translate import generation_request
 if TYPE_CHECKING:
     from gateway.admission import Admission, Caller
     from gateway.artifacts import ArtifactService
-    from gateway.engine_client import EngineClient
+    from gateway.engine_client import Catalogue
     from gateway.jobs.service import JobService
     from gateway.schemas.images import ImageGenerationBody
 
@@ -30,7 +30,7 @@ class ImageService:
     def __init__(
         self,
         *,
-        engine: EngineClient,
+        engine: Catalogue,
         jobs: JobService,
         artifacts: ArtifactService,
         admission: Admission,

@@ -113,9 +113,22 @@ class EmbeddedEngine:
         """Models by the name that clients use."""
         return {spec.id: spec for spec in self._models}
 
+    @property
+    def devices(self) -> int:
+        """Devices of this engine, whether their workers are up or not."""
+        return self._settings.devices
+
     def latency_s(self, request: GenerationRequest) -> float:
         """Return what the cost model expects on idle devices, by what it has learnt so far."""
         return self._cost.latency_s(request)
+
+    def work_s(self, request: GenerationRequest) -> float:
+        """Return the device-seconds that the cost model expects."""
+        return self._cost.work_s(request)
+
+    def learnt(self) -> bytes:
+        """Return what the cost model has learnt, as `RemoteEngines` reads it."""
+        return msgspec.json.encode(self._cost.learnt())
 
     async def start(self) -> None:
         """Start the worker processes."""

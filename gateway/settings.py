@@ -20,9 +20,11 @@ from gateway.sizes import parse_size
 
 LogFormat = Literal["auto", "json", "console"]
 Device = Literal["cpu", "cuda"]
+Role = Literal["both", "gateway", "engine"]
 _Choice = TypeVar("_Choice", bound=str)
 
 _DEVICES: Final[tuple[Device, ...]] = ("cpu", "cuda")
+_ROLES: Final[tuple[Role, ...]] = ("both", "gateway", "engine")
 _LOG_FORMATS: Final[tuple[LogFormat, ...]] = ("auto", "json", "console")
 _MAX_PORT: Final = 65_535
 # One device per stage on a CPU; all the devices there are is the executor's business on GPUs.
@@ -39,6 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Path, ...]
     data_dir: Path
     database: DatabaseUrl | None = None
+    role: Role = "both"
+    lease_s: float = 30.0
     device: Device = "cpu"
     devices: int = 3
     device_memory_bytes: int | None = None
@@ -82,6 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             models=read.paths("TRIDENT_MODEL"),
             data_dir=read.path("TRIDENT_DATA_DIR") or default_data_dir(env),
             database=read.database("TRIDENT_DATABASE"),
+            role=read.choice("TRIDENT_ROLE", _ROLES, "both"),
+            lease_s=read.number("TRIDENT_LEASE_S", 30.0),
             device=device,
             devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.admission import Admission, Caller
     from gateway.artifacts import ArtifactService
     from gateway.auth.principal import TenantId
-    from gateway.engine_client import EngineClient
+    from gateway.engine_client import Catalogue
     from gateway.jobs.service import JobService
     from gateway.schemas.videos import Variant, VideoBody, VideoListQuery
 
@@ -47,7 +47,7 @@ class VideoService:
     def __init__(
         self,
         *,
-        engine: EngineClient,
+        engine: Catalogue,
         admission: Admission,
         jobs: JobService,
         artifacts: ArtifactService,

@@ -8,6 +8,7 @@ expected; activation bytes by the highest peak seen. Knows nothing of queues or 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import msgspec
@@ -46,6 +47,14 @@ class Estimate(msgspec.Struct, frozen=True):
     measured: bool
     provenance: Provenance = Provenance.ASSUMED
     extrapolation: float = 1.0
+
+
+class Learnt(msgspec.Struct, frozen=True):
+    """What reports have taught of one stage at one shape: measured over expected duration."""
+
+    stage: StageKey
+    shape: Shape
+    factor: float
 
 
 class _Class:
@@ -144,6 +153,33 @@ class CostModel:
             key = (degree, batch)
             known.peaks[key] = max(known.peaks.get(key, 0), report.peak_memory_bytes)
         known.forget_answers()
+
+    def learnt(self, most: int = 256) -> tuple[Learnt, ...]:
+        """Return what was learnt of up to `most` classes, to tell a model in another process."""
+        known = (
+            Learnt(stage, shape, found.factor)
+            for (stage, shape), found in reversed(self._classes.items())
+            if found.factor is not None
+        )
+        return tuple(islice(known, most))
+
+    def adopt(self, learnt: Sequence[Learnt]) -> None:
+        """Believe what a model in another process has learnt; unknown models are left out."""
+        for lesson in learnt:
+            stage, shape = lesson.stage, lesson.shape
+            if stage.model in self._specs:
+                known = self._classes.get((stage, shape)) or self._open(stage, shape)
+                known.factor = lesson.factor
+                known.forget_answers()
+
+    def work_s(self, request: GenerationRequest) -> float:
+        """Return the device-seconds of a request: every stage's duration times its devices."""
+        best = self.best_degree(request.model, request.shape)
+        total = 0.0
+        for node in build(self._specs[request.model], request).nodes.values():
+            degree = best if node.stage.kind is StageKind.DIFFUSE else 1
+            total += degree * self.estimate(node.stage, request, degree=degree).duration_s
+        return total
 
     def degrees(self, model: ModelId) -> tuple[int, ...]:
         """Return the degrees at which the diffuse stage was profiled, ascending."""

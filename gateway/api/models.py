@@ -7,7 +7,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from engine import Modality, ModelId, PipelineSpec
-from gateway.engine_client import EngineClient
+from gateway.engine_client import Catalogue
 from gateway.errors import ModelNotFoundError
 from gateway.schemas.models import Model, ModelList
 from observability.semconv import SERVICE_NAME
@@ -32,14 +32,12 @@ class ModelController(Controller):
     tags = ("models",)
 
     @get()
-    async def list_models(self, engine: NamedDependency[EngineClient]) -> ModelList:
+    async def list_models(self, engine: NamedDependency[Catalogue]) -> ModelList:
         """List all models."""
         return ModelList(data=tuple(_model_of(spec) for spec in engine.specs.values()))
 
     @get("/{model_id:path}")
-    async def get_model(
-        self, model_id: FromPath[str], engine: NamedDependency[EngineClient]
-    ) -> Model:
+    async def get_model(self, model_id: FromPath[str], engine: NamedDependency[Catalogue]) -> Model:
         """Return one model; its id may hold slashes."""
         name = model_id.removeprefix("/")
         spec = engine.specs.get(ModelId(name))

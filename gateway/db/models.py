@@ -1,13 +1,15 @@
-"""Tables. Rows stay inside jobs/store.py and jobs/leases.py; everyone else gets frozen records.
+"""Tables. Rows stay inside the modules that read and write them; others get frozen records.
 
 Requests, errors and timelines are msgspec JSON in text columns: they are read whole or not at all.
+Times are Unix seconds of the clock that wrote them; processes on several machines need clocks that
+agree to a second or so.
 """
 
 from __future__ import annotations
 
 from uuid import UUID
 
-from advanced_alchemy.base import UUIDv7AuditBase
+from advanced_alchemy.base import DefaultBase, UUIDv7AuditBase
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -34,6 +36,16 @@ class JobRow(UUIDv7AuditBase):
 
     `progress` is in percent of the denoise steps and never falls. A row with `deleted_s` is gone
     for its owner; it stays for whoever ran it. A new column needs a migration.
+
+    Attributes:
+        predicted_s, work_s: what the cost model expected at admission: seconds alone on idle
+            devices, and device-seconds.
+        waiters: callers who wait for the answer; 0 if nobody does, as for videos.
+        idempotency_key: digest of the caller's key and the route; unique within a tenant.
+        fingerprint: digest of route and body; `retry_count` is the highest that came with it.
+        schedule: why the scheduler did what it did, last word per stage.
+        checkpoint: outputs of finished stages, for whoever runs the job after its holder died.
+        content_removed_s: when its artifacts were removed because they were kept long enough.
     """
 
     __tablename__ = "job"
@@ -41,6 +53,9 @@ class JobRow(UUIDv7AuditBase):
         Index("ix_job_queue", "status", "deadline_s"),
         Index("ix_job_tenant", "tenant", "id"),
         Index("ix_job_list", "tenant", "modality", "id"),
+        Index("ix_job_finished", "status", "finished_s"),
+        Index("ix_job_fingerprint", "tenant", "fingerprint"),
+        Index("uq_job_idempotency_key", "tenant", "idempotency_key", unique=True),
     )
 
     tenant: Mapped[str] = mapped_column(String(64))
@@ -62,6 +77,57 @@ class JobRow(UUIDv7AuditBase):
     lease_until_s: Mapped[float | None]
     error: Mapped[str | None] = mapped_column(Text)
     timeline: Mapped[str | None] = mapped_column(Text)
+    predicted_s: Mapped[float | None]
+    work_s: Mapped[float | None]
+    waiters: Mapped[int] = mapped_column(default=0, server_default="0")
+    idempotency_key: Mapped[str | None] = mapped_column(String(64))
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    retry_count: Mapped[int] = mapped_column(default=0, server_default="0")
+    schedule: Mapped[str | None] = mapped_column(Text)
+    checkpoint: Mapped[str | None] = mapped_column(Text)
+    content_removed_s: Mapped[float | None]
     artifacts: Mapped[list[ArtifactRow]] = relationship(
         order_by=ArtifactRow.index_in_job, lazy="selectin"
     )
+
+
+class EngineRow(DefaultBase):
+    """An engine process that leases jobs: what it serves, and when it was last heard of.
+
+    Attributes:
+        models: `PipelineSpec`s, so that gateways without model folders know what can be asked for.
+        learnt: what its cost model has learnt, so that gateways predict as it would.
+        reasons: why a request would not succeed there now; an empty list if it would.
+    """
+
+    __tablename__ = "engine"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seen_s: Mapped[float]
+    devices: Mapped[int]
+    models: Mapped[str] = mapped_column(Text)
+    learnt: Mapped[str] = mapped_column(Text)
+    reasons: Mapped[str] = mapped_column(Text)
+
+
+class ApiKeyRow(UUIDv7AuditBase):
+    """An API key: what a client sends is not here, only its SHA-256 and its last characters."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (Index("uq_api_key_digest", "digest", unique=True),)
+
+    tenant: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    hint: Mapped[str] = mapped_column(String(8))
+    created_s: Mapped[float]
+    revoked_s: Mapped[float | None]
+
+
+class SecretRow(DefaultBase):
+    """A secret that all processes share, such as the one that signs links; hex digits."""
+
+    __tablename__ = "secret"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(String(128))

@@ -1,4 +1,4 @@
-"""News of jobs: a port, and its in-process implementation.
+"""News of jobs: a port, and its in-process implementation; carriers.py has those between processes.
 
 Events only wake somebody up; the truth is in the table. A lost event therefore costs one slow
 poll and nothing else, so implementations over a network may be lossy.
@@ -7,14 +7,22 @@ poll and nothing else, so implementations over a network may be lossy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from typing import Final, Protocol
 
 import msgspec
 
 from gateway.jobs.record import Job, JobId
 from gateway.jobs.state import JobStatus
+
+_MOST_WAITING: Final = 1000
 
 
 class JobEvent(msgspec.Struct, frozen=True):
@@ -53,14 +61,19 @@ class JobEvents(Protocol):
         """Listen to one job, or to all, for as long as the context lasts."""
         ...
 
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Carry events between processes for as long as the context lasts."""
+        ...
+
 
 class _Mailbox:
     def __init__(self, job: JobId | None) -> None:
         self._job = job
-        self._events: asyncio.Queue[JobEvent | None] = asyncio.Queue()  # None is a nudge
+        # None is a nudge; a bound, because a watcher may be slow and the table knows better.
+        self._events: asyncio.Queue[JobEvent | None] = asyncio.Queue(_MOST_WAITING)
 
     def deliver(self, event: JobEvent | None) -> None:
-        if event is None or self._job in {None, event.job}:
+        if (event is None or self._job in {None, event.job}) and not self._events.full():
             self._events.put_nowait(event)
 
     async def next(self, *, timeout_s: float) -> Sequence[JobEvent]:
@@ -89,6 +102,11 @@ class InProcessEvents:
         """Have everyone look up now."""
         for mailbox in self._mailboxes:
             mailbox.deliver(None)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """There is nothing to carry."""
+        yield
 
     @contextmanager
     def watch(self, job: JobId | None = None) -> Iterator[Watch]:

@@ -41,7 +41,7 @@ class JobLeases:
     def __init__(self, database: Database, owner: str, *, lease_s: float = 30.0) -> None:
         """Lease for `lease_s` seconds at a time."""
         self._database = database
-        self._owner = owner
+        self.owner = owner
         self.lease_s = lease_s
 
     async def take(self, limit: int, *, models: Sequence[str], now_s: float) -> list[Job]:
@@ -52,15 +52,18 @@ class JobLeases:
             .order_by(JobRow.deadline_s, JobRow.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
+            # PostgreSQL may run a mere subquery once per row, and then lease more than `limit`.
+            .cte("waiting")
+            .prefix_with("MATERIALIZED")
         )
         statement = (
             update(JobRow)
-            .where(JobRow.id.in_(waiting))
+            .where(JobRow.id.in_(select(waiting.c.id)))
             .values(
                 status=JobStatus.IN_PROGRESS.value,
                 attempts=JobRow.attempts + 1,
                 started_s=func.coalesce(JobRow.started_s, now_s),
-                lease_owner=self._owner,
+                lease_owner=self.owner,
                 lease_until_s=now_s + self.lease_s,
             )
             .returning(JobRow)
@@ -85,6 +88,12 @@ class JobLeases:
             held=frozenset(job for job, _ in rows),
             to_cancel=frozenset(job for job, cancel in rows if cancel),
         )
+
+    async def to_cancel(self) -> frozenset[JobId]:
+        """Return which of this runner's jobs should stop."""
+        wanted = select(JobRow.id).where(*self._mine(), JobRow.cancel_requested.is_(True))
+        async with self._database.reading() as session:
+            return frozenset(job_id_of(key) for key in await session.scalars(wanted))
 
     async def complete(
         self,
@@ -122,8 +131,8 @@ class JobLeases:
         values = {} if counted else {"attempts": JobRow.attempts - 1}
         return await self._settle(job, JobStatus.QUEUED, values)
 
-    async def give_all_back(self) -> int:
-        """Queue again whatever this runner still holds; returns how many jobs that were."""
+    async def give_all_back(self) -> list[JobId]:
+        """Queue again whatever this runner still holds; returns which jobs that were."""
         statement = (
             update(JobRow)
             .where(*self._mine())
@@ -131,7 +140,7 @@ class JobLeases:
             .returning(JobRow.id)
         )
         async with self._database.writing() as session:
-            return len((await session.scalars(statement)).all())
+            return [job_id_of(key) for key in await session.scalars(statement)]
 
     async def recover(self, *, now_s: float) -> list[Job]:
         """Take jobs from holders that died, and expire those whose time is over.
@@ -151,7 +160,7 @@ class JobLeases:
             return [job_of(row) for row in rows]
 
     def _mine(self) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-        return JobRow.lease_owner == self._owner, JobRow.status == JobStatus.IN_PROGRESS
+        return JobRow.lease_owner == self.owner, JobRow.status == JobStatus.IN_PROGRESS
 
     async def _settle(
         self,
@@ -164,7 +173,7 @@ class JobLeases:
             update(JobRow)
             .where(
                 JobRow.id == key_of(job.id),
-                JobRow.lease_owner == self._owner,
+                JobRow.lease_owner == self.owner,
                 JobRow.status.in_(sources(status)),
                 *_undeleted(status),
             )

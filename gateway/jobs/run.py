@@ -23,6 +23,7 @@ from engine import (
     RequestCancelledError,
     RequestImpossibleError,
 )
+from gateway.jobs.engines import EngineReport
 from gateway.jobs.events import JobEvent, event_of
 from gateway.jobs.leases import MAX_ATTEMPTS
 from gateway.jobs.outputs import publish, withdraw
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from engine import GenerationResult
     from engine.ports import Clock
     from gateway.engine_client import EngineClient
+    from gateway.jobs.engines import EngineRegistry
     from gateway.jobs.events import JobEvents
     from gateway.jobs.leases import JobLeases
     from gateway.jobs.record import Job, JobId
@@ -57,6 +59,7 @@ class Runner:
         *,
         engine: EngineClient,
         leases: JobLeases,
+        registry: EngineRegistry,
         events: JobEvents,
         blobs: BlobStore,
         clock: Clock,
@@ -66,6 +69,7 @@ class Runner:
         """Keep at most `max_concurrent` jobs in the engine."""
         self._engine = engine
         self._leases = leases
+        self._registry = registry
         self._events = events
         self._blobs = blobs
         self._clock = clock
@@ -76,6 +80,7 @@ class Runner:
         self._to_cancel: set[JobId] = set()
         self._progress = ProgressNotes(engine, leases)
         self._upkeep_due_s = 0.0
+        self._glance_due_s = 0.0
         self._closing = False
         self._obstacle: str | None = "The engine is starting."
         self._loop: asyncio.Task[None] | None = None
@@ -100,7 +105,9 @@ class Runner:
         for generation in self._generations.values():
             generation.cancel()
         await asyncio.gather(*self._jobs.values())
-        await self._leases.give_all_back()
+        for job in await self._leases.give_all_back():
+            self._events.publish(JobEvent(job, JobStatus.QUEUED))
+        await self._registry.withdraw(self._leases.owner)
         await self._engine.close()
 
     async def _run(self) -> None:
@@ -127,8 +134,12 @@ class Runner:
         """Look after leases if it is time, then lease as many jobs as there is room for."""
         now_s = self._clock.now()
         if now_s >= self._upkeep_due_s:
-            await self._upkeep(now_s)
             self._upkeep_due_s = now_s + self._leases.lease_s / _RENEWALS_PER_LEASE
+            await self._upkeep(now_s)
+        if self._generations and now_s >= self._glance_due_s:
+            self._glance_due_s = now_s + _POLL_S
+            for unwanted in await self._leases.to_cancel():  # the event may have been lost
+                self._cancel(unwanted)
         await self._progress.write(tuple(self._generations), now_s=now_s)
         room = self._max_concurrent - len(self._jobs)
         if room > 0 and not self._closing and await self._engine.revive():
@@ -137,16 +148,25 @@ class Runner:
                 self._begin(job)
 
     async def _upkeep(self, now_s: float) -> None:
-        """Renew our leases, drop what we lost, and take jobs from holders that died."""
+        """Say that this engine lives, renew its leases, and drop what it lost."""
+        await self._announce(now_s)
         running = frozenset(self._jobs)
         renewal = await self._leases.renew(running, now_s=now_s)
         for job in renewal.to_cancel:
             self._cancel(job)
         for job in running - renewal.held:
             self._stop(job)
-        for changed in await self._leases.recover(now_s=now_s):
-            _log.warning("job_recovered", job_id=changed.id, status=changed.status.value)
-            self._events.publish(event_of(changed))
+
+    async def _announce(self, now_s: float) -> None:
+        report = EngineReport(
+            owner=self._leases.owner,
+            seen_s=now_s,
+            devices=self._engine.devices,
+            models=tuple(self._engine.specs.values()),
+            learnt=self._engine.learnt(),
+            reasons=self.readiness(),
+        )
+        await self._registry.announce(report)
 
     def _heed(self, event: JobEvent) -> None:
         if event.cancel_requested and event.status is JobStatus.IN_PROGRESS:

@@ -1,15 +1,14 @@
 """Links to artifacts that need no key: an HMAC over the artifact's id and the time it expires.
 
-The secret lives in the data folder, so links survive a restart and differ between deployments.
+The secret is shared by all gateways on one database, so any of them answers a link that another
+one made; links survive a restart and differ between deployments.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
-from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -47,14 +46,13 @@ class SignedLink(msgspec.Struct, frozen=True):
 class Signer:
     """Signs links and checks them."""
 
-    def __init__(self, secret: bytes) -> None:
-        """Use `secret` as the HMAC key."""
+    def __init__(self, secret: bytes = b"") -> None:
+        """Use `secret` as the HMAC key; without one, nothing works before `use`."""
         self._secret = secret
 
-    @classmethod
-    def from_file(cls, path: Path) -> Signer:
-        """Read the secret, or make one that only this user can read."""
-        return cls(_read_or_create(path))
+    def use(self, secret: bytes) -> None:
+        """Take the secret that all gateways of the deployment share."""
+        self._secret = secret
 
     def sign(self, artifact: ArtifactId, *, expires_s: int) -> SignedLink:
         """Return a link that is good until `expires_s` (Unix seconds)."""
@@ -68,24 +66,21 @@ class Signer:
         return Verdict.VALID if now_s < link.expires_s else Verdict.EXPIRED
 
     def _signature(self, artifact: ArtifactId, expires_s: int) -> str:
+        if not self._secret:
+            message = "The signer was asked before it had its secret."
+            raise RuntimeError(message)
         text = f"{artifact}:{expires_s}".encode()
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
 
 
-def _read_or_create(path: Path) -> bytes:
-    """Of two servers that start at once on one folder, one makes the secret and both read it."""
+def offered_secret(path: Path) -> bytes:
+    """Return the secret in a file of an earlier version, or a new one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.exists():
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
-        with suppress(FileExistsError):
-            os.link(draft, path)
-        draft.unlink()
-    return _read(path)
-
-
-def _read(path: Path) -> bytes:
+        return secrets.token_bytes(_SECRET_BYTES)
     secret = path.read_bytes()
     if len(secret) < _SECRET_BYTES:
         message = f"Signing secret {path} is damaged; delete it to make a new one (old links die)."

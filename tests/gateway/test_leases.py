@@ -175,9 +175,9 @@ async def test_a_job_whose_holders_keep_dying_fails_with_a_clear_error(
 async def test_a_job_given_back_is_queued_and_the_try_does_not_count(
     store: JobStore, leases: JobLeases
 ) -> None:
-    await store.add(a_job(), queue_limit=9)
+    given = await store.add(a_job(), queue_limit=9)
     await leases.take(1, models=MODELS, now_s=0.0)
-    assert await leases.give_all_back() == 1
+    assert await leases.give_all_back() == [given.id]
     (job,) = await leases.take(1, models=MODELS, now_s=1.0)
     assert job.attempts == 1
 

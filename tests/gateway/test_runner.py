@@ -13,6 +13,7 @@ from opentelemetry.trace import NoOpTracer
 from engine import EngineCrashedError
 from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
+from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.run import Runner
@@ -154,6 +155,7 @@ async def test_a_runner_that_lost_its_lease_stops_the_work(
     runner = Runner(
         engine=engine,
         leases=JobLeases(database, "slow", lease_s=30.0),
+        registry=EngineRegistry(database),
         events=InProcessEvents(),
         blobs=BlobStore.in_folder(tmp_path / "artifacts"),
         clock=clock,

@@ -12,6 +12,7 @@ from opentelemetry.trace import NoOpTracer
 
 from engine import MediaFormat, Modality
 from gateway.db.session import Database
+from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.record import Job, NewJob
@@ -43,6 +44,7 @@ async def runner(
     runner = Runner(
         engine=engine,
         leases=JobLeases(database, "first"),
+        registry=EngineRegistry(database),
         events=InProcessEvents(),
         blobs=BlobStore.in_folder(tmp_path / "artifacts"),
         clock=clock,

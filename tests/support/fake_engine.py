@@ -99,6 +99,19 @@ class FakeEngine:
         """One second per step."""
         return float(request.steps)
 
+    @property
+    def devices(self) -> int:
+        """One device."""
+        return 1
+
+    def work_s(self, request: GenerationRequest) -> float:
+        """As much as the latency, for each output."""
+        return request.n * self.latency_s(request)
+
+    def learnt(self) -> bytes:
+        """Nothing."""
+        return b"[]"
+
     async def start(self) -> None:
         """Start, or fail as told."""
         if self.start_failure is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,7 @@ from gateway.errors import RequestError
 from gateway.jobs.record import ArtifactId, JobId, key_of, new_job_id
 from gateway.jobs.state import ACTIVE, TERMINAL, JobStatus, lost_its_holder, sources
 from gateway.schemas.images import ImageGenerationBody
-from gateway.storage.signing import Signer, Verdict
+from gateway.storage.signing import Signer, Verdict, offered_secret
 from gateway.translate import Origin, generation_request, resolved_quality, usage_of
 from gateway.wire import decode
 from tests.support.fake_engine import spec_of
@@ -68,18 +67,20 @@ def test_a_changed_link_is_forged(change: dict[str, object]) -> None:
     assert signer.check(link, now_s=1.0) is Verdict.FORGED
 
 
-def test_the_secret_is_kept_across_restarts_for_this_user_only(tmp_path: Path) -> None:
+def test_the_secret_of_an_earlier_version_is_offered_and_without_one_a_new_one(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "signing.key"
-    link = Signer.from_file(path).sign(ARTIFACT, expires_s=100)
-    assert Signer.from_file(path).check(link, now_s=1.0) is Verdict.VALID
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [file.name for file in tmp_path.iterdir()] == ["signing.key"]
+    assert len(offered_secret(path)) == 32
+    assert offered_secret(path) != offered_secret(path)
+    path.write_bytes(b"o" * 32)
+    assert offered_secret(path) == b"o" * 32
 
 
 def test_a_damaged_secret_is_refused(tmp_path: Path) -> None:
     (tmp_path / "signing.key").write_bytes(b"short")
     with pytest.raises(ValueError, match="delete it"):
-        Signer.from_file(tmp_path / "signing.key")
+        offered_secret(tmp_path / "signing.key")
 
 
 def test_nothing_follows_a_terminal_status() -> None:

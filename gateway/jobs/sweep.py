@@ -1,0 +1,62 @@
+"""What time does to jobs, whoever is alive to see it: every process of a deployment sweeps.
+
+Jobs of holders that died are queued again, jobs that waited too long expire, and content that was
+kept long enough is removed. Each step is one transaction that skips what others work on, so any
+number of sweepers do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from gateway.jobs.events import event_of
+
+if TYPE_CHECKING:
+    from engine.ports import Clock
+    from gateway.jobs.events import JobEvents
+    from gateway.jobs.leases import JobLeases
+
+_SWEEPS_PER_LEASE: Final = 3
+
+_log = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    """Sweeps now and then, in the background."""
+
+    def __init__(self, *, leases: JobLeases, events: JobEvents, clock: Clock) -> None:
+        """Sweep three times per lease."""
+        self._leases = leases
+        self._events = events
+        self._clock = clock
+        self._interval_s = leases.lease_s / _SWEEPS_PER_LEASE
+
+    @asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[None]:
+        """Sweep for as long as the context lasts."""
+        task = asyncio.create_task(self._run(), name="sweeper")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Exception:  # noqa: BLE001 - a database in trouble must not end the sweeper
+                _log.exception("sweep_failed")
+            await asyncio.sleep(self._interval_s)
+
+    async def sweep(self) -> None:
+        """Do all that is due."""
+        for changed in await self._leases.recover(now_s=self._clock.now()):
+            _log.warning("job_recovered", job_id=changed.id, status=changed.status.value)
+            self._events.publish(event_of(changed))
