@@ -82,9 +82,9 @@ async def client(serve: Serve) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseUrl]:
+def postgres() -> Iterator[DatabaseUrl]:
     """An empty database on a PostgreSQL server that lives as long as the session."""
-    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with running_postgres() as url:
         yield url
 
 
