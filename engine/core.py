@@ -15,6 +15,7 @@ import structlog
 
 from engine.background import Background
 from engine.cluster import Cluster
+from engine.embeddings import EmbeddingCache
 from engine.errors import (
     EngineBusyError,
     EngineClosedError,
@@ -60,6 +61,7 @@ class EngineCore:
         monitor: what the planner learns the workload from; None for planners that need none.
         max_requests: bound on requests in the engine; more raise `EngineBusyError`.
         reserve_bytes: per-device memory that is never promised to weights or activations.
+        embedding_bytes: host memory for prompt embeddings kept across requests; 0 keeps none.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class EngineCore:
         monitor: StageMonitor | None = None,
         max_requests: int = 64,
         reserve_bytes: int = 0,
+        embedding_bytes: int = 0,
     ) -> None:
         """Wire the ports; nothing starts before `start`."""
         self.specs = {spec.id: spec for spec in specs}
@@ -84,12 +87,14 @@ class EngineCore:
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self.cluster = Cluster(executor.devices, weights, reserve_bytes)
         self._loader = Loader(self.cluster, executor, clock)
+        self.embeddings = EmbeddingCache(embedding_bytes, executor)
         self._wake = asyncio.Event()
         self._background = Background(self._crash)
         self._launcher = Launcher(
             self.cluster,
             self._loader,
             executor,
+            embeddings=self.embeddings,
             clock=clock,
             spans=spans,
             spawn=self._background.spawn,
@@ -137,6 +142,7 @@ class EngineCore:
         run = RequestRun(request, build(spec, request), self._sequence, self._clock.now())
         self._sequence += 1
         self._requests[request.id] = run
+        self.embeddings.recall(run)
         self._wake.set()
         return run
 
@@ -195,7 +201,7 @@ class EngineCore:
     def _forget_if_drained(self, run: RequestRun) -> None:
         if run.drained() and self._requests.pop(run.request.id, None) is not None:
             for ref in run.abandon():
-                self._executor.release(ref)
+                self.embeddings.release(ref)
 
     def _adopt(self, placement: Placement) -> None:
         """Take a new placement: metadata only; weights move when devices are idle or need them."""
@@ -252,6 +258,7 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Raise if any ledger, team or graph contradicts itself."""
         self.cluster.check_integrity()
+        self.embeddings.check_integrity()
         for run in self._requests.values():
             run.check_integrity()
 

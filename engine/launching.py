@@ -25,6 +25,7 @@ from engine.types import (
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
+    from engine.embeddings import EmbeddingCache
     from engine.loading import Loader
     from engine.messages import StageReport
     from engine.ports import Clock, Executor
@@ -47,6 +48,7 @@ class Launcher:
         loader: Loader,
         executor: Executor,
         *,
+        embeddings: EmbeddingCache,
         clock: Clock,
         spans: StageSpans,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
@@ -58,7 +60,7 @@ class Launcher:
         self._cluster, self._loader, self._executor = cluster, loader, executor
         self._clock, self._spans, self._spawn = clock, spans, spawn
         self._observe, self._landed = observe, landed
-        self._recovery = Recovery(cluster, clock, give_up)
+        self._recovery, self._embeddings = Recovery(cluster, clock, give_up), embeddings
         self._flights: dict[TaskId, Flight] = {}
 
     def running(self) -> tuple[RunningView, ...]:
@@ -161,12 +163,13 @@ class Launcher:
     ) -> None:
         """Take a report into the request's graph and free the hand-offs that are spent."""
         timing = execution.finished(report)
+        self._embeddings.remember(task, report.output)
         if report.paused:
             spent = run.suspend(task, report, timing, self._clock.now())
         else:
             spent = run.complete(task, report, timing, self._clock.now())
         for ref in spent:
-            self._executor.release(ref)
+            self._embeddings.release(ref)
 
     def _land(self, flight: Flight) -> None:
         """Free a launch's team, or hand it to the launch that follows at this boundary."""

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from engine import EngineCore, PipelineError, SystemClock, open_pipeline
 from engine.executors.local import LocalExecutor
+from observability import semconv
 from observability.tracing import StageSpans
 from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import WORKERS
@@ -93,6 +95,7 @@ def build_engine(
         monitor=telemetry.monitor,
         max_requests=settings.max_concurrent,
         reserve_bytes=_CUDA_RESERVE_BYTES if settings.device == "cuda" else 0,
+        embedding_bytes=settings.embedding_cache_bytes,
     )
 
 
@@ -106,6 +109,11 @@ class EmbeddedEngine:
         self._models = open_models(settings.models, device=settings.device)
         self._cost = CostModel(self._models)
         self._core: EngineCore | None = None
+        telemetry.meters.meter.create_observable_counter(
+            semconv.METRIC_EMBEDDINGS,
+            [self._count_embeddings],
+            description="Requests by whether their prompt's embeddings were kept",
+        )
         self._started_s = 0.0
 
     @property
@@ -168,6 +176,16 @@ class EmbeddedEngine:
         """Stop the workers; does nothing if they never started."""
         if self._core is not None:
             await self._core.close()
+
+    def _count_embeddings(self, _options: CallbackOptions) -> tuple[Observation, ...]:
+        """Return the counts of the core that runs now."""
+        if self._core is None:
+            return ()
+        kept = self._core.embeddings
+        return (
+            Observation(kept.hits, {semconv.LABEL_OUTCOME: semconv.OUTCOME_HIT}),
+            Observation(kept.misses, {semconv.LABEL_OUTCOME: semconv.OUTCOME_MISS}),
+        )
 
     def _started(self) -> EngineCore:
         if self._core is None:

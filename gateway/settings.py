@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     device_memory_bytes: int | None = None
     host_memory_bytes: int | None = None
     threads_per_device: int | None = None
+    embedding_cache_bytes: int = 64 << 20
     host: str = "127.0.0.1"
     port: int = 8000
     keys: KeyRing = KeyRing()
@@ -92,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
             host_memory_bytes=read.size("TRIDENT_HOST_MEMORY"),
+            embedding_cache_bytes=read.size_or_none_at_all("TRIDENT_EMBEDDING_CACHE", 64 << 20),
             threads_per_device=read.optional_integer("TRIDENT_THREADS_PER_DEVICE"),
             host=read.text("TRIDENT_HOST") or "127.0.0.1",
             port=read.integer("TRIDENT_PORT", 8000, most=_MAX_PORT),
@@ -187,6 +189,13 @@ class _Reader:
         except ValueError as error:
             message = f"{name}: {error}"
             raise SettingsError(message) from error
+
+    def size_or_none_at_all(self, name: str, default: int) -> int:
+        """Read a size that may be 0."""
+        if self.text(name) == "0":
+            return 0
+        size = self.size(name)
+        return default if size is None else size
 
     def choice(self, name: str, choices: tuple[_Choice, ...], default: _Choice) -> _Choice:
         text = self.text(name)

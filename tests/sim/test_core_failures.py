@@ -51,9 +51,10 @@ def test_a_task_that_kills_every_worker_fails_alone_after_three_attempts() -> No
         await sim.core.start()
         poison = asyncio.create_task(sim.core.generate(a_request("poison")))
         for _attempt in range(3):
-            while not any("diffuse" in task for task in sim.executor._running):
+            running = sim.executor._running
+            while not (deadly := [work for task, work in running.items() if "diffuse" in task]):
                 await asyncio.sleep(0.5)
-            sim.executor.kill(DeviceId("fake:1"))
+            sim.executor.kill(deadly[0].team[0])
             await asyncio.sleep(0.1)
         with pytest.raises(WorkerLostError):
             await poison

@@ -47,6 +47,7 @@ def simulated_engine(
     duration_s: Callable[[StageTask], float] = lambda task: STAGE_SECONDS[task.stage.kind],
     load_s: Callable[[StageKey], float] = lambda _stage: 0.0,
     max_requests: int = 64,
+    embedding_bytes: int = 0,
 ) -> SimulatedEngine:
     specs = specs or [a_spec()]
     clock, exporter, monitor = VirtualClock(), InMemorySpanExporter(), StageMonitor(window_s=1000)
@@ -66,6 +67,7 @@ def simulated_engine(
         spans=StageSpans(provider),
         monitor=monitor,
         max_requests=max_requests,
+        embedding_bytes=embedding_bytes,
     )
     return SimulatedEngine(core, executor, exporter, monitor)
 
