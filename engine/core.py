@@ -33,6 +33,7 @@ from engine.readiness import notices, obstacles
 from engine.runs import RequestRun
 from engine.types import (
     ClusterView,
+    Decision,
     DeviceId,
     DeviceInfo,
     DispatchPlan,
@@ -45,6 +46,7 @@ from engine.types import (
 )
 
 if TYPE_CHECKING:
+    from engine.journal import Journal
     from engine.ports import Clock, Dispatcher, Executor, Planner
     from observability.monitor import StageMonitor
     from observability.snapshot import MonitorSnapshot
@@ -110,8 +112,10 @@ class EngineCore:
         self._background.spawn(self._loop())
         await self._executor.start(self)
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Run a request to its artifacts.
+    async def generate(
+        self, request: GenerationRequest, journal: Journal | None = None
+    ) -> GenerationResult:
+        """Run a request to its artifacts, without the stages that `journal` has kept.
 
         Cancelling the awaiting task cancels the request at its next step boundary.
 
@@ -122,14 +126,14 @@ class EngineCore:
             StageFailedError, WorkerLostError: a stage failed on every attempt.
             EngineClosedError: the engine stopped; run it elsewhere.
         """
-        run = self._admit(request)
+        run = self._admit(request, journal)
         try:
             return await run.outcome
         except asyncio.CancelledError:
             self._give_up(run, RequestCancelledError(f"Request {request.id} was cancelled."))
             raise
 
-    def _admit(self, request: GenerationRequest) -> RequestRun:
+    def _admit(self, request: GenerationRequest, journal: Journal | None) -> RequestRun:
         if self._closed is not None:
             raise EngineClosedError(self._closed)
         if len(self._requests) >= self._max_requests or request.id in self._requests:
@@ -140,10 +144,11 @@ class EngineCore:
             message = f"Model {request.model!r} is not served; known: {', '.join(self.specs)}."
             raise InvalidRequestError(message, param="model")
         run = RequestRun(request, build(spec, request), self._sequence, self._clock.now())
+        run.resume(journal, self._executor.restore)
         self._sequence += 1
         self._requests[request.id] = run
         self.embeddings.recall(run)
-        self._wake.set()
+        self._landed(run)
         return run
 
     async def _loop(self) -> None:
@@ -163,10 +168,12 @@ class EngineCore:
 
     def _end_hopeless(self, plan: DispatchPlan) -> None:
         for held in plan.held:
-            run = self._requests.get(held.task.request.id)
-            if run is not None and held.impossible:
+            if (run := self._requests.get(held.task.request.id)) is None:
+                continue
+            run.decided[held.task.node] = held
+            if held.impossible:
                 self._give_up(run, RequestImpossibleError(held.reason))
-            elif run is not None and held.refused:
+            elif held.refused:
                 self._give_up(run, RequestRefusedError(held.reason))
 
     def _snapshot(self) -> MonitorSnapshot | None:
@@ -243,6 +250,10 @@ class EngineCore:
     def progress(self, request: RequestId) -> float:
         """Return the share of its denoise steps that a request has done; 0 if it is not here."""
         return self._requests[request].share_done if request in self._requests else 0.0
+
+    def decisions(self, request: RequestId) -> tuple[Decision, ...]:
+        """Return the dispatcher's last word on each stage of a request, if it is here."""
+        return tuple(self._requests[request].decided.values()) if request in self._requests else ()
 
     def readiness(self) -> tuple[str, ...]:
         """Return why a request would not succeed now; empty if it would."""

@@ -6,7 +6,7 @@ request over it. Both are pure: they know neither devices nor time nor tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from enum import Enum, auto
 from graphlib import CycleError, TopologicalSorter
 
@@ -73,6 +73,28 @@ class StageGraph:
             message = f"Stage graph has a cycle: {' -> '.join(error.args[1])}."
             raise GraphError(message) from error
 
+    def resumable(self, kept: Container[NodeId]) -> frozenset[NodeId]:
+        """Return the nodes that need not run again if the outputs of `kept` are still there.
+
+        A node counts as done if its output is kept, or if nobody needs it any more; its parents
+        must be done as well.
+        """
+        spare: set[NodeId] = set()
+        for node in reversed(self.order):
+            children = self.children[node]
+            if node in kept or (children and all(child in spare for child in children)):
+                spare.add(node)
+        done: set[NodeId] = set()
+        for node in self.order:
+            if node in spare and all(parent in done for parent in self.parents[node]):
+                done.add(node)
+        if any(
+            node not in kept and any(child not in done for child in self.children[node])
+            for node in done
+        ):  # an output that was thought spare is needed after all
+            return self.resumable(frozenset(node for node in done if node in kept))
+        return frozenset(done)
+
     @property
     def sinks(self) -> tuple[NodeId, ...]:
         """Nodes whose output is an artifact, in topological order."""
@@ -112,6 +134,13 @@ class GraphRun:
         self.states: dict[NodeId, NodeState] = dict.fromkeys(graph.nodes, NodeState.PENDING)
         self.attempts: dict[NodeId, int] = dict.fromkeys(graph.nodes, 0)
         self.outputs: dict[NodeId, HandoffRef] = {}
+
+    def restore(self, done: Iterable[NodeId], outputs: Mapping[NodeId, HandoffRef]) -> None:
+        """Begin with `done` finished; `outputs` are the hand-offs of those that are needed."""
+        for node in done:
+            self.states[node] = NodeState.DONE
+        self.outputs.update(outputs)
+        self.check_integrity()
 
     @property
     def is_done(self) -> bool:

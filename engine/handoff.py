@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from engine.errors import LedgerError
-from engine.types import HandoffRef, TaskId
+from engine.types import HandoffRef, NodeId, TaskId
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
 _LEAST_FREE_BYTES = 256 << 20  # containers often get 64 MiB, too little for latents of videos
@@ -49,6 +49,14 @@ class HandoffStore:
     def adopt(self, ref: HandoffRef) -> None:
         """Account for a file that a worker has finished writing."""
         self._alive[ref.path] = ref.size_bytes
+
+    def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+        """Write a hand-off that was kept elsewhere, and account for it."""
+        path = handoff_path(self.folder, task)
+        path.write_bytes(content)
+        ref = HandoffRef(node, str(path), len(content))
+        self.adopt(ref)
+        return ref
 
     def release(self, ref: HandoffRef) -> None:
         """Delete a hand-off; raises `LedgerError` if it is not alive."""

@@ -123,6 +123,10 @@ class Executor(Protocol):
         """Ask the team to stop at the next step boundary; `run` then raises or returns."""
         ...
 
+    def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+        """Make a hand-off of what another executor's `node` left; `task` names it here."""
+        ...
+
     def release(self, ref: HandoffRef) -> None:
         """Free the shared memory of a hand-off that nobody needs any more."""
         ...

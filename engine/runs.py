@@ -6,14 +6,16 @@ Knows nothing of devices or policies; the core drives it and the caller awaits `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.errors import EngineError
 from engine.graph import GraphRun, NodeState, StageGraph, StageNode
+from engine.journal import Journal
 from engine.messages import StageReport
 from engine.types import (
     Artifact,
     Assignment,
+    Decision,
     DeviceId,
     GenerationRequest,
     GenerationResult,
@@ -35,6 +37,7 @@ class RequestRun:
         running: assignments that a worker holds now, by task.
         failures: attempts per node that failed alone, since its latent was last saved.
         steps_done, steps: denoise steps finished and in all per node, as the worker counts them.
+        decided: the last word of the dispatcher per node: how it was launched, or why it waits.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class RequestRun:
         self.running: dict[TaskId, Assignment] = {}
         self.steps_done: dict[NodeId, int] = {}
         self.steps: dict[NodeId, int] = {}
+        self.decided: dict[NodeId, Decision] = {}
         self.failures: dict[NodeId, int] = dict.fromkeys(graph.nodes, 0)
         self._sequence = sequence
         self._ready_s = dict.fromkeys(graph.nodes, now_s)
@@ -58,6 +62,30 @@ class RequestRun:
         self._suspect: set[StageKind] = set()
         self._artifacts: dict[int, Artifact] = {}
         self._timeline: list[StageTiming] = []
+        self._journal: Journal | None = None
+
+    def resume(
+        self, journal: Journal | None, restore: Callable[[TaskId, NodeId, bytes], HandoffRef]
+    ) -> None:
+        """Begin with what `journal` has kept; `restore` makes a hand-off of a stage's bytes."""
+        if journal is None:
+            return
+        self._journal = journal
+        graph = self.progress.graph
+        kept = {stage.node: stage for stage in journal.finished if stage.node in graph.nodes}
+        done = graph.resumable({n for n, s in kept.items() if s.content or s.artifact})
+        needed = [n for n in done if any(child not in done for child in graph.children[n])]
+        outputs = {
+            node: restore(TaskId(f"{self.request.id}/{node}/kept"), node, kept[node].content or b"")
+            for node in needed
+        }
+        self.progress.restore(done, outputs)
+        self._timeline.extend(stage.timing for stage in kept.values() if stage.node in done)
+        for node in done:
+            if node in kept and (artifact := kept[node].artifact) is not None:
+                self._artifacts[artifact.index] = artifact
+        if self.progress.is_done:
+            self.outcome.set_result(self._result())
 
     @property
     def is_over(self) -> bool:
@@ -121,7 +149,7 @@ class RequestRun:
         """Note that a team works on a task."""
         self.progress.start(task.node)
         self.steps_done.pop(task.node, None)
-        self.running[task.id] = assignment
+        self.running[task.id] = self.decided[task.node] = assignment
         self._ran_on[task.node] = assignment.team
         self._ready = None
 
@@ -211,7 +239,7 @@ class RequestRun:
         self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
     ) -> tuple[HandoffRef, ...]:
         """Book a finished task; return hand-offs that are spent. Resolves the outcome if last."""
-        del self.running[task.id]
+        assignment = self.running.pop(task.id)
         self._suspect.discard(task.stage.kind)
         self._timeline.append(timing)
         spent = (*self._drop_saved(task.node), *self.progress.complete(task.node, report.output))
@@ -222,6 +250,8 @@ class RequestRun:
             self._ready_s[child] = now_s
         if self.progress.is_done and not self.is_over:
             self.outcome.set_result(self._result())
+        if self._journal is not None:
+            self._journal.stage_finished(assignment, timing, report.output, report.artifact)
         return spent
 
     def _result(self) -> GenerationResult:

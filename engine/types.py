@@ -276,6 +276,9 @@ class Held(msgspec.Struct, frozen=True):
     refused: bool = False
 
 
+Decision = Assignment | Held  # the last word on a task
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Stop a running diffuse at its next step boundary and free its team; its latent is kept."""
 

@@ -19,6 +19,7 @@ from engine.types import (
     DeviceId,
     DeviceInfo,
     HandoffRef,
+    NodeId,
     StageKey,
     StageKind,
     StageTask,
@@ -260,6 +261,11 @@ class FakeExecutor:
     def _tell(self) -> DeviceListener:
         assert self._listener is not None  # nothing happens before start
         return self._listener
+
+    def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+        """Hold a hand-off of another executor's."""
+        ref = self.alive[f"fake/{task}"] = HandoffRef(node, f"fake/{task}", len(content))
+        return ref
 
     def release(self, ref: HandoffRef) -> None:
         """Forget a hand-off; raises KeyError if it was released before."""

@@ -48,7 +48,7 @@ from engine.messages import (
     UnloadStage,
     WorkerReady,
 )
-from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, StageKey, TaskId
+from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, NodeId, StageKey, TaskId
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
@@ -179,6 +179,10 @@ class LocalExecutor:
         """Tell the worker to stop at the next step boundary."""
         for device in assignment.team:
             self._send(self._slots[device], CancelTask(assignment.task.id))
+
+    def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+        """Write a hand-off file of what another engine's stage left."""
+        return self._handoffs.restore(task, node, content)
 
     def release(self, ref: HandoffRef) -> None:
         """Delete a hand-off file."""

@@ -53,3 +53,27 @@ def test_the_critical_path_lies_between_the_longest_node_and_the_sum(
     seconds = {n: data.draw(st.floats(0, 100), label=n) for n in graph.nodes}
     path = graph.critical_path(lambda node: seconds[node.id])
     assert max(seconds.values()) <= path <= sum(seconds.values()) + 1e-9
+
+
+@given(graphs(), st.randoms(use_true_random=False), st.data())
+def test_a_run_goes_on_from_any_outputs_that_were_kept(
+    graph: StageGraph, random: object, data: st.DataObject
+) -> None:
+    kept = data.draw(st.sets(st.sampled_from(graph.order)))
+    done = graph.resumable(kept)
+    needed = {n for n in done if any(child not in done for child in graph.children[n])}
+    assert needed <= kept
+    assert all(parent in done for node in done for parent in graph.parents[node])
+    assert {node for node in kept if set(graph.parents[node]) <= done} <= done
+    run = GraphRun(graph)
+    run.restore(done, {node: HandoffRef(node, node, 1) for node in needed})
+    alive = set(run.outputs.values())
+    while not run.is_done:
+        node = random.choice([node.id for node in run.ready()])
+        run.start(node)
+        assert node not in done
+        ref = HandoffRef(node, node, 1)
+        alive.add(ref)
+        alive -= set(run.complete(node, ref))
+        run.check_integrity()
+    assert alive == set()
