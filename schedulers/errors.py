@@ -2,7 +2,7 @@
 
 SchedulerError
 ├── TraceError      a trace or an event file cannot be used (names file, line, field)
-└── ProfileError    a profile cannot be used (names file, field)
+└── ProfileError    a profile cannot be used (names file, line, field)
 """
 
 from __future__ import annotations
@@ -17,4 +17,4 @@ class TraceError(SchedulerError):
 
 
 class ProfileError(SchedulerError):
-    """A profile is malformed or lacks what is asked of it; the message names file and field."""
+    """A profile is malformed or lacks what is asked of it; the message names file, line and field."""

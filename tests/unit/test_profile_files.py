@@ -70,7 +70,8 @@ def test_a_figure_is_a_number_from_nought(tmp_path: Path, number: str) -> None:
 def test_a_later_schema_is_told_apart_from_a_mistake(tmp_path: Path) -> None:
     later = GOOD.replace("profile/1", "profile/2")
     assert refused(tmp_path, later) == (
-        "field schema is 'tridentserve.profile/2'; this version reads 'tridentserve.profile/1'."
+        "line 2, field schema: is 'tridentserve.profile/2'; "
+        "this version reads 'tridentserve.profile/1'."
     )
 
 
@@ -186,5 +187,31 @@ def test_a_wrong_field_is_named(
     document = json.loads(GOOD)
     spoil(document)
     message = refused(tmp_path, json.dumps(document))
-    assert message.startswith("field ")
+    assert message.startswith("line 1, field ")
     assert told in message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (text_for_number, '"degree": "4",'),
+        (unknown_provenance, '"load_host_s": "guessed",'),
+        (flat_shape, '"shape": {'),  # what is wrong is a value further in
+        (drop_decode, '"stages": {'),  # what is wrong is not there
+        (all_reserved, '"reserve_bytes": 48000000000,'),
+        (no_object, r'"a \"b\"": 3'),
+    ],
+)
+def test_the_line_of_a_wrong_field_is_named(
+    tmp_path: Path, spoil: Callable[[Document], None], line: str
+) -> None:
+    document = json.loads(GOOD)
+    spoil(document)
+    content = json.dumps(document, indent=1)
+    number = int(refused(tmp_path, content).removeprefix("line ").partition(",")[0])
+    assert content.splitlines()[number - 1].strip() == line
+
+
+def test_lines_are_found_in_any_encoding_that_json_may_have(tmp_path: Path) -> None:
+    content = GOOD.replace("profile/1", "profile/2").encode("utf-16")
+    assert refused(tmp_path, content).startswith("line 2, field schema: ")
