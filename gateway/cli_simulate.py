@@ -21,7 +21,7 @@ import structlog
 from gateway.cli_options import ABOVE_0, PATH, Failure, Number, shared
 from gateway.refusal import RefusalError
 from schedulers.errors import SchedulerError
-from schedulers.policies import SwitchValue
+from schedulers.policies import TUNABLE, SwitchValue
 from schedulers.profile import load_profile
 from schedulers.sim.capacity import Capacity, asked_gpus, least_nodes
 from schedulers.sim.compare import compare
@@ -56,6 +56,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     failures: tuple[NodeFailure, ...] = ()
 
     def config(self, policy: str, gpus: int, nodes: int | None) -> SimConfig:
+        tunable = policy in TUNABLE  # a comparison may hold some that are not
         return SimConfig(
             profile=self.profile,
             models=self.models,
@@ -68,8 +69,8 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
             noise=self.noise,
             stragglers=self.stragglers,
             failures=self.failures,
-            dispatcher=self.dispatcher,
-            switches=self.switches,
+            dispatcher=self.dispatcher if tunable else None,
+            switches=self.switches if tunable else {},
         )
 
     def summarise(
@@ -134,6 +135,7 @@ def simulate(
             _need_plottable(plot)
         run = _run(gpus=gpus, failures=failures, **others)
         _need_nodes(run, gpus, nodes)
+        _need_tunable(run, policies)
         outputs = _Outputs(json_path, events, plot)
         configs = (run.config(one, gpus, nodes) for one in policies)
         act = _simulate if compared is None else _compare
@@ -211,6 +213,7 @@ def capacity(
     _need_places(json_path)
     with _refusals(), _quiet():
         run = _run(gpus=gpus, rate_rps=rate_rps, **others)
+        _need_tunable(run, (policy,))
         width = per_node or load_profile(run.profile).node.gpus
         chosen = simulator or simulate_core
 
@@ -315,6 +318,13 @@ def _need_nodes(run: _Run, gpus: int, nodes: int | None) -> None:
         if failure.node >= count:
             message = f"There is no node {failure.node} to fail; nodes are 0 to {count - 1}."
             raise RefusalError(message)
+
+
+def _need_tunable(run: _Run, policies: tuple[str, ...]) -> None:
+    """Refuse switches and solvers that no policy would look at."""
+    if (run.switches or run.dispatcher is not None) and TUNABLE.isdisjoint(policies):
+        message = f"{', '.join(policies)} has no switches and one solver; leave out --switch and"
+        raise RefusalError(f"{message} --dispatcher, which are for {', '.join(sorted(TUNABLE))}.")
 
 
 def _need_places(*paths: Path | None) -> None:

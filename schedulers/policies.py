@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -146,9 +146,21 @@ POLICIES: dict[str, Callable[[Setup], Policy]] = {
 }
 
 
+TUNABLE: Final = frozenset({"trident"})
+"""Policies with switches and a choice of solvers; all others are what was published."""
+
+
 def build_policy(name: str, setup: Setup) -> Policy:
-    """Return a policy by its name; raises `SchedulerError` if there is none."""
+    """Return a policy by its name.
+
+    Raises:
+        SchedulerError: there is none, or it has no switches and a solver or a switch is given.
+    """
     builder = POLICIES.get(name)
     if builder is None:
         raise SchedulerError(f"There is no policy {name!r}; known: {', '.join(POLICIES)}.")
+    if name not in TUNABLE and (setup.solver is not None or setup.switches):
+        asked = next(iter(setup.switches), f"solver {setup.solver}")
+        message = f"Policy {name} has no switches and one solver, so {asked!r} cannot be set"
+        raise SchedulerError(f"{message}; {', '.join(sorted(TUNABLE))} has both.")
     return builder(setup)

@@ -31,6 +31,7 @@ from schedulers.sim.events import (
 )
 
 SIMULATE = ("simulate", "--model", "sd3", "--gpus", "8")
+HETU = (*SIMULATE, "--workload", "hetu")
 TRACE = "arrival_s,height,width,frames,steps\n0,512,512,1,20\n1,9999,9999,1,20\n2,512,512,1,20\n"
 
 
@@ -136,17 +137,24 @@ def test_an_impossible_request_is_reported_with_its_reason(instant: Instant, tra
 
 
 def test_options_reach_the_simulator(instant: Instant) -> None:
-    options = ["--workload", "hetu", "--duration", "60", "--policy", "b4", "--slo-scale", "1.5"]
+    options = ["--workload", "hetu", "--duration", "60", "--slo-scale", "1.5"]
     options += ["--seed", "7", "--noise", "0.2", "--stragglers", "0.01", "--dispatcher", "greedy"]
     options += ["--nodes", "2", "--fail-node", "1@30", "--switch", "scale-up=off"]
+    options += ["--policy", "trident"]
     result = invoke(instant, *SIMULATE, *options)
     assert result.exit_code == 0, result.output
     (config,) = instant.configs
-    assert (config.profile, config.models, config.policy) == ("l20", ("sd3",), "b4")
+    assert (config.profile, config.models, config.policy) == ("l20", ("sd3",), "trident")
     assert (config.gpus, config.nodes, config.seed) == (8, 2, 7)
     assert (config.slo_scale, config.noise, config.stragglers) == (1.5, 0.2, 0.01)
     assert config.failures == (NodeFailure(1, 30.0),)
     assert (config.dispatcher, config.switches) == ("greedy", {"scale-up": False})
+
+
+def test_a_comparison_turns_switches_of_the_policies_that_have_them(instant: Instant) -> None:
+    options = ["--workload", "hetu", "--duration", "60", "--compare", "trident,b6"]
+    assert invoke(instant, *SIMULATE, *options, "--switch", "spill=off").exit_code == 0
+    assert [config.switches for config in instant.configs] == [{"spill": False}, {}]
 
 
 def test_rate_and_steps_change_a_trace(instant: Instant, trace: Path, tmp_path: Path) -> None:
@@ -280,6 +288,10 @@ def test_capacity_says_when_the_limit_is_too_low() -> None:
         ((*SIMULATE, "--workload", "hetu", "--fail-node", "0@inf"), ("NODE@SECONDS",)),
         ((*SIMULATE, "--workload", "hetu", "--fail-node", "4@60"), ("no node 4", "0 to 0")),
         ((*SIMULATE, "--workload", "hetu", "--switch", "scale-up"), ("NAME=on",)),
+        ((*HETU, "--policy", "b6", "--switch", "preempt=off"), ("b6 has no switches", "trident")),
+        ((*HETU, "--policy", "b6", "--dispatcher", "ilp"), ("b6 has no switches", "--dispatcher")),
+        ((*HETU, "--compare", "b4,b6", "--switch", "spill=off"), ("b4, b6", "--switch")),
+        (("capacity", *HETU[1:3], *HETU[5:], "--policy", "b6", "--dispatcher", "ilp"), ("b6",)),
         ((*SIMULATE, "--workload", "hetu", "--json", "/no/such/folder/x"), ("Cannot write",)),
         ((*SIMULATE, "--workload", "hetu", "--json", "/"), ("Cannot write",)),
         ((*SIMULATE, "--workload", "hetu", "--json", "a", "--events", "a"), ("different files",)),
