@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -51,6 +52,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One simulation.
 
     Attributes:
+        model: a model's name; `A+B` for two that share the cluster.
         workload: a workload's name, or `trace` for the file named on the command line.
         failures: nodes that die for good, as `NODE@SECOND`.
         sizes: fields of a placement sized by hand.
@@ -66,12 +68,17 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: int = 1
     solver: str | None = None
     switches: dict[str, bool | int] = {}
-    sizes: dict[str, int] | None = None
+    sizes: dict[str, int | dict[str, int]] | None = None
     noise: float = 0.0
     failures: tuple[str, ...] = ()
     steps: int | None = None
     duration_s: float | None = None
     memory: bool = False
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the names of all models."""
+        return tuple(self.model.split("+"))
 
     @property
     def key(self) -> str:
@@ -91,14 +98,16 @@ def fingerprint() -> str:
 
 
 class Watch:
-    """What the summary does not keep: when placements switched, when a class was done, memory."""
+    """What the summary does not keep: switches of placement, phases, last of a class, memory."""
 
-    def __init__(self, *, memory: bool) -> None:
+    def __init__(self, *, phase_ends_s: Sequence[float], memory: bool) -> None:
         """Watch one simulation."""
         self.switches_s: list[float] = []
         self.last_finish_s: dict[str, float] = {}
         self.memory_mib: list[float] = []
-        self._class_of: dict[str, str] = {}
+        self._arrivals: dict[str, tuple[str, float]] = {}
+        self._ends_s = tuple(phase_ends_s)
+        self._phases: list[list[tuple[bool, float]]] = [[] for _ in self._ends_s]
         self._memory, self._next_s = memory, 0.0
 
     def see(self, event: SimEvent) -> None:
@@ -107,11 +116,27 @@ class Watch:
             case SwitchEvent():
                 self.switches_s.append(round(event.t, 3))
             case ArriveEvent():
-                self._class_of[event.request] = f"{event.height}x{event.width}x{event.frames}"
+                name = f"{event.height}x{event.width}x{event.frames}"
+                self._arrivals[event.request] = name, event.t
                 self._sample(event.t)
             case FinishEvent():
-                name = self._class_of.pop(event.request)
+                name, arrival_s = self._arrivals.pop(event.request)
                 self.last_finish_s[name] = round(event.t, 1)
+                phase = bisect_right(self._ends_s, arrival_s)
+                if phase < len(self._phases):
+                    self._phases[phase].append((event.on_time, event.t - arrival_s))
+
+    def per_phase(self) -> list[dict[str, Any]]:
+        """Return the figures of every phase of the workload, of requests that have an output."""
+        return [
+            {
+                "ends_s": end_s,
+                "finished": len(ended),
+                "on_time": sum(on_time for on_time, _ in ended),
+                "mean_s": _rounded(sum(took_s for _, took_s in ended) / max(1, len(ended))),
+            }
+            for end_s, ended in zip(self._ends_s, self._phases, strict=True)
+        ]
 
     def _sample(self, now_s: float) -> None:
         if self._memory and now_s >= self._next_s:
@@ -125,7 +150,9 @@ def run_cell(cell: Cell, trace: Path | None = None) -> dict[str, Any]:
     if cell.policy == BOUND:
         return bound_figures(cell, demand_of(cell, trace))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    demand, watch = demand_of(cell, trace), Watch(memory=cell.memory)
+    demand = demand_of(cell, trace)
+    ends_s = demand.phase_ends_s if isinstance(demand, WorkloadDemand) else ()
+    watch = Watch(phase_ends_s=ends_s, memory=cell.memory)
     began = time.process_time()
     summary = run_experiment(
         config_of(cell, demand),
@@ -138,6 +165,7 @@ def run_cell(cell: Cell, trace: Path | None = None) -> dict[str, Any]:
         **figures_of(summary),
         "switches_s": watch.switches_s,
         "last_finish_s": watch.last_finish_s,
+        **({"per_phase": watch.per_phase()} if len(ends_s) > 1 else {}),
         "cpu_s": round(time.process_time() - began, 2),
         "peak_mib": round(getrusage(RUSAGE_SELF).ru_maxrss / 1024, 1),
         **({"memory_mib": watch.memory_mib} if cell.memory else {}),
@@ -149,14 +177,12 @@ def demand_of(cell: Cell, trace: Path | None = None) -> Demand:
     if cell.workload == "trace":
         if trace is None:
             raise SystemExit("This experiment replays a published file: give --trace FILE.")
-        return TraceDemand(
-            trace, models=(cell.model,), rate_scale=cell.rate_scale, steps=cell.steps
-        )
+        return TraceDemand(trace, models=cell.models, rate_scale=cell.rate_scale, steps=cell.steps)
     return WorkloadDemand(
         workload(cell.workload),
-        models=(cell.model,),
+        models=cell.models,
         gpus=cell.gpus,
-        gpu_seconds=gpu_seconds(PROFILE, (cell.model,)),
+        gpu_seconds=gpu_seconds(PROFILE, cell.models),
         seed=cell.seed,
         rate_scale=cell.rate_scale,
         steps=cell.steps,
@@ -168,7 +194,7 @@ def config_of(cell: Cell, demand: Demand) -> SimConfig:
     """Return what the simulator is asked for."""
     return SimConfig(
         profile=PROFILE,
-        models=(cell.model,),
+        models=cell.models,
         gpus=cell.gpus,
         rows=demand.rows(),
         policy=cell.policy,
@@ -185,8 +211,8 @@ def config_of(cell: Cell, demand: Demand) -> SimConfig:
 def bound_figures(cell: Cell, demand: Demand) -> dict[str, Any]:
     """Return the offered load, and the attainment that no policy can exceed."""
     profile = load_profile(PROFILE)
-    truth = CostModel(specs_of(profile, (cell.model,)), profile, learn=False)
-    price, gpus = gpu_seconds(PROFILE, (cell.model,)), cell.gpus
+    truth = CostModel(specs_of(profile, cell.models), profile, learn=False)
+    price, gpus = gpu_seconds(PROFILE, cell.models), cell.gpus
     pieces = [
         Piece(
             row.arrival_s,

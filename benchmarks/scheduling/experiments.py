@@ -40,6 +40,10 @@ POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), 
 GOODPUT_GPUS: Final = {COG: 128, HUNYUAN: 128, FLUX: 32, SD3: 16}
 """Smaller for images: overload of as many requests takes minutes a point."""
 DYNAMIC_POOLS: Final = {COG: (4, 7, 10), HUNYUAN: (4, 6, 8), FLUX: (0, 2)}
+SHIFTING_POOLS: Final = (3, 7, 16, 23)
+PAIR: Final = f"{FLUX}+{HUNYUAN}"
+PAIR_SIZES: Final = ((22, 8, 1), (16, 8, 7), (14, 16, 1), (8, 16, 7), (6, 24, 1))
+"""Primaries of Flux and of HunyuanVideo, and devices that only decode, of 31 beside one encoder."""
 ENCODERS: Final = {COG: 1, HUNYUAN: 1, FLUX: 0}
 WEEK_S: Final = 7 * 86_400.0
 QUICK: Final = ("published", "robustness")
@@ -58,8 +62,9 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
 
     def takes(self, cell: Cell) -> bool:
         """Say whether a cell is wanted."""
+        if not set(cell.models) <= set(self.models):
+            return False
         choices: tuple[tuple[tuple[Any, ...], Any], ...] = (
-            (self.models, cell.model),
             (self.policies, policy_name(cell)),
             (self.workloads, cell.workload),
             (self.rates, cell.rate_scale),
@@ -235,6 +240,22 @@ def orchestrator(scope: Scope) -> Iterator[Cell]:
             yield usual(model, workload="dynamic", sizes=by_hand)
 
 
+def shifts(scope: Scope) -> Iterator[Cell]:
+    """Shift the mix so far that the placement has to follow; hand-sized ones stay as they are."""
+    del scope
+    for seed in SEEDS:
+        pair = {"workload": "handover", "gpus": 32, "seed": seed}
+        yield usual(PAIR, **pair)
+        for flux, hunyuan, decode in PAIR_SIZES:
+            models = {FLUX: flux, HUNYUAN: hunyuan}
+            by_hand = {"decode": decode, "encode": 1, "models": models}
+            yield usual(PAIR, sizes=by_hand, **pair)
+        yield usual(COG, workload="drafts", seed=seed)
+        for size in SHIFTING_POOLS:
+            by_hand = {"decode": size, "encode": 1}
+            yield usual(COG, workload="drafts", seed=seed, sizes=by_hand)
+
+
 def robustness(scope: Scope) -> Iterator[Cell]:
     """Disturb: a node that dies, durations that scatter, deadlines that are tight or loose."""
     if scope.quick:
@@ -283,6 +304,7 @@ CELLS: Final[dict[str, Callable[[Scope], Iterator[Cell]]]] = {
     "ablation": ablation,
     "robustness": robustness,
     "orchestrator": orchestrator,
+    "shifts": shifts,
     "ilp": ilp,
     "static": static,
     "workloads": workloads,

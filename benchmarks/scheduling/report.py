@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.scheduling.cells import BOUND, ROOT
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve
+from benchmarks.scheduling.shifts import shifts
 from benchmarks.scheduling.store import RESULTS
 from benchmarks.scheduling.tables import NAMES, TABLES, curves, knee_order
 from benchmarks.scheduling.targets import targets
@@ -20,7 +21,7 @@ DPI = 110
 def write_report() -> None:
     """Renew every table between its markers, and every plot."""
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in {"targets": targets, **TABLES}.items():
+    for name, table in {"targets": targets, "shifts": shifts, **TABLES}.items():
         page = between(page, name, table())
     PAGE.write_text(page, encoding="utf-8")
     for model, found in curves().items():

@@ -126,7 +126,8 @@ def rejected(seeds: Seeds) -> str:
 def title_of(cell: Cell) -> str:
     """Return where a cell was simulated."""
     rate = "" if cell.rate_scale == 1 else f" x {cell.rate_scale:g}"
-    return f"{NAMES[cell.model]} `{cell.workload}`{rate} on {cell.gpus} GPUs"
+    names = " and ".join(NAMES[model] for model in cell.models)
+    return f"{names} `{cell.workload}`{rate} on {cell.gpus} GPUs"
 
 
 def nominal() -> str:

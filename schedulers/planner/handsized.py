@@ -30,6 +30,7 @@ class HandSizes(msgspec.Struct, frozen=True, kw_only=True):
         primaries: devices that diffuse; None for all others. More pools than devices is an error.
         spill: whether primaries keep the decode stage beside a decode pool.
         width: the node-local blocks that primaries lie in; None for whole nodes.
+        models: primaries of each model, by its name; empty if every primary serves all models.
     """
 
     decode: int = 0
@@ -37,10 +38,11 @@ class HandSizes(msgspec.Struct, frozen=True, kw_only=True):
     primaries: int | None = None
     spill: bool = True
     width: int | None = None
+    models: Mapping[str, int] = {}
 
 
 class HandSized:
-    """A `Planner` that places all models alike in given numbers, anew when devices change."""
+    """A `Planner` that places models in given numbers, anew when devices change."""
 
     def __init__(
         self,
@@ -81,20 +83,37 @@ class HandSized:
         sizes = self._sizes
         left = devices - sizes.decode - sizes.encode
         count = left if sizes.primaries is None else sizes.primaries
+        count = sum(sizes.models.values()) or count
         if not 0 < count <= left:
             message = f"{devices} devices cannot hold {sizes.encode} encoders, {sizes.decode} decoders and {count} primaries."
             raise PlacementError(message)
-        role = self._role(StageKind.DIFFUSE)
-        if not sizes.encode:
-            role |= self._role(StageKind.ENCODE)
-        if not sizes.decode or sizes.spill:
-            role |= self._role(StageKind.DECODE)
+        width = sizes.width or widest
+        shares = [Share(self._primary(self._specs), count, width)]
+        if sizes.models:
+            known = {str(spec.id): (spec,) for spec in self._specs}
+            if unknown := sorted(set(sizes.models) - set(known)):
+                message = f"{unknown[0]} has a size but is not served; there is {', '.join(known)}."
+                raise PlacementError(message)
+            shares = [
+                Share(self._primary(known[name]), size, width)
+                for name, size in sizes.models.items()
+            ]
         pools = ((StageKind.DECODE, sizes.decode), (StageKind.ENCODE, sizes.encode))
         return Recipe(
             "sized by hand",
-            (Share(role, count, sizes.width or widest),),
-            tuple(Share(self._role(kind), size) for kind, size in pools if size),
+            tuple(shares),
+            tuple(Share(_role(self._specs, kind), size) for kind, size in pools if size),
         )
 
-    def _role(self, kind: StageKind) -> Role:
-        return frozenset(spec.stage(kind) for spec in self._specs)
+    def _primary(self, specs: Sequence[PipelineSpec]) -> Role:
+        """Return the role of a device that diffuses these models."""
+        role = _role(specs, StageKind.DIFFUSE)
+        if not self._sizes.encode:
+            role |= _role(specs, StageKind.ENCODE)
+        if not self._sizes.decode or self._sizes.spill:
+            role |= _role(specs, StageKind.DECODE)
+        return role
+
+
+def _role(specs: Sequence[PipelineSpec], kind: StageKind) -> Role:
+    return frozenset(spec.stage(kind) for spec in specs)

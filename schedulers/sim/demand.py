@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -111,14 +112,22 @@ class WorkloadDemand:
                 model=ModelId(model),
                 gpus=gpus / len(models),
                 gpu_seconds=gpu_seconds,
+                turn=turn,
                 seed=seed,
                 rate_scale=rate_scale,
                 steps=steps,
                 duration_s=duration_s,
             )
-            for model in models
+            for turn, model in enumerate(models)
         )
         self.rate_rps = sum(recipe.rate_rps(setting) for setting in self._settings)
+
+    @property
+    def phase_ends_s(self) -> tuple[float, ...]:
+        """Return when the phases of the workload end, those of the first model."""
+        setting = self._settings[0]
+        phases = self._recipe.phases(setting, self._recipe.steps(setting))
+        return tuple(self.duration_s * end for end in accumulate(phase.share for phase in phases))
 
     def rows(self) -> Iterator[TraceRow]:
         """Yield the requests from the first, drawing them anew."""

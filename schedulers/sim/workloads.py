@@ -108,12 +108,14 @@ MIXES: Final[Mapping[ModelId, Mix]] = {
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What a workload is made for; `steps` and `duration_s` None mean the workload's own.
 
-    `gpus` is the part of the cluster that the load is reckoned for: models share it.
+    `gpus` is the part of the cluster that the load is reckoned for: models share it. `turn` is the
+    model's place among those that share it.
     """
 
     model: ModelId
     gpus: float
     gpu_seconds: GpuSeconds
+    turn: int = 0
     seed: int = 0
     rate_scale: float = 1.0
     steps: int | None = None
@@ -140,6 +142,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     share: float
     rate_rps: float
+    steps: int
     sizes: tuple[Size, ...]
     weights: tuple[float, ...]
 
@@ -156,7 +159,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     three: bool = False
 
     def steps(self, setting: Setting) -> int:
-        """Return the denoise steps of every request."""
+        """Return the usual denoise steps of a request."""
         own = setting.mix.three_steps if self.three else setting.mix.steps
         return setting.steps or own
 
@@ -169,7 +172,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         """Return the mean offered load: 1 is all that the GPUs could do at best."""
         steps = self.steps(setting)
         asked = sum(
-            phase.share * phase.rate_rps * _mean_cost(setting, steps, phase)
+            phase.share * phase.rate_rps * _mean_cost(setting, phase)
             for phase in self.phases(setting, steps)
         )
         return setting.rate_scale * asked / setting.gpus
@@ -177,13 +180,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     def rows(self, setting: Setting) -> Iterator[TraceRow]:
         """Yield the requests in order of arrival; the same for the same setting."""
         rng = random.Random(f"{self.name}/{setting.model}/{setting.seed}")  # noqa: S311 - replays
-        steps = self.steps(setting)
         duration_s, begin_s = setting.duration_s or self.duration_s, 0.0
-        for phase in self.phases(setting, steps):
+        for phase in self.phases(setting, self.steps(setting)):
             length_s = phase.share * duration_s
             sizes = _deck(rng, phase) if self.balanced else _draws(rng, phase)
             for offset_s in self.arrivals(rng, phase.rate_rps * setting.rate_scale, length_s):
-                yield _row(next(sizes), setting.model, steps, begin_s + offset_s)
+                yield _row(next(sizes), setting.model, phase.steps, begin_s + offset_s)
             begin_s += length_s
 
 
@@ -209,10 +211,10 @@ def _row(size: Size, model: ModelId, steps: int, arrival_s: float) -> TraceRow:
     )
 
 
-def _mean_cost(setting: Setting, steps: int, phase: Phase) -> float:
+def _mean_cost(setting: Setting, phase: Phase) -> float:
     """Return the mean GPU-seconds of a request of this phase."""
     total = sum(
-        weight * setting.gpu_seconds(_row(size, setting.model, steps, 0.0))
+        weight * setting.gpu_seconds(_row(size, setting.model, phase.steps, 0.0))
         for size, weight in zip(phase.sizes, phase.weights, strict=True)
     )
     return total / sum(phase.weights)
@@ -297,6 +299,7 @@ class _Spell(msgspec.Struct, frozen=True):
     share: float
     rho: float
     weigh: Callable[[int], tuple[float, ...]]
+    steps: float = 1.0  # times the usual
 
 
 def _at_load(*spells: _Spell) -> Callable[[Setting, int], tuple[Phase, ...]]:
@@ -310,8 +313,14 @@ def _at_load(*spells: _Spell) -> Callable[[Setting, int], tuple[Phase, ...]]:
 
 def _loaded(setting: Setting, steps: int, spell: _Spell) -> Phase:
     sizes = setting.mix.sizes
-    at_one = Phase(share=spell.share, rate_rps=1.0, sizes=sizes, weights=spell.weigh(len(sizes)))
-    rate_rps = spell.rho * setting.gpus / _mean_cost(setting, steps, at_one)
+    at_one = Phase(
+        share=spell.share,
+        rate_rps=1.0,
+        steps=max(1, round(spell.steps * steps)),
+        sizes=sizes,
+        weights=spell.weigh(len(sizes)),
+    )
+    rate_rps = spell.rho * setting.gpus / _mean_cost(setting, at_one)
     return msgspec.structs.replace(at_one, rate_rps=rate_rps)
 
 
@@ -350,6 +359,7 @@ def _five_phases(setting: Setting, steps: int) -> tuple[Phase, ...]:
         Phase(
             share=minutes / sum(_FIVE_MINUTES),
             rate_rps=per_minute / 60 * setting.gpus / 8,
+            steps=steps,
             sizes=setting.mix.three,
             weights=weights,
         )
@@ -359,7 +369,7 @@ def _five_phases(setting: Setting, steps: int) -> tuple[Phase, ...]:
     )
     if setting.mix.three[0].frames > 1:
         return phases
-    asked = sum(p.share * p.rate_rps * _mean_cost(setting, steps, p) for p in phases)
+    asked = sum(p.share * p.rate_rps * _mean_cost(setting, p) for p in phases)
     factor = IMAGE_FIVE_PHASE_RHO * setting.gpus / asked
     return tuple(msgspec.structs.replace(p, rate_rps=p.rate_rps * factor) for p in phases)
 
@@ -372,6 +382,24 @@ _DYNAMIC: Final = (
     _Spell(1 / 6, 0.60, _mostly_large),
     _Spell(1 / 6, 0.80, _uniform),
 )
+
+_DRAFTS: Final = (
+    _Spell(1 / 3, 0.80, _uniform, steps=3.0),
+    _Spell(1 / 3, 0.80, _uniform, steps=1 / 3),
+    _Spell(1 / 3, 0.80, _uniform, steps=3.0),
+)
+_BUSY, _QUIET = 1.6, 0.4  # of an even share of the load, by turns
+_HANDOVER_RHO: Final = 0.70
+
+
+def _hand_over(setting: Setting, steps: int) -> tuple[Phase, ...]:
+    """Return three phases in which models are busy and quiet by turns, the first one first."""
+    levels = (_BUSY, _QUIET) if setting.turn % 2 == 0 else (_QUIET, _BUSY)
+    return tuple(
+        _loaded(setting, steps, _Spell(1 / 3, _HANDOVER_RHO * level, _uniform))
+        for level in (levels[0], levels[1], levels[0])
+    )
+
 
 WORKLOADS: Final[Mapping[str, Workload]] = {
     recipe.name: recipe
@@ -424,6 +452,20 @@ WORKLOADS: Final[Mapping[str, Workload]] = {
             about="six equal phases that change mix and load (.60 to .90), Poisson",
             phases=_at_load(*_DYNAMIC),
             arrivals=_poisson,
+        ),
+        Workload(
+            name="drafts",
+            about="finals of 3 x the steps, then drafts of a third, then finals; Poisson, load .80",
+            phases=_at_load(*_DRAFTS),
+            arrivals=_poisson,
+            duration_s=2700.0,
+        ),
+        Workload(
+            name="handover",
+            about="several models, busy and quiet by turns in three phases, Poisson, load .70",
+            phases=_hand_over,
+            arrivals=_poisson,
+            duration_s=2700.0,
         ),
         Workload(
             name="proprietary",

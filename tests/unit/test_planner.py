@@ -17,6 +17,7 @@ from engine.types import (
     Placement,
     Shape,
     StageKey,
+    StageKind,
 )
 from schedulers.planner import (
     Demand,
@@ -411,6 +412,25 @@ class TestHandSized:
         assert totals(placement) == {"DC": 120, "C": 7, "E": 1}
         assert {"C": 7, "E": 1} in nodes_of(placement)
         assert planner.place(view, None) is None
+
+    def test_models_get_primaries_of_their_own_in_whole_nodes(self) -> None:
+        sizes = HandSizes(decode=1, encode=1, models={FLUX: 22, HUNYUAN: 8})
+        planner = HandSized([spec_of(HUNYUAN), spec_of(FLUX)], sizes)
+        placement = planner.place(view_of(a_cluster(4), [HUNYUAN, FLUX]), None)
+        assert placement is not None
+        owners = {
+            device: sorted({stage.model for stage in role if stage.kind is StageKind.DIFFUSE})
+            for device, role in placement.stages.items()
+        }
+        assert Counter(map(tuple, owners.values())) == {(FLUX,): 22, (HUNYUAN,): 8, (): 2}
+        assert (
+            len({str(device)[:2] for device, models in owners.items() if models == [HUNYUAN]}) == 1
+        )
+
+    def test_a_model_that_nobody_serves_is_named(self) -> None:
+        planner = HandSized([spec_of(COG)], HandSizes(models={FLUX: 8}))
+        with pytest.raises(PlacementError, match="flux"):
+            planner.place(view_of(a_cluster(1), [COG]), None)
 
     def test_it_packs_again_when_a_device_is_lost(self) -> None:
         planner = HandSized([spec_of(COG)], HandSizes(decode=1, encode=1, spill=False))

@@ -171,3 +171,25 @@ def test_an_unknown_workload_is_refused_with_the_known_ones() -> None:
 def test_a_model_without_a_mix_is_refused() -> None:
     with pytest.raises(TraceError, match=r"'wan'.*sd3"):
         next(workload("hetu").rows(setting(ModelId("wan"))))
+
+
+def test_drafts_ask_for_the_same_work_in_many_more_requests_of_few_steps() -> None:
+    recipe = workload("drafts")
+    rows = list(recipe.rows(setting(gpus=128)))
+    phases = [[r for r in rows if 900 * i <= r.arrival_s < 900 * (i + 1)] for i in range(3)]
+    assert [{row.steps for row in phase} for phase in phases] == [{18}, {2}, {18}]
+    loads = [loaded(phase, 128, 900.0) for phase in phases]
+    assert loads == pytest.approx([0.8] * 3, rel=0.15)
+    assert len(phases[1]) > 4 * max(len(phases[0]), len(phases[2]))
+
+
+def test_a_handover_moves_the_load_from_one_model_to_the_other() -> None:
+    recipe = workload("handover")
+
+    def loads(turn: int) -> list[float]:
+        rows = list(recipe.rows(setting(gpus=128, turn=turn)))
+        parts = [[r for r in rows if 900 * i <= r.arrival_s < 900 * (i + 1)] for i in range(3)]
+        return [loaded(part, 128, 900.0) for part in parts]
+
+    assert loads(0) == pytest.approx([1.12, 0.28, 1.12], rel=0.15)
+    assert loads(1) == pytest.approx([0.28, 1.12, 0.28], rel=0.15)
