@@ -24,7 +24,7 @@ BEST_STATIC: Final = {COG: "b1-sp8", HUNYUAN: "b1-sp8", FLUX: "b1-sp2", SD3: "b1
 STATICS: Final = ("b1-sp1", "b1-sp2", "b1-sp4", "b1-sp8")
 DYNAMICS: Final = ("b2", "b3", "b4", "b5", "b6", "edf-best-fit", "deadline-rounds", "trident-paper")
 SEEDS: Final = (1, 2, 3)
-SMALL_SEEDS: Final = (1, 2, 3, 4, 5)
+SMALL_SEEDS: Final = tuple(range(1, 21))
 SWITCHES: Final = ("preempt", "scale_up", "background", "spill", "prefetch", "deadline_order")
 BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), False)
 EXTRAS: Final[tuple[dict[str, bool | int], ...]] = (
@@ -256,6 +256,19 @@ def shifts(scope: Scope) -> Iterator[Cell]:
             yield usual(COG, workload="drafts", seed=seed, sizes=by_hand)
 
 
+def tight(scope: Scope) -> Iterator[Cell]:
+    """Turn spill and prefetch where they could matter: pools too small, weights that are loaded."""
+    del scope
+    few = {"decode": 4, "encode": 1}
+    for on in (True, False):
+        yield usual(COG, sizes=few, switches={"spill": on})
+    for seed in SEEDS:
+        for on in (False, True):
+            switches = {"prefetch": on}
+            yield usual(PAIR, workload="handover", gpus=32, seed=seed, switches=switches)
+            yield usual(HUNYUAN, workload="five-phase", gpus=8, seed=seed, switches=switches)
+
+
 def robustness(scope: Scope) -> Iterator[Cell]:
     """Disturb: a node that dies, durations that scatter, deadlines that are tight or loose."""
     if scope.quick:
@@ -305,6 +318,7 @@ CELLS: Final[dict[str, Callable[[Scope], Iterator[Cell]]]] = {
     "robustness": robustness,
     "orchestrator": orchestrator,
     "shifts": shifts,
+    "tight": tight,
     "ilp": ilp,
     "static": static,
     "workloads": workloads,
