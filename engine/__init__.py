@@ -19,6 +19,7 @@ from engine.errors import (
     WorkerLostError,
 )
 from engine.pipelines import PipelineSpec, open_pipeline
+from engine.runs import Along
 from engine.types import (
     Artifact,
     GenerationRequest,
@@ -26,14 +27,17 @@ from engine.types import (
     MediaFormat,
     Modality,
     ModelId,
+    Preview,
     RequestId,
     Shape,
+    Source,
     StageKey,
     StageKind,
     StageTiming,
 )
 
 __all__ = [
+    "Along",
     "Artifact",
     "EngineBusyError",
     "EngineClosedError",
@@ -48,11 +52,13 @@ __all__ = [
     "ModelId",
     "PipelineError",
     "PipelineSpec",
+    "Preview",
     "RequestCancelledError",
     "RequestId",
     "RequestImpossibleError",
     "RequestRefusedError",
     "Shape",
+    "Source",
     "StageFailedError",
     "StageKey",
     "StageKind",

@@ -21,16 +21,15 @@ from engine.errors import (
     EngineClosedError,
     EngineCrashedError,
     EngineError,
-    InvalidRequestError,
     RequestCancelledError,
     RequestImpossibleError,
     RequestRefusedError,
 )
 from engine.launching import Launcher
 from engine.loading import Loader
-from engine.pipelines import PipelineSpec, build
+from engine.pipelines import PipelineSpec, build, served
 from engine.readiness import notices, obstacles
-from engine.runs import RequestRun
+from engine.runs import ALONE, Along, RequestRun
 from engine.types import (
     ClusterView,
     Decision,
@@ -39,6 +38,7 @@ from engine.types import (
     DispatchPlan,
     GenerationRequest,
     GenerationResult,
+    HandoffRef,
     Placement,
     RequestId,
     StageTask,
@@ -113,7 +113,7 @@ class EngineCore:
         await self._executor.start(self)
 
     async def generate(
-        self, request: GenerationRequest, journal: Journal | None = None
+        self, request: GenerationRequest, journal: Journal | None = None, along: Along = ALONE
     ) -> GenerationResult:
         """Run a request to its artifacts, without the stages that `journal` has kept.
 
@@ -126,25 +126,25 @@ class EngineCore:
             StageFailedError, WorkerLostError: a stage failed on every attempt.
             EngineClosedError: the engine stopped; run it elsewhere.
         """
-        run = self._admit(request, journal)
+        run = self._admit(request, journal, along)
         try:
             return await run.outcome
         except asyncio.CancelledError:
             self._give_up(run, RequestCancelledError(f"Request {request.id} was cancelled."))
             raise
 
-    def _admit(self, request: GenerationRequest, journal: Journal | None) -> RequestRun:
+    def _admit(
+        self, request: GenerationRequest, journal: Journal | None, along: Along
+    ) -> RequestRun:
         if self._closed is not None:
             raise EngineClosedError(self._closed)
         if len(self._requests) >= self._max_requests or request.id in self._requests:
             message = f"The engine holds {len(self._requests)} requests; {request.id} must wait."
             raise EngineBusyError(message)
-        spec = self.specs.get(request.model)
-        if spec is None:
-            message = f"Model {request.model!r} is not served; known: {', '.join(self.specs)}."
-            raise InvalidRequestError(message, param="model")
-        run = RequestRun(request, build(spec, request), self._sequence, self._clock.now())
+        graph = build(served(request.model, self.specs), request)
+        run = RequestRun(request, graph, self._sequence, self._clock.now(), along)
         run.resume(journal, self._executor.restore)
+        run.lay_down(self._executor.restore)
         self._sequence += 1
         self._requests[request.id] = run
         self.embeddings.recall(run)
@@ -246,6 +246,11 @@ class EngineCore:
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
         """Note a finished denoise step (called by the executor)."""
         self._launcher.note_step(task, step, steps)
+
+    def latent_shown(self, task: TaskId, index: int, latent: HandoffRef) -> None:
+        """Have a preview decoded when a device has nothing better to do (called by the executor)."""
+        self._launcher.note_latent(task, index, latent)
+        self._wake.set()
 
     def progress(self, request: RequestId) -> float:
         """Return the share of its denoise steps that a request has done; 0 if it is not here."""

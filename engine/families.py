@@ -22,6 +22,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
 
     `size_multiple_px(configs)` is what width and height must divide by, `max_side_px(configs)`
     the longest side that the denoiser's position embedding reaches (None: no such bound).
+    `floors_strength` is how the library rounds the steps that a source's strength leaves: down for
+    the older pipelines, up for those after SD3.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     default_guidance: float
     uses_negative_prompt: bool
     modality: Modality = Modality.IMAGE
+    floors_strength: bool = False
 
 
 def vae_scale_factor(configs: ComponentConfigs) -> int:
@@ -107,6 +110,7 @@ STABLE_DIFFUSION = Family(
     default_steps=28,
     default_guidance=7.5,
     uses_negative_prompt=True,
+    floors_strength=True,
 )
 
 ANIMATEDIFF = Family(
@@ -123,8 +127,17 @@ ANIMATEDIFF = Family(
     default_guidance=7.5,
     uses_negative_prompt=True,
     modality=Modality.VIDEO,
+    floors_strength=True,
 )
 
 FAMILIES: Mapping[str, Family] = {
     family.pipeline_class: family for family in (FLUX, SD3, STABLE_DIFFUSION, ANIMATEDIFF)
 }
+
+
+def family_named(name: str) -> Family:
+    """Return a family by its own name; raises `KeyError` for one that is not served."""
+    return _BY_NAME[name]
+
+
+_BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES.values()}

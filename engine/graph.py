@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 import msgspec
 
 from engine.errors import GraphError
-from engine.types import HandoffRef, NodeId, StageKey
+from engine.types import HandoffRef, NodeId, Purpose, StageKey
 
 
 class StageNode(msgspec.Struct, frozen=True):
@@ -22,6 +22,7 @@ class StageNode(msgspec.Struct, frozen=True):
     id: NodeId
     stage: StageKey
     image_index: int = 0
+    purpose: Purpose = Purpose.MAIN
 
 
 class Edge(msgspec.Struct, frozen=True):

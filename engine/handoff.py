@@ -28,6 +28,11 @@ def handoff_path(folder: Path, task: TaskId) -> Path:
     return folder / f"{name}.safetensors"
 
 
+def preview_of(task: TaskId, index: int) -> TaskId:
+    """Return the name under which a diffuse leaves the latent of its preview number `index`."""
+    return TaskId(f"{task}/preview-{index}")
+
+
 class HandoffStore:
     """Accounts for every hand-off file of one controller process.
 
@@ -66,8 +71,10 @@ class HandoffStore:
         Path(ref.path).unlink(missing_ok=True)
 
     def discard(self, task: TaskId) -> None:
-        """Delete what a task wrote before it failed; harmless if it wrote nothing."""
-        handoff_path(self.folder, task).unlink(missing_ok=True)
+        """Delete what a task wrote and nobody accounts for; harmless if it wrote nothing."""
+        path = handoff_path(self.folder, task)
+        if str(path) not in self._alive:
+            path.unlink(missing_ok=True)
 
     def check_integrity(self) -> None:
         """Raise `LedgerError` if a hand-off that is alive has no file of its size."""

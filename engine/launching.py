@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import EngineError, RequestCancelledError, StageFailedError, WorkerLostError
 from engine.execution import Execution
 from engine.flights import Flight, carrying
+from engine.previews import Shown
 from engine.recovery import Recovery
 from engine.types import (
     Assignment,
     DispatchPlan,
+    HandoffRef,
     PlanId,
+    Purpose,
     RequestId,
     RunningView,
     StageTask,
@@ -71,6 +74,17 @@ class Launcher:
         """Note that the launch of `task` finished denoise step `step` of `steps`."""
         if (flight := self._flights.get(task)) is not None:
             flight.note_step(step, steps, self._clock.now())
+
+    def note_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
+        """Take the latent that the launch of `task` shows, or free it if nobody wants it."""
+        spent: tuple[HandoffRef, ...] = (latent,)
+        if (flight := self._flights.get(task)) is not None:
+            shown = Shown(index, latent, self._clock.now())
+            spent = flight.runs[0].previews.offer(
+                flight.assignment.task, flight.assignment.team, shown
+            )
+        for ref in spent:
+            self._executor.release(ref)
 
     def cancel_unwanted(self, run: RequestRun) -> None:
         """Stop the launches of a request that is over, unless another request rides along."""
@@ -133,7 +147,7 @@ class Launcher:
             for execution in executions:
                 execution.failed(error)
             await self._loader.relieve(assignment, error)
-            self._recovery.failed(flight.parts, assignment.team, error)
+            self._recover(flight, error)
         else:
             self._recovery.succeeded(assignment.team)
             for (task, run), execution, report in zip(
@@ -141,9 +155,19 @@ class Launcher:
             ):
                 execution.loaded(load_s)
                 self._book(run, task, execution, report)
-                self._observe(assignment, report)
+                if task.purpose is not Purpose.IMAGE_ENCODE:  # figures are kept of decodes
+                    self._observe(assignment, report)
         finally:
             self._land(flight)
+
+    def _recover(self, flight: Flight, error: EngineError) -> None:
+        """Decide what follows from a failure; a preview is simply not shown."""
+        if flight.assignment.task.purpose is not Purpose.PREVIEW:
+            self._recovery.failed(flight.parts, flight.assignment.team, error)
+            return
+        for task, run in flight.parts:
+            for ref in run.drop_preview(task):
+                self._executor.release(ref)
 
     def _open_executions(self, flight: Flight) -> list[Execution]:
         version = self._cluster.placement.version

@@ -114,6 +114,14 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     steps: int
 
 
+class LatentShown(msgspec.Struct, frozen=True, tag=True):
+    """The clean latent that `task` predicted at one of its steps: its preview number `index`."""
+
+    task: TaskId
+    index: int
+    latent: HandoffRef
+
+
 class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """What a worker measured and made. Durations are from the worker's monotonic clock.
 
@@ -161,6 +169,7 @@ FromWorker = (
     | StageUnloaded
     | StageLoadFailed
     | StepDone
+    | LatentShown
     | StageReport
     | TaskFailed
     | TaskCancelled

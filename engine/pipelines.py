@@ -13,14 +13,16 @@ from typing import Any
 import msgspec
 
 from engine.errors import InvalidRequestError, PipelineError
-from engine.families import FAMILIES, Family, vae_scale_factor
+from engine.families import FAMILIES, Family, family_named, vae_scale_factor
 from engine.graph import Edge, StageGraph, StageNode
 from engine.types import (
     GenerationRequest,
     Modality,
     ModelId,
     NodeId,
+    Purpose,
     Shape,
+    Source,
     StageKey,
     StageKind,
 )
@@ -131,21 +133,62 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
         self.check_shape(request.shape)
         self.check_frames(request.shape.frames)
         self.check_steps(request.steps)
+        if request.source is not None:
+            self._check_source(request.source, request.steps)
         if request.negative_prompt and not self.uses_negative_prompt:
             message = f"Model {self.id} does not use a negative prompt; leave negative_prompt out."
             raise InvalidRequestError(message, param="negative_prompt")
 
+    def steps_from(self, schedule_steps: int, strength: float) -> int:
+        """Return how many of a schedule's last steps a source of this strength is denoised for.
+
+        Raises:
+            InvalidRequestError: none, so that nothing would change (param `strength`).
+        """
+        rounds_down = family_named(self.family).floors_strength
+        kept = min(schedule_steps * strength, schedule_steps)
+        steps = int(kept) if rounds_down else schedule_steps - int(schedule_steps - kept)
+        if steps < 1:
+            message = f"With strength {strength} none of {schedule_steps} steps is left; raise one of them."
+            raise InvalidRequestError(message, param="strength")
+        return steps
+
+    def _check_source(self, source: Source, steps: int) -> None:
+        if source.mask is not None and self.modality is Modality.VIDEO:
+            message = f"Model {self.id} makes videos and cannot keep parts of them; leave mask out."
+            raise InvalidRequestError(message, param="mask")
+        if not 0 < source.strength <= 1:
+            message = f"strength must be above 0 and at most 1, not {source.strength}."
+            raise InvalidRequestError(message, param="strength")
+        if steps != self.steps_from(source.schedule_steps, source.strength):
+            message = f"{steps} steps do not follow from strength {source.strength}."
+            raise InvalidRequestError(message, param="strength")
+
+
+def served(model: ModelId, specs: Mapping[ModelId, PipelineSpec]) -> PipelineSpec:
+    """Return a model that is served; raises `InvalidRequestError` (param `model`) if it is not."""
+    if model not in specs:
+        message = f"Model {model!r} is not served; known: {', '.join(specs)}."
+        raise InvalidRequestError(message, param="model")
+    return specs[model]
+
 
 def build(spec: PipelineSpec, request: GenerationRequest) -> StageGraph:
-    """Return the request's graph: one encode, then a diffuse and a decode per output."""
+    """Return the request's graph: one encode, then a diffuse and a decode per output.
+
+    A source is encoded beside the prompt, by the stage that holds the autoencoder: decode.
+    """
     spec.check(request)
-    encode = StageNode(NodeId("encode"), spec.stage(StageKind.ENCODE))
-    nodes, edges = [encode], []
+    roots = [StageNode(NodeId("encode"), spec.stage(StageKind.ENCODE))]
+    if request.source is not None:
+        holder = spec.stage(StageKind.DECODE)
+        roots.append(StageNode(NodeId("encode-image"), holder, purpose=Purpose.IMAGE_ENCODE))
+    nodes, edges = list(roots), []
     for index in range(request.n):
         diffuse = StageNode(NodeId(f"diffuse-{index}"), spec.stage(StageKind.DIFFUSE), index)
         decode = StageNode(NodeId(f"decode-{index}"), spec.stage(StageKind.DECODE), index)
         nodes += [diffuse, decode]
-        edges += [Edge(encode.id, diffuse.id), Edge(diffuse.id, decode.id)]
+        edges += [*(Edge(root.id, diffuse.id) for root in roots), Edge(diffuse.id, decode.id)]
     return StageGraph(nodes, edges)
 
 

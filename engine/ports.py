@@ -83,6 +83,10 @@ class DeviceListener(Protocol):
         """The launch of `task` finished denoise step `step` of `steps`."""
         ...
 
+    def latent_shown(self, task: TaskId, index: int, latent: HandoffRef) -> None:
+        """The launch of `task` left a predicted clean latent: its preview number `index`."""
+        ...
+
 
 class Executor(Protocol):
     """Runs stages on devices.

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 from engine.errors import EngineError
 from engine.graph import GraphRun, NodeState, StageGraph, StageNode
 from engine.journal import Journal
 from engine.messages import StageReport
+from engine.previews import Previews
+from engine.sources import Files, packed
 from engine.types import (
     Artifact,
     Assignment,
@@ -21,12 +25,26 @@ from engine.types import (
     GenerationResult,
     HandoffRef,
     NodeId,
+    Preview,
+    Purpose,
     SavedLatent,
     StageKind,
     StageTask,
     StageTiming,
     TaskId,
 )
+
+Restore: TypeAlias = Callable[[TaskId, NodeId, bytes], HandoffRef]  # an executor's
+
+
+class Along(NamedTuple):
+    """What comes along with a request: its source's files, and who is told of its previews."""
+
+    files: Files = MappingProxyType({})
+    show: Callable[[Preview], None] | None = None
+
+
+ALONE = Along()
 
 
 class RequestRun:
@@ -41,10 +59,21 @@ class RequestRun:
     """
 
     def __init__(
-        self, request: GenerationRequest, graph: StageGraph, sequence: int, now_s: float
+        self,
+        request: GenerationRequest,
+        graph: StageGraph,
+        sequence: int,
+        now_s: float,
+        along: Along = ALONE,
     ) -> None:
-        """Begin with the graph's roots ready at `now_s`."""
+        """Begin with the graph's roots ready at `now_s`.
+
+        A request with a source needs its files laid down before its first task is asked for.
+        """
+        self._files = along.files
+        self._source: HandoffRef | None = None
         self.request = request
+        self.previews = Previews(along.show)
         self.progress = GraphRun(graph)
         self.outcome: asyncio.Future[GenerationResult] = asyncio.get_running_loop().create_future()
         self.running: dict[TaskId, Assignment] = {}
@@ -64,9 +93,7 @@ class RequestRun:
         self._timeline: list[StageTiming] = []
         self._journal: Journal | None = None
 
-    def resume(
-        self, journal: Journal | None, restore: Callable[[TaskId, NodeId, bytes], HandoffRef]
-    ) -> None:
+    def resume(self, journal: Journal | None, restore: Restore) -> None:
         """Begin with what `journal` has kept; `restore` makes a hand-off of a stage's bytes."""
         if journal is None:
             return
@@ -87,6 +114,12 @@ class RequestRun:
         if self.progress.is_done:
             self.outcome.set_result(self._result())
 
+    def lay_down(self, restore: Restore) -> None:
+        """Make a hand-off of the files that the request's source names; raises if one is missing."""
+        if self.request.source is not None and not self.is_over:
+            name = TaskId(f"{self.request.id}/source")
+            self._source = restore(name, NodeId("source"), packed(self.request.source, self._files))
+
     @property
     def is_over(self) -> bool:
         """Whether the outcome is known; stages may still be running down."""
@@ -105,7 +138,7 @@ class RequestRun:
             if self._suspect:
                 nodes = tuple(node for node in nodes if self._may_run(node, nodes))
             self._ready = [self._task(node) for node in nodes]
-        return self._ready
+        return [*self._ready, *self.previews.tasks()]
 
     def _may_run(self, node: StageNode, ready: Sequence[StageNode]) -> bool:
         kind = node.stage.kind
@@ -128,7 +161,7 @@ class RequestRun:
             node=node.id,
             stage=node.stage,
             image_index=node.image_index,
-            inputs=self.progress.inputs(node.id),
+            inputs=self._inputs(node),
             sequence=self._sequence,
             attempt=attempt,
             ready_s=self._ready_s[node.id],
@@ -136,7 +169,14 @@ class RequestRun:
             saved=self._saved.get(node.id),
             alone=node.id in self._alone,
             failed_on=self._failed_on.get(node.id, ()),
+            purpose=node.purpose,
         )
+
+    def _inputs(self, node: StageNode) -> tuple[HandoffRef, ...]:
+        if node.purpose is Purpose.IMAGE_ENCODE:
+            assert self._source is not None
+            return (self._source,)
+        return self.progress.inputs(node.id)
 
     def _nearest(self, node: NodeId) -> tuple[DeviceId, ...]:
         """Return the team that holds a node's inputs: its own if it was paused, or a parent's."""
@@ -147,6 +187,10 @@ class RequestRun:
 
     def begin(self, task: StageTask, assignment: Assignment) -> None:
         """Note that a team works on a task."""
+        self.running[task.id] = assignment
+        if task.purpose is Purpose.PREVIEW:
+            self.previews.begin(task)
+            return
         self.progress.start(task.node)
         self.steps_done.pop(task.node, None)
         self.running[task.id] = self.decided[task.node] = assignment
@@ -193,6 +237,11 @@ class RequestRun:
         self._suspect.add(task.stage.kind)
         self._offer_again(task, now_s)
 
+    def drop_preview(self, task: StageTask) -> tuple[HandoffRef, ...]:
+        """Give up a preview that failed; return its latent."""
+        del self.running[task.id]
+        return task.inputs
+
     def failed_on(self, node: NodeId) -> tuple[DeviceId, ...]:
         """Return the devices of a node's failed attempts, in order."""
         return self._failed_on.get(node, ())
@@ -233,7 +282,12 @@ class RequestRun:
         """Give up: return every hand-off and latent that is still alive, and hold none."""
         latents = tuple(saved.ref for saved in self._saved.values())
         self._saved.clear()
-        return (*self.progress.abandon(), *latents)
+        living = (*self.progress.abandon(), *latents)
+        return (*living, *self.previews.drop(), *self._drop_source())
+
+    def _drop_source(self) -> tuple[HandoffRef, ...]:
+        source, self._source = self._source, None
+        return () if source is None else (source,)
 
     def complete(
         self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
@@ -242,7 +296,14 @@ class RequestRun:
         assignment = self.running.pop(task.id)
         self._suspect.discard(task.stage.kind)
         self._timeline.append(timing)
+        if task.purpose is Purpose.PREVIEW:
+            self.previews.finish(task, report)
+            return task.inputs
         spent = (*self._drop_saved(task.node), *self.progress.complete(task.node, report.output))
+        if task.stage.kind is StageKind.DIFFUSE:
+            spent += self.previews.drop(task.image_index)
+        if task.purpose is Purpose.IMAGE_ENCODE:
+            spent += self._drop_source()
         self._ready = None
         if report.artifact is not None:
             self._artifacts[task.image_index] = report.artifact
@@ -274,7 +335,7 @@ class RequestRun:
             task.node
             for assignment in self.running.values()
             for task in assignment.tasks
-            if task.request.id == self.request.id
+            if task.request.id == self.request.id and task.purpose is not Purpose.PREVIEW
         }
         marked = {n for n, s in self.progress.states.items() if s is NodeState.RUNNING}
         if running != marked:

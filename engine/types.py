@@ -28,6 +28,14 @@ class StageKind(StrEnum):
     DECODE = "decode"
 
 
+class Purpose(StrEnum):
+    """What a task asks of its stage's weights."""
+
+    MAIN = "main"  # what the stage is there for
+    IMAGE_ENCODE = "image_encode"  # the autoencoder the other way: source pictures to latents
+    PREVIEW = "preview"  # decode a latent that is not finished, to show how far it is
+
+
 class Modality(StrEnum):
     """What a model makes."""
 
@@ -83,12 +91,34 @@ class Shape(msgspec.Struct, frozen=True, order=True):
         return self.width_px * self.height_px * self.frames
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Pictures that a request begins with instead of pure noise.
+
+    Attributes:
+        image: name of a PNG of the request's size; for a video also of an MP4 of its frames.
+        mask: name of a PNG of that size: white is painted anew, black is kept; None: all is new.
+        strength: above 0 and up to 1: the share of the schedule that is denoised again.
+        schedule_steps: steps of the whole schedule, of which the request's `steps` are the last.
+    """
+
+    image: str
+    strength: float
+    schedule_steps: int
+    mask: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files that have to be there before the request can run."""
+        return (self.image,) if self.mask is None else (self.image, self.mask)
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated wish for `n` outputs of one model.
 
     Output `i` is drawn with seed `seed + i`, so the first of several equals the single one.
     `compression` is 0..100, OpenAI's `output_compression`; it has no meaning for PNG and MP4.
     `fps` is frames per second of a video. `priority` is a class of service: higher goes first.
+    `previews` is how often each output is shown while it is being made; that changes no output.
     """
 
     id: RequestId
@@ -107,6 +137,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     fps: int = 8
     tenant: str = "default"
     priority: int = 0
+    previews: int = 0
+    source: Source | None = None
     traceparent: str | None = None
 
 
@@ -148,6 +180,7 @@ class StageTask(msgspec.Struct, frozen=True, kw_only=True):
     saved: SavedLatent | None = None
     alone: bool = False
     failed_on: tuple[DeviceId, ...] = ()
+    purpose: Purpose = Purpose.MAIN
 
     @property
     def steps_done(self) -> int:
@@ -325,6 +358,13 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape
     seed: int
     sha256: str
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """An output as it would be if the sampler stopped now; `index` counts those of one output."""
+
+    index: int
+    artifact: Artifact
 
 
 class StageTiming(msgspec.Struct, frozen=True, kw_only=True):

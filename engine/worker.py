@@ -27,6 +27,7 @@ from engine.messages import (
     CancelTask,
     ForgetHostCopy,
     FromWorker,
+    LatentShown,
     LoadStage,
     PauseTask,
     RunStage,
@@ -43,7 +44,7 @@ from engine.stages.base import CancelledAtStep
 from engine.stages.running import TaskRunner, describe
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
-from engine.types import TaskId
+from engine.types import HandoffRef, TaskId
 from observability.logging import configure_logging
 
 BEAT_INTERVAL_S = 1.0
@@ -123,6 +124,10 @@ class Worker:
     def report_step(self, task: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""
         self._send(StepDone(task, step, steps))
+
+    def report_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
+        """Tell the controller of a predicted clean latent."""
+        self._send(LatentShown(task, index, latent))
 
     def is_pausing(self, task: TaskId) -> bool:
         """Whether a task was told to pause, as far as was heard."""

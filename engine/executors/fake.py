@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import RequestCancelledError, WorkerLostError
+from engine.handoff import preview_of
 from engine.messages import StageReport
+from engine.previews import preview_steps
 from engine.types import (
     Artifact,
     Assignment,
@@ -20,6 +22,7 @@ from engine.types import (
     DeviceInfo,
     HandoffRef,
     NodeId,
+    Purpose,
     StageKey,
     StageKind,
     StageTask,
@@ -177,6 +180,7 @@ class FakeExecutor:
         def at_boundary(step: int) -> None:
             if task.steps_left:
                 self._tell().task_progressed(task.id, first + step, task.request.steps)
+                self._show(task, first + step)
 
         work = self._begin(task.id, assignment.team, ends_s, at_boundary)
         outcome = "failed"
@@ -192,6 +196,11 @@ class FakeExecutor:
         return tuple(
             self._report(t, lead_s, spent_s, first + work.passed) for t in assignment.tasks
         )
+
+    def _show(self, task: StageTask, step: int) -> None:
+        if step in (steps := preview_steps(task.request.previews, task.request.steps)):
+            index = steps.index(step)
+            self._tell().latent_shown(task.id, index, self._hand_off(preview_of(task.id, index)))
 
     def _begin(
         self,
@@ -209,7 +218,7 @@ class FakeExecutor:
         return work
 
     def _report(self, task: StageTask, lead_s: float, run_s: float, steps: int) -> StageReport:
-        is_last = task.stage.kind is StageKind.DECODE
+        is_last = task.stage.kind is StageKind.DECODE and task.purpose is not Purpose.IMAGE_ENCODE
         is_diffuse = task.stage.kind is StageKind.DIFFUSE
         return StageReport(
             task=task.id,
@@ -220,12 +229,12 @@ class FakeExecutor:
             peak_memory_bytes=0,
             steps_done=steps if is_diffuse else 0,
             paused=is_diffuse and steps < task.request.steps,
-            output=None if is_last else self._hand_off(task),
+            output=None if is_last else self._hand_off(task.id),
             artifact=_empty_artifact(task) if is_last else None,
         )
 
-    def _hand_off(self, task: StageTask) -> HandoffRef:
-        ref = HandoffRef(task.node, f"fake/{task.id}", HANDOFF_BYTES)
+    def _hand_off(self, name: TaskId) -> HandoffRef:
+        ref = HandoffRef(NodeId(name), f"fake/{name}", HANDOFF_BYTES)
         self.alive[ref.path] = ref
         return ref
 

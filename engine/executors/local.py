@@ -27,12 +27,13 @@ from engine.errors import (
     WorkerLostError,
 )
 from engine.executors.slot import BEAT_SUFFIX, WorkerSettings, WorkerSlot
-from engine.handoff import HandoffStore, PrivateFolder
+from engine.handoff import HandoffStore, PrivateFolder, preview_of
 from engine.host_store import HostStore, booked_bytes
 from engine.messages import (
     CancelTask,
     ForgetHostCopy,
     FromWorker,
+    LatentShown,
     LoadStage,
     PauseTask,
     RunStage,
@@ -48,7 +49,16 @@ from engine.messages import (
     UnloadStage,
     WorkerReady,
 )
-from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, NodeId, StageKey, TaskId
+from engine.types import (
+    Assignment,
+    DeviceId,
+    DeviceInfo,
+    HandoffRef,
+    NodeId,
+    StageKey,
+    StageTask,
+    TaskId,
+)
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
@@ -158,12 +168,18 @@ class LocalExecutor:
         try:
             reply = await self._call(device, task.id, order)
         except (WorkerLostError, StageFailedError, RequestCancelledError):
-            self._handoffs.discard(task.id)
+            self._discard(task)
             raise
         assert isinstance(reply, StageReport)
         if reply.output is not None:
             self._handoffs.adopt(reply.output)
         return (reply,)
+
+    def _discard(self, task: StageTask) -> None:
+        """Delete what a failed task may have written and not told of."""
+        self._handoffs.discard(task.id)
+        for index in range(task.request.previews):
+            self._handoffs.discard(preview_of(task.id, index))
 
     def pause(self, assignment: Assignment) -> None:
         """Tell the worker to stop at the next step boundary and to save where it stands.
@@ -238,6 +254,9 @@ class LocalExecutor:
                 self._tell().device_ready(info)
             case StepDone(task, step, steps):
                 self._tell().task_progressed(task, step, steps)
+            case LatentShown(task, index, latent):
+                self._handoffs.adopt(latent)
+                self._tell().latent_shown(task, index, latent)
             case StageReport(task=task):
                 slot.mailbox.deliver(task, message)
             case TaskFailed(task, error, retryable, not_finite):

@@ -32,6 +32,10 @@ class Boundary(Protocol):
         """Step `step` of `steps` is done; raises `CancelledAtStep` to end the task here."""
         ...
 
+    def show(self, index: int, latents: Tensor) -> None:
+        """Leave a predicted clean latent to be decoded as preview number `index`."""
+        ...
+
 
 class Snapshot(NamedTuple):
     """Where a trajectory stands between two steps: `outline` is JSON that names `tensors`."""
@@ -62,17 +66,37 @@ class Stage(Protocol):
         ...
 
 
+class Repaint(Protocol):
+    """Keeps the black parts of a mask as they are in the source."""
+
+    def blend(self, latents: Tensor, timestep: Tensor | None) -> Tensor:
+        """Return latents with the kept parts put back, as noisy as at `timestep`; None: clean."""
+        ...
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of the denoiser: what went in, what came out, guidance applied, and when."""
+
+    latents: Tensor
+    output: Tensor
+    timestep: Tensor
+
+
 class Trajectory(Protocol):
     """One request half-way through its denoise loop.
 
     Attributes:
         scheduler: the request's own sampler, with all that it remembers between steps.
+        last: the evaluation of the last step; None before the first.
+        repaint: what a masked source keeps; None without one.
     """
 
     latents: Tensor
     step: int
     steps: int
     scheduler: Any
+    last: Evaluation | None
+    repaint: Repaint | None
 
     @property
     def generator(self) -> torch.Generator | None:

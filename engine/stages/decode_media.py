@@ -1,4 +1,7 @@
-"""The decode stage: latents to pixels to file bytes, in one place, so that only bytes leave."""
+"""The decode stage: latents to pixels to file bytes, in one place, so that only bytes leave.
+
+It holds the autoencoder, so it also encodes the pictures that a request begins with.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
 from engine.stages.denoise import LATENTS
 from engine.stages.finite import expect_finite
 from engine.stages.media import write_image, write_video
-from engine.types import Artifact, Modality, StageTask
+from engine.stages.source import encode_source
+from engine.types import Artifact, Modality, Purpose, StageTask
 
 
 class DecodeMedia:
@@ -31,8 +35,10 @@ class DecodeMedia:
         boundary: Boundary,
         snapshot: Snapshot | None = None,
     ) -> StageResult:
-        """Decode one output and write it in the request's format."""
+        """Decode one output and write it in the request's format, or encode a source."""
         del boundary, snapshot
+        if task.purpose is Purpose.IMAGE_ENCODE:
+            return StageResult(encode_source(self._pipe, task.request, inputs))
         pixels = self._code.decode(self._pipe, task.request, inputs[LATENTS])
         expect_finite(pixels, "the decoded pixels")
         return StageResult({}, _artifact(task, self._write(task, pixels)))

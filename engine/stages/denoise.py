@@ -9,7 +9,9 @@ import structlog
 import torch
 from torch import Tensor
 
+from engine.previews import preview_steps
 from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult, Trajectory
+from engine.stages.clean import clean_latents
 from engine.stages.finite import expect_finite
 from engine.stages.saving import UnsavableStateError, restore, save
 from engine.types import StageTask
@@ -41,6 +43,7 @@ class Denoise:
         trajectory = self._code.begin(self._pipe, task.request, seed, inputs)
         if snapshot is not None:
             restore(trajectory, snapshot)
+        shown_at = preview_steps(task.request.previews, trajectory.steps)
         may_pause = True
         while trajectory.step < trajectory.steps:
             if may_pause and boundary.wants_pause:
@@ -48,6 +51,8 @@ class Denoise:
                     return StageResult({}, snapshot=saved)
                 may_pause = False
             trajectory.advance()
+            if trajectory.step in shown_at and (clean := clean_latents(trajectory)) is not None:
+                boundary.show(shown_at.index(trajectory.step), clean)
             boundary.passed(trajectory.step, trajectory.steps)
         _expect_finite(trajectory)
         return StageResult({LATENTS: trajectory.latents})

@@ -12,8 +12,10 @@ import structlog
 import torch
 
 from engine.errors import NotFiniteError
+from engine.handoff import preview_of
 from engine.messages import StageReport, TaskCancelled, TaskFailed
 from engine.stages.base import CancelledAtStep, Stage, StageResult
+from engine.stages.denoise import LATENTS
 from engine.stages.stopwatch import Stopwatch
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, StageKey, StageTask, TaskId
@@ -27,6 +29,10 @@ class Orders(Protocol):
 
     def report_step(self, task: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""
+        ...
+
+    def report_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
+        """Tell the controller of the clean latent that a step predicts: preview `index`."""
         ...
 
     def is_pausing(self, task: TaskId) -> bool:
@@ -72,7 +78,7 @@ class TaskRunner:
         inputs = {k: v for ref in task.inputs for k, v in self._transport.get(ref).items()}
         snapshot = None if task.saved is None else self._transport.get_snapshot(task.saved.ref)
         receive_s = clock.lap()
-        boundary = _TaskBoundary(self._orders, task)
+        boundary = _TaskBoundary(self._orders, self._transport, task)
         result = self._stages[task.stage].run(task, inputs, boundary, snapshot)
         run_s = clock.lap()
         output = self._hand_off(task, result)
@@ -102,15 +108,21 @@ class _TaskBoundary:
         steps_done: of all the request's steps; samplers of higher order make more of them.
     """
 
-    def __init__(self, orders: Orders, task: StageTask) -> None:
+    def __init__(self, orders: Orders, transport: FileTransport, task: StageTask) -> None:
         """Stand where the task begins."""
-        self._orders, self._task = orders, task
+        self._orders, self._transport, self._task = orders, transport, task
         self.steps_done = task.steps_done
 
     @property
     def wants_pause(self) -> bool:
         """Whether the task was told to pause."""
         return self._orders.is_pausing(self._task.id)
+
+    def show(self, index: int, latents: torch.Tensor) -> None:
+        """Leave a predicted clean latent to be decoded as preview number `index`."""
+        name = preview_of(self._task.id, index)
+        latent = self._transport.put(self._task.node, name, {LATENTS: latents})
+        self._orders.report_latent(self._task.id, index, latent)
 
     def passed(self, step: int, steps: int) -> None:
         """Report a step, then hear what the task was told."""

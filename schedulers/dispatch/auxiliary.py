@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from engine.types import DeviceId, StageKey, StageTask
+from engine.types import DeviceId, RunningView, StageKey, StageKind, StageTask
+from schedulers.dispatch.prospects import sibling
 from schedulers.dispatch.round import Round
 
 
@@ -94,6 +95,39 @@ def _single(decision: Round, task: StageTask) -> DeviceId | None:
     free = [node for node in rooms if node not in decision.holds] or list(rooms)
     node = min(free, key=lambda n: (len(rooms[n]), n))
     return board.pick(task.stage, rooms[node], 1, avoid=task.failed_on)[0]
+
+
+def place_previews(decision: Round, tasks: Sequence[StageTask]) -> None:
+    """Decode previews on devices that nothing else wants and that hold the stage already.
+
+    None is begun that would still run when the first diffuse of its model is expected to end: a
+    preview delays no decode, as far as the cost model can tell.
+    """
+    for task in tasks:
+        rooms = decision.rooms(task.stage, task, 1)
+        idle = decision.board.idle
+        holders = sorted(
+            d for room in rooms.values() for d in room if task.stage in idle[d].resident
+        )
+        diffuse = sibling(task.stage, StageKind.DIFFUSE)
+        running = (r for r in decision.board.diffusing if r.assignment.task.stage == diffuse)
+        ends_s = (_ends_s(seen) for seen in running)
+        if not holders:
+            decision.hold(task, "waits for an idle device that holds the decoder")
+        elif decision.now_s + decision.decode_s(task) > min(ends_s, default=float("inf")):
+            decision.hold(task, "would be in the way of a decode that comes soon")
+        else:
+            decision.launch(task, (holders[0],), f"preview: {holders[0]} is idle")
+
+
+def _ends_s(seen: RunningView) -> float:
+    """Return when a diffuse will end at its own pace: guesses of a new class are too rough here."""
+    task = seen.assignment.task
+    done = seen.step - task.steps_done
+    if not done:
+        return seen.ends_s
+    pace_s = (seen.step_at_s - seen.started_s) / done
+    return seen.step_at_s + pace_s * (task.request.steps - seen.step)
 
 
 class PoolQueue:

@@ -1,7 +1,8 @@
 """The dispatcher that the product runs: stages of requests to teams of devices, at every event.
 
 One decision, in this order: decodes (they finish requests), encodes that have a pool, then in
-order of urgency what waits to begin or to diffuse, and leftover devices to whoever gains most. Diffuse starts come from a greedy
+order of urgency what waits to begin or to diffuse, leftover devices to whoever gains most, and
+previews on what is idle even then. Diffuse starts come from a greedy
 policy or from an integer program (`solver`); both see the same board.
 """
 
@@ -17,13 +18,14 @@ from engine.types import (
     ClusterView,
     DispatchPlan,
     PlanId,
+    Purpose,
     RequestId,
     Shape,
     StageKey,
     StageKind,
     StageTask,
 )
-from schedulers.dispatch.auxiliary import place_decodes, place_encodes
+from schedulers.dispatch.auxiliary import place_decodes, place_encodes, place_previews
 from schedulers.dispatch.board import Layout, Node
 from schedulers.dispatch.fairness import Accounts
 from schedulers.dispatch.feasibility import why_impossible
@@ -61,8 +63,9 @@ class TridentDispatcher:
         """Place what can be placed now, change what runs if that helps, and say why."""
         decision = self._begin(view)
         layout = decision.board.layout
-        self._drop_stale_holds(ready, view.now_s)
-        possible = [task for task in ready if not self._refused(decision, task)]
+        wanted = [task for task in ready if task.purpose is not Purpose.PREVIEW]
+        self._drop_stale_holds(wanted, view.now_s)
+        possible = [task for task in wanted if not self._refused(decision, task)]
         by_kind = {kind: [t for t in possible if t.stage.kind is kind] for kind in StageKind}
         delays_s = self._accounts.delays_s(
             {task.request.tenant for task in possible}, len(view.devices), view.now_s
@@ -76,6 +79,7 @@ class TridentDispatcher:
         self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
         scale_up(decision)
         shrink(decision)
+        place_previews(decision, [task for task in ready if task.purpose is Purpose.PREVIEW])
         prefetch(decision)
         for launch in decision.launches:
             for task in launch.tasks:

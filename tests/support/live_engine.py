@@ -61,7 +61,7 @@ class LiveEngine:
                 await asyncio.sleep(0.005)
 
     async def ready(self) -> None:
-        await self.until(lambda: not self.core.readiness())
+        await self.until(lambda: not self.core.readiness(), timeout_s=240)
 
     async def idle(self) -> None:
         """Wait until no team works and audit what is left: nothing."""

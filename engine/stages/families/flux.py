@@ -1,6 +1,7 @@
 """Flux.1: MM-DiT on packed 2x2 latents, guidance distilled into the model.
 
-Follows `FluxPipeline.__call__` of diffusers 0.42 operation by operation.
+Follows `FluxPipeline.__call__` of diffusers 0.42 operation by operation, with a source its
+image-to-image and inpaint pipelines.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
+from engine.stages.base import Evaluation, Repaint
+from engine.stages.source import MASK, MOMENTS, KeptLatents, draw_latents, draw_like
 from engine.types import GenerationRequest
 
 
@@ -61,24 +64,61 @@ class FluxTrajectory:
         """Begin at step 0."""
         self._pipe, self._inputs = pipe, inputs
         config = pipe.transformer.config
-        self.latents, self._image_ids = pipe.prepare_latents(
-            1,
-            config.in_channels // 4,
-            request.shape.height_px,
-            request.shape.width_px,
-            inputs["prompt_embeds"].dtype,
-            pipe.device,
-            torch.Generator("cpu").manual_seed(seed),
-        )
+        generator = torch.Generator("cpu").manual_seed(seed)
+        dtype = inputs["prompt_embeds"].dtype
+        if request.source is None:
+            self.latents, self._image_ids = pipe.prepare_latents(
+                1,
+                config.in_channels // 4,
+                request.shape.height_px,
+                request.shape.width_px,
+                dtype,
+                pipe.device,
+                generator,
+            )
+        else:
+            clean = draw_latents(inputs, generator, shifted=True)
+            height, width = clean.shape[-2:]
+            self._image_ids = pipe._prepare_latent_image_ids(  # noqa: SLF001 - as for packing
+                1, height // 2, width // 2, pipe.device, dtype
+            )
+            self.latents = _packed(pipe, clean)
         self._guidance = None
         if config.guidance_embeds:
             scale = torch.full([1], request.guidance_scale, device=pipe.device, dtype=torch.float32)
             self._guidance = scale.expand(self.latents.shape[0])
         self.generator = None  # no step draws noise
+        self.last: Evaluation | None = None
         self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
-        self._timesteps = self._make_timesteps(request.steps)
-        self.scheduler.set_begin_index(0)
+        self.repaint: Repaint | None = None
+        if (source := request.source) is None:
+            self._timesteps = self._make_timesteps(request.steps)
+            self.scheduler.set_begin_index(0)
+        else:
+            self._timesteps = self._make_timesteps(source.schedule_steps)
+            self._skip(source.schedule_steps - request.steps)
+            noise = _packed(pipe, draw_like(clean, generator))
+            self.latents = self._begin_with(noise, inputs)
         self.step, self.steps = 0, len(self._timesteps)
+
+    def _skip(self, steps: int) -> None:
+        """Leave out the first steps of the schedule."""
+        first = steps * self.scheduler.order
+        self._timesteps = self._timesteps[first:]
+        self.scheduler.set_begin_index(first)
+
+    def _begin_with(self, noise: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the source's latents, mixed with noise for the first step that is left."""
+        clean = self.latents
+        if MASK in inputs:
+            channels = inputs[MOMENTS].shape[1] // 2
+            mask = _packed(self._pipe, inputs[MASK].repeat(1, channels, 1, 1))
+            self.repaint = KeptLatents(mask, clean, noise, self._renoise)
+        return self._renoise(clean, noise, self._timesteps[:1])
+
+    def _renoise(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        noisy: Tensor = self.scheduler.scale_noise(clean, timestep, noise)
+        return noisy
 
     def _make_timesteps(self, steps: int) -> Tensor:
         config = self.scheduler.config
@@ -110,5 +150,19 @@ class FluxTrajectory:
             img_ids=self._image_ids,
             return_dict=False,
         )[0]
+        self.last = Evaluation(self.latents, noise, t)
         self.latents = self.scheduler.step(noise, t, self.latents, return_dict=False)[0]
         self.step += 1
+        if self.repaint is not None:
+            self.latents = self.repaint.blend(self.latents, self._next_timestep)
+
+    @property
+    def _next_timestep(self) -> Tensor | None:
+        return self._timesteps[self.step] if self.step < self.steps else None
+
+
+def _packed(pipe: Any, latents: Tensor) -> Tensor:
+    """Return latents (1, C, h, w) as tokens of 2x2 cells (1, h/2 * w/2, 4C)."""
+    _, channels, height, width = latents.shape
+    packed: Tensor = pipe._pack_latents(latents, 1, channels, height, width)  # noqa: SLF001 - the library offers no public packing
+    return packed

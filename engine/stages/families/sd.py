@@ -1,7 +1,8 @@
 """Stable Diffusion 1 and 2, and AnimateDiff: UNet with cross-attention and guidance.
 
 Follows `StableDiffusionPipeline.__call__` and `AnimateDiffPipeline.__call__` of diffusers 0.42
-operation by operation; the safety checker is not part of any stage.
+operation by operation, with a source their image-to-image, inpaint and video-to-video pipelines;
+the safety checker is not part of any stage.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from engine.types import GenerationRequest
+from engine.stages.base import Evaluation, Repaint
+from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
+from engine.types import GenerationRequest, Source
 
 
 class StableDiffusion:
@@ -84,22 +87,54 @@ class SdTrajectory:
         if frames is not None:
             self._prompt = self._prompt.repeat_interleave(repeats=frames, dim=0)
         self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
-        self._timesteps = retrieve_timesteps(self.scheduler, request.steps, pipe.device)[0]
+        source = request.source
+        schedule_steps = request.steps if source is None else source.schedule_steps
+        self._timesteps = retrieve_timesteps(self.scheduler, schedule_steps, pipe.device)[0]
         self.generator = torch.Generator("cpu").manual_seed(seed)
+        self.repaint: Repaint | None = None
+        if source is None:
+            self.latents = self._noise(pipe, request, frames) * self.scheduler.init_noise_sigma
+        else:
+            self._skip(schedule_steps - request.steps)
+            self.latents = self._begin_with(source, inputs, is_film=frames is not None)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        self._step_extras = {"generator": self.generator} if takes_generator else {}
+        self.step, self.steps = 0, len(self._timesteps)
+        self.last: Evaluation | None = None
+
+    def _noise(self, pipe: Any, request: GenerationRequest, frames: int | None) -> Tensor:
         cells = (
             request.shape.height_px // pipe.vae_scale_factor,
             request.shape.width_px // pipe.vae_scale_factor,
         )
-        noise = randn_tensor(
+        noise: Tensor = randn_tensor(
             (1, pipe.unet.config.in_channels, *(() if frames is None else (frames,)), *cells),
             generator=self.generator,
             device=pipe.device,
             dtype=self._prompt.dtype,
         )
-        self.latents = noise * self.scheduler.init_noise_sigma
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        self._step_extras = {"generator": self.generator} if takes_generator else {}
-        self.step, self.steps = 0, len(self._timesteps)
+        return noise
+
+    def _skip(self, steps: int) -> None:
+        """Leave out the first steps of the schedule."""
+        first = steps * self.scheduler.order
+        self._timesteps = self._timesteps[first:]
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(first)
+
+    def _begin_with(self, source: Source, inputs: Mapping[str, Tensor], *, is_film: bool) -> Tensor:
+        """Return the source's latents, mixed with noise for the first step that is left."""
+        clean = draw_latents(inputs, self.generator, shifted=False)
+        if is_film:
+            clean = clean.unsqueeze(0).contiguous()  # (1, F, C, h, w)
+        noise = draw_like(clean, self.generator)
+        if source.mask is not None:
+            draw_like(clean, self.generator)  # the library encodes the masked picture here
+            self.repaint = KeptLatents(inputs[MASK], clean, noise, self.scheduler.add_noise)
+        latents: Tensor = self.scheduler.add_noise(clean, noise, self._timesteps[:1])
+        if source.mask is not None and source.strength == 1.0:
+            latents = noise * self.scheduler.init_noise_sigma
+        return latents.permute(0, 2, 1, 3, 4) if is_film else latents
 
     @property
     def _guided(self) -> bool:
@@ -114,7 +149,14 @@ class SdTrajectory:
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
+        self.last = Evaluation(self.latents, noise, t)
         self.latents = self.scheduler.step(
             noise, t, self.latents, **self._step_extras, return_dict=False
         )[0]
         self.step += 1
+        if self.repaint is not None:
+            self.latents = self.repaint.blend(self.latents, self._next_timestep)
+
+    @property
+    def _next_timestep(self) -> Tensor | None:
+        return self._timesteps[self.step] if self.step < self.steps else None

@@ -1,6 +1,8 @@
 """Stable Diffusion 3 and 3.5: MM-DiT with classifier-free guidance in one batch of two.
 
-Follows `StableDiffusion3Pipeline.__call__` of diffusers 0.42 operation by operation.
+Follows `StableDiffusion3Pipeline.__call__` of diffusers 0.42 operation by operation, with a source
+its image-to-image and inpaint pipelines (but decodes as they all do save inpaint, which forgets the
+autoencoder's shift).
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 )
 from torch import Tensor
 
-from engine.types import GenerationRequest
+from engine.stages.base import Evaluation, Repaint
+from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
+from engine.types import GenerationRequest, Source
 
 _NAMES = (
     "prompt_embeds",
@@ -78,19 +82,56 @@ class Sd3Trajectory:
         if self._guided:
             self._prompt = torch.cat([inputs["negative_prompt_embeds"], self._prompt], dim=0)
             self._pooled = torch.cat([inputs["negative_pooled_prompt_embeds"], self._pooled], dim=0)
-        self.latents = pipe.prepare_latents(
+        generator = torch.Generator("cpu").manual_seed(seed)
+        if request.source is None:
+            self.latents = self._noise(pipe, request, generator)
+        else:
+            self.latents = draw_latents(inputs, generator, shifted=True)
+        self.generator = None  # no step draws noise
+        self.last: Evaluation | None = None
+        self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
+        self.repaint: Repaint | None = None
+        if (source := request.source) is None:
+            self._timesteps = self._make_timesteps(request.steps)
+        else:
+            self._timesteps = self._make_timesteps(source.schedule_steps)
+            self._skip(source.schedule_steps - request.steps)
+            self.latents = self._begin_with(source, inputs, generator)
+        self.step, self.steps = 0, len(self._timesteps)
+
+    def _noise(self, pipe: Any, request: GenerationRequest, generator: torch.Generator) -> Tensor:
+        noise: Tensor = pipe.prepare_latents(
             1,
             pipe.transformer.config.in_channels,
             request.shape.height_px,
             request.shape.width_px,
             self._prompt.dtype,
             pipe.device,
-            torch.Generator("cpu").manual_seed(seed),
+            generator,
         )
-        self.generator = None  # no step draws noise
-        self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
-        self._timesteps = self._make_timesteps(request.steps)
-        self.step, self.steps = 0, len(self._timesteps)
+        return noise
+
+    def _skip(self, steps: int) -> None:
+        """Leave out the first steps of the schedule."""
+        first = steps * self.scheduler.order
+        self._timesteps = self._timesteps[first:]
+        self.scheduler.set_begin_index(first)
+
+    def _begin_with(
+        self, source: Source, inputs: Mapping[str, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Return the source's latents, mixed with noise for the first step that is left."""
+        clean = self.latents
+        noise = draw_like(clean, generator)
+        if source.mask is not None:
+            self.repaint = KeptLatents(inputs[MASK], clean, noise, self._renoise)
+        if source.mask is not None and source.strength == 1.0:
+            return noise
+        return self._renoise(clean, noise, self._timesteps[:1])
+
+    def _renoise(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        noisy: Tensor = self.scheduler.scale_noise(clean, timestep, noise)
+        return noisy
 
     @property
     def _guided(self) -> bool:
@@ -125,5 +166,12 @@ class Sd3Trajectory:
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
+        self.last = Evaluation(self.latents, noise, t)
         self.latents = self.scheduler.step(noise, t, self.latents, return_dict=False)[0]
         self.step += 1
+        if self.repaint is not None:
+            self.latents = self.repaint.blend(self.latents, self._next_timestep)
+
+    @property
+    def _next_timestep(self) -> Tensor | None:
+        return self._timesteps[self.step] if self.step < self.steps else None
