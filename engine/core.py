@@ -122,9 +122,8 @@ class EngineCore:
         Raises:
             InvalidRequestError, RequestImpossibleError: the request can never run here.
             RequestRefusedError: it could only end after its deadline, and the policy refuses that.
-            EngineBusyError: the engine is full; try later.
+            EngineBusyError, EngineClosedError: full, try later; stopped, run it elsewhere.
             StageFailedError, WorkerLostError: a stage failed on every attempt.
-            EngineClosedError: the engine stopped; run it elsewhere.
         """
         run = self._admit(request, journal, along)
         try:
