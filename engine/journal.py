@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from engine.types import Artifact, Assignment, HandoffRef, NodeId, StageTiming
+from engine.types import Artifact, HandoffRef, NodeId, StageTiming
 
 
 class FinishedStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,11 +36,7 @@ class Journal(Protocol):
         ...
 
     def stage_finished(
-        self,
-        assignment: Assignment,
-        timing: StageTiming,
-        output: HandoffRef | None,
-        artifact: Artifact | None,
+        self, timing: StageTiming, output: HandoffRef | None, artifact: Artifact | None
     ) -> None:
         """Hear of a finished stage, on the engine's loop; must return at once.
 

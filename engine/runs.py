@@ -293,7 +293,7 @@ class RequestRun:
         self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
     ) -> tuple[HandoffRef, ...]:
         """Book a finished task; return hand-offs that are spent. Resolves the outcome if last."""
-        assignment = self.running.pop(task.id)
+        del self.running[task.id]
         self._suspect.discard(task.stage.kind)
         self._timeline.append(timing)
         if task.purpose is Purpose.PREVIEW:
@@ -312,7 +312,7 @@ class RequestRun:
         if self.progress.is_done and not self.is_over:
             self.outcome.set_result(self._result())
         if self._journal is not None:
-            self._journal.stage_finished(assignment, timing, report.output, report.artifact)
+            self._journal.stage_finished(timing, report.output, report.artifact)
         return spent
 
     def _result(self) -> GenerationResult:

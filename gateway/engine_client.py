@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec, RequestId
+    from engine.journal import Journal
+    from gateway.jobs.record import StageDecision
 
 
 @runtime_checkable  # litestar checks what it injects
@@ -55,12 +57,18 @@ class EngineClient(Catalogue, Protocol):
         """Start what runs stages; returns once it can take requests."""
         ...
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Run a request to its end; cancelling the call cancels the request.
+    async def generate(self, request: GenerationRequest, journal: Journal) -> GenerationResult:
+        """Run a request to its end, but for what `journal` has kept of an earlier try.
+
+        Cancelling the call cancels the request.
 
         Raises:
             EngineError: the request cannot be, or was not, done.
         """
+        ...
+
+    def explain(self, request: RequestId) -> tuple[StageDecision, ...]:
+        """Return the scheduler's last word on each stage of a request; none if it is not here."""
         ...
 
     async def revive(self) -> bool:

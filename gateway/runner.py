@@ -17,6 +17,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 from engine import EngineCore, PipelineError, SystemClock, open_pipeline
 from engine.executors.local import LocalExecutor
+from gateway.explaining import explain
 from observability import semconv
 from observability.tracing import StageSpans
 from schedulers.cost import CostModel
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec, RequestId
+    from engine.journal import Journal
     from gateway.engine_client import EngineClient
+    from gateway.jobs.record import StageDecision
     from gateway.settings import Settings
     from observability.meters import Meters
     from observability.monitor import StageMonitor
@@ -108,6 +111,7 @@ class EmbeddedEngine:
         self._telemetry = telemetry
         self._models = open_models(settings.models, device=settings.device)
         self._cost = CostModel(self._models)
+        self._clock = SystemClock()
         self._core: EngineCore | None = None
         telemetry.meters.meter.create_observable_counter(
             semconv.METRIC_EMBEDDINGS,
@@ -156,9 +160,19 @@ class EmbeddedEngine:
         await self.start()
         return True
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
+    async def generate(self, request: GenerationRequest, journal: Journal) -> GenerationResult:
         """Run a request; see `EngineCore.generate`."""
-        return await self._started().generate(request)
+        return await self._started().generate(request, journal)
+
+    def explain(self, request: RequestId) -> tuple[StageDecision, ...]:
+        """Return the core's last words with what the cost model says of the alternatives."""
+        if self._core is None:
+            return ()
+        now_s, devices = self._clock.now(), self._settings.devices
+        return tuple(
+            explain(decision, self._cost, now_s=now_s, devices=devices)
+            for decision in self._core.decisions(request)
+        )
 
     def progress(self, request: RequestId) -> float:
         """Return the core's count; nothing is done before there is a core."""

@@ -118,6 +118,10 @@ class CostModel:
             _keep(known.estimates, key, found)
         return found
 
+    def stage(self, model: ModelId, kind: StageKind) -> StageKey:
+        """Return the key of one of a model's stages."""
+        return self._specs[model].stage(kind)
+
     def step_s(self, model: ModelId, shape: Shape, degree: int) -> float:
         """Return the seconds of one denoise step, corrections included."""
         stage = self._diffuse[model]

@@ -14,8 +14,17 @@ import msgspec
 from sqlalchemy import func, or_, select, update
 
 from gateway.db.models import ArtifactRow, JobRow
-from gateway.jobs.record import Job, JobError, JobId, StoredArtifact, job_id_of, key_of
-from gateway.jobs.state import JobStatus, lost_its_holder, sources
+from gateway.jobs.record import (
+    Job,
+    JobError,
+    JobId,
+    KeptStage,
+    StageDecision,
+    StoredArtifact,
+    job_id_of,
+    key_of,
+)
+from gateway.jobs.state import TERMINAL, JobStatus, lost_its_holder, sources
 from gateway.jobs.store import job_of
 
 if TYPE_CHECKING:
@@ -102,11 +111,30 @@ class JobLeases:
         timeline: Sequence[StageTiming],
         *,
         now_s: float,
+        schedule: Sequence[StageDecision] = (),
     ) -> bool:
         """Record a job's outputs; False if this runner no longer holds it or it was deleted."""
-        values = {"timeline": msgspec.json.encode(timeline).decode(), "finished_s": now_s}
+        values: dict[str, Any] = {"timeline": _json(timeline), "finished_s": now_s}
+        if schedule:
+            values["schedule"] = _json(schedule)
         rows = [_artifact_row(job, artifact) for artifact in artifacts]
         return await self._settle(job, JobStatus.COMPLETED, values, rows)
+
+    async def keep(
+        self, job: Job, kept: Sequence[KeptStage], schedule: Sequence[StageDecision]
+    ) -> None:
+        """Write down which finished stages are kept, and what was decided; if still held."""
+        values = {"checkpoint": _json(kept), "schedule": _json(schedule)}
+        await self._note(job.id, values)
+
+    async def note_schedule(self, job: JobId, schedule: Sequence[StageDecision]) -> None:
+        """Write down what was decided about a job's stages; if it is still held."""
+        await self._note(job, {"schedule": _json(schedule)})
+
+    async def _note(self, job: JobId, values: dict[str, Any]) -> None:
+        statement = update(JobRow).where(*self._mine(), JobRow.id == key_of(job))
+        async with self._database.writing() as session:
+            await session.execute(statement.values(**values))
 
     async def note_progress(self, percents: Mapping[JobId, int]) -> None:
         """Write down how far jobs of this runner are; what is written never falls."""
@@ -119,7 +147,7 @@ class JobLeases:
 
     async def fail(self, job: Job, error: JobError, *, now_s: float) -> bool:
         """Record why a job failed; False if this runner no longer holds it."""
-        values = {"error": msgspec.json.encode(error).decode(), "finished_s": now_s}
+        values = {"error": _json(error), "finished_s": now_s}
         return await self._settle(job, JobStatus.FAILED, values)
 
     async def cancel(self, job: Job, *, now_s: float) -> bool:
@@ -177,7 +205,7 @@ class JobLeases:
                 JobRow.status.in_(sources(status)),
                 *_undeleted(status),
             )
-            .values(status=status.value, **_NO_LEASE, **values)
+            .values(status=status.value, **_NO_LEASE, **_nothing_kept(status), **values)
             .returning(JobRow.id)
         )
         async with self._database.writing() as session:
@@ -185,6 +213,14 @@ class JobLeases:
             if held:
                 session.add_all(artifacts)
             return held
+
+
+def _nothing_kept(status: JobStatus) -> dict[str, None]:
+    return {"checkpoint": None} if status in TERMINAL else {}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _undeleted(status: JobStatus) -> tuple[ColumnElement[bool], ...]:
@@ -209,7 +245,7 @@ def _recover(row: JobRow, now_s: float) -> None:
             f"Job {job_id_of(row.id)} was given up after {row.attempts} attempts: each time the "
             "process that ran it died. Look for the cause in the server's log."
         )
-        row.error = msgspec.json.encode(JobError("attempts_exhausted", message)).decode()
+        row.error = _json(JobError("attempts_exhausted", message))
 
 
 def _artifact_row(job: Job, artifact: StoredArtifact) -> ArtifactRow:

@@ -12,7 +12,8 @@ from uuid import UUID
 import msgspec
 from uuid_utils.compat import uuid7
 
-from engine import GenerationRequest, StageTiming
+from engine import GenerationRequest, Shape, StageKind, StageTiming
+from engine.types import DeviceId, NodeId
 from gateway.auth.principal import TenantId
 from gateway.jobs.state import JobStatus
 
@@ -82,6 +83,53 @@ class JobError(msgspec.Struct, frozen=True):
     caller_can_fix: bool = False
 
 
+class ArtifactFacts(msgspec.Struct, frozen=True):
+    """An `Artifact` without its bytes."""
+
+    index: int
+    media_type: str
+    shape: Shape
+    seed: int
+    sha256: str
+
+
+class KeptStage(msgspec.Struct, frozen=True):
+    """A finished stage of a job that is not over: `blob` holds its hand-off, or its artifact."""
+
+    node: NodeId
+    timing: StageTiming
+    blob: str
+    artifact: ArtifactFacts | None = None
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run a stage: how long it takes, what it costs, what time is left then."""
+
+    degree: int
+    expected_s: float
+    device_s: float
+    slack_s: float
+
+
+class StageDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler's last word on one stage, and what it could choose from.
+
+    `slack_s` is how long the rest of the request could have waited at `as_of_s` without missing
+    its deadline. `devices`, `batch` and `expected_s` are of the launch, if it was launched.
+    """
+
+    node: NodeId
+    stage: StageKind
+    as_of_s: float
+    launched: bool
+    why: str
+    devices: tuple[DeviceId, ...]
+    batch: int
+    expected_s: float | None
+    slack_s: float
+    candidates: tuple[Candidate, ...]
+
+
 class StoredArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """A published output: what is known of it, and under which key its bytes are stored."""
 
@@ -97,7 +145,7 @@ class StoredArtifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Accepted work on its way into the table."""
+    """Accepted work on its way into the table; `predicted_s` and `work_s` as in `JobRow`."""
 
     id: JobId
     tenant: TenantId
@@ -105,10 +153,16 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     traceparent: str | None
     expires_at_s: float
+    predicted_s: float = 0.0
+    work_s: float = 0.0
+    waiters: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it was when it was read; `progress` is in percent of its denoise steps."""
+    """A job as it was when it was read; `progress` is in percent of its denoise steps.
+
+    `kept` is empty once the job is over; `schedule` and `predicted_s` are as in `JobRow`.
+    """
 
     id: JobId
     tenant: TenantId
@@ -124,3 +178,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     error: JobError | None
     timeline: tuple[StageTiming, ...]
     artifacts: tuple[StoredArtifact, ...]
+    expires_at_s: float
+    predicted_s: float | None = None
+    work_s: float | None = None
+    waiters: int = 0
+    kept: tuple[KeptStage, ...] = ()
+    schedule: tuple[StageDecision, ...] = ()
+    content_removed_s: float | None = None

@@ -25,6 +25,7 @@ from engine import (
 )
 from gateway.jobs.engines import EngineReport
 from gateway.jobs.events import JobEvent, event_of
+from gateway.jobs.journal import JobJournal
 from gateway.jobs.leases import MAX_ATTEMPTS
 from gateway.jobs.outputs import publish, withdraw
 from gateway.jobs.progress import ProgressNotes
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from gateway.storage.blobs import BlobStore
 
 _POLL_S: Final = 1.0
+_EXPLAIN_S: Final = 2.0
 _RENEWALS_PER_LEASE: Final = 3
 
 _log = structlog.get_logger(__name__)
@@ -77,10 +79,11 @@ class Runner:
         self._max_concurrent = max_concurrent
         self._generations: dict[JobId, asyncio.Task[GenerationResult]] = {}
         self._jobs: dict[JobId, asyncio.Task[None]] = {}
+        self._journals: dict[JobId, JobJournal] = {}
         self._to_cancel: set[JobId] = set()
         self._progress = ProgressNotes(engine, leases)
         self._upkeep_due_s = 0.0
-        self._glance_due_s = 0.0
+        self._glance_due_s = self._explain_due_s = 0.0
         self._closing = False
         self._obstacle: str | None = "The engine is starting."
         self._loop: asyncio.Task[None] | None = None
@@ -141,6 +144,9 @@ class Runner:
             for unwanted in await self._leases.to_cancel():  # the event may have been lost
                 self._cancel(unwanted)
         await self._progress.write(tuple(self._generations), now_s=now_s)
+        if now_s >= self._explain_due_s:
+            self._explain_due_s = now_s + _EXPLAIN_S
+            await self._explain()
         room = self._max_concurrent - len(self._jobs)
         if room > 0 and not self._closing and await self._engine.revive():
             models = tuple(self._engine.specs)
@@ -156,6 +162,12 @@ class Runner:
             self._cancel(job)
         for job in running - renewal.held:
             self._stop(job)
+
+    async def _explain(self) -> None:
+        """Write down what is new in the scheduler's last words on jobs that run."""
+        for job in tuple(self._generations):
+            if (journal := self._journals.get(job)) is not None and journal.note_decisions():
+                await self._leases.note_schedule(job, journal.schedule)
 
     async def _announce(self, now_s: float) -> None:
         report = EngineReport(
@@ -195,17 +207,28 @@ class Runner:
             ),
             self._span(job) as span,
         ):
+            journal = self._journals[job.id] = JobJournal(
+                job, engine=self._engine, blobs=self._blobs, leases=self._leases
+            )
             try:
-                status = await self._settle(job, span)
+                status = await self._settle(job, journal, span)
             except Exception as error:  # noqa: BLE001 - the lease runs out and the job is retried
                 _log.exception("job_not_settled")
                 _mark(span, type(error).__name__)
                 status = JobStatus.IN_PROGRESS
         # Make room first: the event wakes this runner's own loop, too.
+        del self._journals[job.id]
         del self._jobs[job.id]
         self._to_cancel.discard(job.id)
         if status in TERMINAL:  # a queued one would wake the loop in a circle
             self._events.publish(JobEvent(job.id, status))
+            await self._clean_up(job, journal)
+
+    async def _clean_up(self, job: Job, journal: JobJournal) -> None:
+        try:
+            await journal.remove()
+        except Exception as error:  # noqa: BLE001 - the sweep removes it later
+            _log.warning("stages_not_removed", job_id=job.id, reason=repr(error))
 
     def _span(self, job: Job) -> AbstractContextManager[Span]:
         waited_s = self._clock.now() - job.request.arrival_s
@@ -229,11 +252,11 @@ class Runner:
             },
         )
 
-    async def _settle(self, job: Job, span: Span) -> JobStatus:
+    async def _settle(self, job: Job, journal: JobJournal, span: Span) -> JobStatus:
         """Run a job to its end, write the end down, and return it."""
         now_s = self._clock.now
         try:
-            result = await self._generate(job, span)
+            result = await self._generate(job, journal, span)
             artifacts = await publish(self._blobs, job, result)
         except (asyncio.CancelledError, RequestCancelledError):
             if job.id in self._to_cancel:
@@ -264,17 +287,19 @@ class Runner:
         await self._leases.give_back(job, counted=counted)
         return JobStatus.QUEUED
 
-    async def _generate(self, job: Job, span: Span) -> GenerationResult:
+    async def _generate(self, job: Job, journal: JobJournal, span: Span) -> GenerationResult:
+        await journal.load()
         if job.id in self._to_cancel:
             message = f"Job {job.id} was cancelled before the engine got it."
             raise RequestCancelledError(message)
         request = msgspec.structs.replace(job.request, traceparent=traceparent_of(span))
-        generation = asyncio.ensure_future(self._engine.generate(request))
+        generation = asyncio.ensure_future(self._engine.generate(request, journal))
         self._generations[job.id] = generation
         try:
             return await generation
         finally:
             del self._generations[job.id]
+            await journal.close()
 
 
 def error_of(error: Exception) -> JobError:

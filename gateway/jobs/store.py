@@ -20,7 +20,9 @@ from gateway.jobs.record import (
     Job,
     JobError,
     JobId,
+    KeptStage,
     NewJob,
+    StageDecision,
     StoredArtifact,
     artifact_id_of,
     job_id_of,
@@ -182,6 +184,9 @@ def _row_of(new: NewJob) -> JobRow:
         traceparent=new.traceparent,
         deadline_s=new.request.deadline_s,
         expires_at_s=new.expires_at_s,
+        predicted_s=new.predicted_s,
+        work_s=new.work_s,
+        waiters=new.waiters,
         artifacts=[],
     )
 
@@ -208,6 +213,13 @@ def job_of(row: JobRow) -> Job:
         error=None if row.error is None else msgspec.json.decode(row.error, type=JobError),
         timeline=msgspec.json.decode(row.timeline or "[]", type=tuple[StageTiming, ...]),
         artifacts=tuple(_artifact_of(artifact) for artifact in row.artifacts),
+        expires_at_s=row.expires_at_s,
+        predicted_s=row.predicted_s,
+        work_s=row.work_s,
+        waiters=row.waiters,
+        kept=msgspec.json.decode(row.checkpoint or "[]", type=tuple[KeptStage, ...]),
+        schedule=msgspec.json.decode(row.schedule or "[]", type=tuple[StageDecision, ...]),
+        content_removed_s=row.content_removed_s,
     )
 
 

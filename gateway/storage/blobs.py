@@ -68,8 +68,8 @@ class BlobStore:
 
     async def delete_folder(self, folder: str) -> None:
         """Remove every blob whose key begins with `folder` and a slash."""
-        found = await obstore.list_with_delimiter_async(self._store, folder)
-        await self.delete([entry["path"] for entry in found["objects"]])
+        found = await obstore.list(self._store, folder).collect_async()
+        await self.delete([entry["path"] for entry in found])
 
     async def check_writable(self) -> None:
         """Write and remove a probe; raises if the store cannot be written."""

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from opentelemetry.trace import NoOpTracer
 
-from engine import EngineCrashedError
+from engine import EngineCrashedError, StageKind
+from engine.types import DeviceId, HandoffRef, NodeId
 from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
 from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
+from gateway.jobs.record import Candidate, Job, JobId, StageDecision
 from gateway.jobs.run import Runner
+from gateway.jobs.state import JobStatus
 from gateway.jobs.store import JobStore
-from gateway.storage.blobs import BlobStore
+from gateway.storage.blobs import BlobMissingError, BlobStore
 from tests.gateway.conftest import Serve
-from tests.gateway.test_leases import a_job
+from tests.gateway.test_leases import ACME, a_job
 from tests.support.fake_engine import FakeEngine
 
 
@@ -215,3 +219,70 @@ async def test_no_job_is_leased_while_the_engine_is_down(
         assert rows(tmp_path, "status, attempts") == [("queued", 0)]
         engine.is_down = False
         assert (await call).status_code == 200
+
+
+async def test_what_a_dead_holder_had_finished_is_not_done_again(
+    database: Database, tmp_path: Path
+) -> None:
+    first, second, clock = FakeEngine(), FakeEngine(), FakeClock()
+    first.gate.clear()
+    for kind in (StageKind.ENCODE, StageKind.DIFFUSE):
+        file = tmp_path / f"{kind}.safetensors"
+        file.write_bytes(b"latents")
+        first.hand_offs[kind] = HandoffRef(NodeId(kind), str(file), 7)
+    first.decisions = (a_decision(),)
+    store, blobs = JobStore(database), BlobStore.in_folder(tmp_path / "artifacts")
+
+    def runner(engine: FakeEngine, owner: str) -> Runner:
+        return Runner(
+            engine=engine,
+            leases=JobLeases(database, owner),
+            registry=EngineRegistry(database),
+            events=InProcessEvents(),
+            blobs=blobs,
+            clock=clock,
+            tracer=NoOpTracer(),
+            max_concurrent=1,
+        )
+
+    job = await store.add(a_job(), queue_limit=9)
+    dead, alive = runner(first, "dead"), runner(second, "alive")
+    await dead.tick()
+    async with asyncio.timeout(10):
+        while len(kept := (await job_of(store, job.id)).kept) < 2:
+            await asyncio.sleep(0.01)
+    assert [await blobs.get(stage.blob) for stage in kept] == [b"latents"] * 2
+    clock.now_s = 31.0
+    await JobLeases(database, "sweeper").recover(now_s=clock.now_s)
+    await alive.tick()
+    async with asyncio.timeout(10):
+        while (await job_of(store, job.id)).status is not JobStatus.COMPLETED:
+            await asyncio.sleep(0.01)
+    await alive.close()
+    await dead.close()
+    finished = await job_of(store, job.id)
+    assert set(second.resumed[0]) == {"encode", "diffuse"}
+    assert (finished.kept, finished.schedule) == ((), first.decisions)
+    with pytest.raises(BlobMissingError):
+        await blobs.get(kept[0].blob)
+
+
+async def job_of(store: JobStore, job: JobId) -> Job:
+    found = await store.get(job, ACME)
+    assert found is not None
+    return found
+
+
+def a_decision() -> StageDecision:
+    return StageDecision(
+        node=NodeId("diffuse"),
+        stage=StageKind.DIFFUSE,
+        as_of_s=0.0,
+        launched=True,
+        why="on time at degree 1",
+        devices=(DeviceId("cpu:1"),),
+        batch=1,
+        expected_s=4.0,
+        slack_s=10.0,
+        candidates=(Candidate(degree=1, expected_s=4.0, device_s=4.0, slack_s=10.0),),
+    )

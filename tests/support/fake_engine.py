@@ -23,8 +23,10 @@ from engine import (
     StageKind,
     StageTiming,
 )
+from engine.journal import Journal
 from engine.pipelines import Limits
-from engine.types import DeviceId, NodeId
+from engine.types import DeviceId, HandoffRef, NodeId
+from gateway.jobs.record import StageDecision
 
 
 def spec_of(name: str = "shapes") -> PipelineSpec:
@@ -72,6 +74,9 @@ class FakeEngine:
         obstacles: what `readiness` says.
         noticed: what `notices` says.
         share: what `progress` says of every request.
+        decisions: what `explain` says of every request.
+        hand_offs: stages that a request finishes before it waits at the gate, and their outputs.
+        resumed: which stages each request brought along finished.
     """
 
     def __init__(self, *specs: PipelineSpec) -> None:
@@ -88,6 +93,9 @@ class FakeEngine:
         self.obstacles: tuple[str, ...] = ()
         self.noticed: tuple[str, ...] = ()
         self.share = 0.0
+        self.decisions: tuple[StageDecision, ...] = ()
+        self.hand_offs: dict[StageKind, HandoffRef] = {}
+        self.resumed: list[tuple[NodeId, ...]] = []
         self.closed = False
 
     @property
@@ -117,10 +125,18 @@ class FakeEngine:
         if self.start_failure is not None:
             raise self.start_failure
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
+    def explain(self, request: RequestId) -> tuple[StageDecision, ...]:
+        """What the test says."""
+        return self.decisions if any(known.id == request for known in self.requests) else ()
+
+    async def generate(self, request: GenerationRequest, journal: Journal) -> GenerationResult:
         """Wait at the gate, then fail or draw."""
         self.requests.append(request)
+        self.resumed.append(tuple(stage.node for stage in journal.finished))
         self.asked.set()
+        for timing in _timeline(request):
+            if (output := self.hand_offs.get(timing.stage)) is not None:
+                journal.stage_finished(timing, output, None)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
