@@ -13,6 +13,7 @@ EngineError
 ├── StageFailedError         a stage failed on a live worker (out of memory, bad weights, bug)
 │   └── NotFiniteError           its result holds NaN or infinite numbers
 ├── WorkerLostError          the worker process died while it held the task
+│   └── TeamBrokenError          the team broke under a member that did nothing wrong
 └── LedgerError              an accounting invariant broke: a bug, never a user's mistake
 
 Every error carries a stable `code`; messages are sentences a stranger can act on.
@@ -119,6 +120,12 @@ class WorkerLostError(EngineError):
     """The worker process of a device died; its tasks can be retried elsewhere."""
 
     code = "worker_lost"
+
+
+class TeamBrokenError(WorkerLostError):
+    """A member of a team lost its peers in mid-launch; the cause is told by another member."""
+
+    code = "team_broken"
 
 
 class LedgerError(EngineError):

@@ -52,11 +52,52 @@ class UnloadStage(msgspec.Struct, frozen=True, tag=True):
     stage: StageKey
 
 
-class RunStage(msgspec.Struct, frozen=True, tag=True):
-    """Run one task whose stage is loaded; `pause` if it is to pause where it begins."""
+class Seat(msgspec.Struct, frozen=True):
+    """A device's place in a communication group; rank 0 leads.
 
-    task: StageTask
+    `group` names one incarnation: when a member dies, the same devices meet under a new name.
+    """
+
+    group: str
+    rank: int
+    size: int
+
+
+class JoinGroup(msgspec.Struct, frozen=True, tag=True):
+    """Meet the other members of a group in the background."""
+
+    seat: Seat
+
+
+class LeaveGroup(msgspec.Struct, frozen=True, tag=True):
+    """Forget a group; harmless if it is unknown."""
+
+    group: str
+
+
+class BreakGroup(msgspec.Struct, frozen=True, tag=True):
+    """Stop waiting for the other members of a group; sent past the queue, to the beat's socket."""
+
+    group: str
+
+
+class RunStage(msgspec.Struct, frozen=True, tag=True):
+    """Run a launch whose stage is loaded: its task and riders, which share everything.
+
+    `launch` numbers the launches of the node: every member of a team gets them in rising order.
+    `seat` is the device's place in its team; None if it works alone. `pause` if the launch is to
+    pause where it begins.
+    """
+
+    tasks: tuple[StageTask, ...]
+    launch: int
+    seat: Seat | None = None
     pause: bool = False
+
+    @property
+    def id(self) -> TaskId:
+        """The name by which the launch is paused, cancelled and answered: its first task's."""
+        return self.tasks[0].id
 
 
 class PauseTask(msgspec.Struct, frozen=True, tag=True):
@@ -122,7 +163,7 @@ class LatentShown(msgspec.Struct, frozen=True, tag=True):
     latent: HandoffRef
 
 
-class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class StageReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker measured and made. Durations are from the worker's monotonic clock.
 
     `output` is set by encode and diffuse stages, `artifact` by decode stages. A diffuse that was
@@ -143,8 +184,22 @@ class StageReport(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     artifact: Artifact | None = None
 
 
+class LaunchDone(msgspec.Struct, frozen=True, tag=True):
+    """The launch of `task` is done; one report per task. Only the leader's have outputs."""
+
+    task: TaskId
+    reports: tuple[StageReport, ...]
+
+
+class TeamBroke(msgspec.Struct, frozen=True, tag=True):
+    """The launch of `task` ended because another member of the team is gone."""
+
+    task: TaskId
+    error: str
+
+
 class TaskFailed(msgspec.Struct, frozen=True, tag=True):
-    """A task raised in the worker; `retryable` if another attempt may succeed.
+    """A launch raised in the worker; `retryable` if another attempt may succeed.
 
     `not_finite` tells that its result held NaN or infinite numbers.
     """
@@ -162,7 +217,17 @@ class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
     steps_done: int
 
 
-ToWorker = LoadStage | UnloadStage | ForgetHostCopy | RunStage | PauseTask | CancelTask | Shutdown
+ToWorker = (
+    LoadStage
+    | UnloadStage
+    | ForgetHostCopy
+    | JoinGroup
+    | LeaveGroup
+    | RunStage
+    | PauseTask
+    | CancelTask
+    | Shutdown
+)
 FromWorker = (
     WorkerReady
     | StageLoaded
@@ -170,7 +235,8 @@ FromWorker = (
     | StageLoadFailed
     | StepDone
     | LatentShown
-    | StageReport
+    | LaunchDone
+    | TeamBroke
     | TaskFailed
     | TaskCancelled
 )

@@ -24,10 +24,13 @@ import zmq
 
 from engine.executors.slot import BEAT_SUFFIX
 from engine.messages import (
+    BreakGroup,
     CancelTask,
     ForgetHostCopy,
     FromWorker,
+    JoinGroup,
     LatentShown,
+    LeaveGroup,
     LoadStage,
     PauseTask,
     RunStage,
@@ -40,8 +43,8 @@ from engine.messages import (
     UnloadStage,
     WorkerReady,
 )
-from engine.stages.base import CancelledAtStep
-from engine.stages.running import TaskRunner, describe
+from engine.stages.groups import Groups
+from engine.stages.running import Said, TaskRunner, describe
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, TaskId
@@ -56,13 +59,19 @@ class Worker:
     """Serves one controller over one socket with one device."""
 
     def __init__(
-        self, socket: zmq.Socket[bytes], device: torch.device, transport: FileTransport
+        self,
+        socket: zmq.Socket[bytes],
+        device: torch.device,
+        transport: FileTransport,
+        groups: Groups,
     ) -> None:
         """Begin with no stage loaded."""
         self._socket, self._device = socket, device
         self._shelf = StageShelf(device)
-        self._runner = TaskRunner(self._shelf.stages, transport, device, self)
+        self._groups = groups
+        self._runner = TaskRunner(self._shelf.stages, transport, device, groups, self)
         self._inbox: deque[ToWorker] = deque()
+        self._launched = 0
         self._current: TaskId | None = None
         self._cancelled: set[TaskId] = set()
         self._pausing: set[TaskId] = set()
@@ -80,14 +89,24 @@ class Worker:
                     self._send(StageUnloaded(stage))
                 case ForgetHostCopy(path):
                     self._shelf.forget_host_copy(path)
-                case RunStage(task, pause):
-                    self._current = task.id
-                    if pause:
-                        self._pausing.add(task.id)
-                    self._send(self._runner.run(task))
-                    self._current = None
-                    self._cancelled.discard(task.id)
-                    self._pausing.discard(task.id)
+                case JoinGroup(seat):
+                    self._groups.join(seat)
+                case LeaveGroup(group):
+                    self._groups.leave(group)
+                case RunStage():
+                    self._send(self._run(message))
+
+    def _run(self, order: RunStage) -> FromWorker:
+        """Run a launch; its number shows that all members of a team obey in the same order."""
+        assert order.launch > self._launched, f"launch {order.launch} after {self._launched}"
+        self._launched, self._current = order.launch, order.id
+        if order.pause:
+            self._pausing.add(order.id)
+        ending = self._runner.run(order)
+        self._current = None
+        self._cancelled.discard(order.id)
+        self._pausing.discard(order.id)
+        return ending
 
     def _next(self) -> ToWorker:
         """Return the next order; cancellations and pauses that arrive meanwhile are only noted."""
@@ -105,7 +124,7 @@ class Worker:
 
     def _has(self, task: TaskId) -> bool:
         """Whether a task runs or waits its turn here."""
-        queued = (m.task.id for m in self._inbox if isinstance(m, RunStage))
+        queued = (m.id for m in self._inbox if isinstance(m, RunStage))
         return task == self._current or task in queued
 
     def _send(self, message: FromWorker) -> None:
@@ -121,24 +140,21 @@ class Worker:
         load_s = time.perf_counter() - began
         return StageLoaded(order.stage, load_s, loaded.source, loaded.filled_bytes)
 
-    def report_step(self, task: TaskId, step: int, steps: int) -> None:
+    def report_step(self, launch: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""
-        self._send(StepDone(task, step, steps))
+        self._send(StepDone(launch, step, steps))
 
     def report_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Tell the controller of a predicted clean latent."""
         self._send(LatentShown(task, index, latent))
 
-    def is_pausing(self, task: TaskId) -> bool:
-        """Whether a task was told to pause, as far as was heard."""
-        return task in self._pausing
-
-    def stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
-        """Hear what has arrived; raise `CancelledAtStep` if a task was told to stop."""
+    def hear(self, launch: TaskId) -> Said:
+        """Take in what has arrived, and return what it says of a launch."""
         while self._socket.poll(0):
             self._accept(self._socket.recv())
-        if task in self._cancelled:
-            raise CancelledAtStep(steps_done)
+        if launch in self._cancelled:
+            return Said.CANCEL
+        return Said.PAUSE if launch in self._pausing else Said.NOTHING
 
 
 def device_memory_bytes(device: torch.device) -> int:
@@ -155,20 +171,22 @@ def _exit_with_controller() -> NoReturn:
     os._exit(0)
 
 
-def _beat(endpoint: str, identity: str) -> NoReturn:
-    """Show once a second that this process lives, whatever the stage is doing."""
+def _beat(endpoint: str, identity: str, groups: Groups) -> NoReturn:
+    """Show once a second that this process lives, and hear what cannot wait, whatever it is doing."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, f"{identity}{BEAT_SUFFIX}".encode())
     socket.connect(endpoint)
+    decoder = msgspec.msgpack.Decoder(BreakGroup)
     while True:
         socket.send(b"")
-        time.sleep(BEAT_INTERVAL_S)
+        if socket.poll(int(1000 * BEAT_INTERVAL_S)):
+            groups.break_up(decoder.decode(socket.recv()).group)
 
 
 def main() -> None:
     """Parse the executor's arguments and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("endpoint", "identity", "device", "handoff-folder"):
+    for name in ("endpoint", "identity", "device", "handoff-folder", "group-folder"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
@@ -176,16 +194,17 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     configure_logging(os.environ.get("TRIDENT_LOG_FORMAT", "auto"))
     threading.Thread(target=_exit_with_controller, daemon=True).start()
-    threading.Thread(target=_beat, args=(args.endpoint, args.identity), daemon=True).start()
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.device.startswith("cpu") else args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    groups = Groups(Path(args.group_folder), device)
+    threading.Thread(target=_beat, args=(args.endpoint, args.identity, groups), daemon=True).start()
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, args.identity.encode())
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(args.endpoint)
-    Worker(socket, device, FileTransport(Path(args.handoff_folder), device)).serve()
+    Worker(socket, device, FileTransport(Path(args.handoff_folder), device), groups).serve()
     socket.close(linger=1000)
     os._exit(0)  # threads wait on sockets and on standard input; nothing is left to flush
 

@@ -24,19 +24,24 @@ from engine.errors import (
     NotFiniteError,
     RequestCancelledError,
     StageFailedError,
+    TeamBrokenError,
     WorkerLostError,
 )
+from engine.executors.groups import GroupTable
+from engine.executors.launches import Launches
+from engine.executors.mailbox import Mailbox
 from engine.executors.slot import BEAT_SUFFIX, WorkerSettings, WorkerSlot
 from engine.handoff import HandoffStore, PrivateFolder, preview_of
 from engine.host_store import HostStore, booked_bytes
 from engine.messages import (
+    BreakGroup,
     CancelTask,
     ForgetHostCopy,
     FromWorker,
     LatentShown,
+    LaunchDone,
     LoadStage,
     PauseTask,
-    RunStage,
     Shutdown,
     StageLoaded,
     StageLoadFailed,
@@ -45,6 +50,7 @@ from engine.messages import (
     StepDone,
     TaskCancelled,
     TaskFailed,
+    TeamBroke,
     ToWorker,
     UnloadStage,
     WorkerReady,
@@ -108,13 +114,18 @@ class LocalExecutor:
             _host_budget(self._folder.path, specs) if host_bytes is None else host_bytes,
             self._forget_host_copy,
         )
+        group_folder = self._folder.path / "groups"
+        group_folder.mkdir(mode=0o700)
         settings = WorkerSettings(
             self._endpoint,
             self._handoffs.folder,
+            group_folder,
             threads or max(1, (os.cpu_count() or 1) // devices),
         )
         names = [DeviceId(f"{device_kind}:{i}") for i in range(devices)]
         self._slots = {name: WorkerSlot(name, settings) for name in names}
+        self._groups = GroupTable(self, names)
+        self._launches = Launches(self, self._groups)
         self._pausing: dict[DeviceId, TaskId] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -148,32 +159,33 @@ class LocalExecutor:
         spec = self._specs[stage.model]
         async with self._host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
             message = LoadStage(stage, spec.folder, spec.family, loan.copy)
-            reply = await self._call(device, f"load {stage}", message)
+            reply = await self.call(device, f"load {stage}", message)
             assert isinstance(reply, StageLoaded)
             loan.filled_bytes = reply.filled_bytes
         return reply.load_s
 
     def _forget_host_copy(self, path: str) -> None:
-        for slot in self._slots.values():
-            self._send(slot, ForgetHostCopy(path))
+        for device in self._slots:
+            self.send(device, ForgetHostCopy(path))
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
         """Free a stage's weights."""
-        await self._call(device, f"unload {stage}", UnloadStage(stage))
+        await self.call(device, f"unload {stage}", UnloadStage(stage))
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
-        """Run a task; degree 1 and no batch, so there is one device and one report."""
-        task, device = assignment.task, assignment.team[0]
-        order = RunStage(task, pause=self._pausing.pop(device, None) == task.id)
+        """Run a launch on its team and keep what it leaves for the next stages."""
+        leader = self._groups.in_order(assignment.team)[0]
+        pause = self._pausing.pop(leader, None) == assignment.task.id
         try:
-            reply = await self._call(device, task.id, order)
+            reports = await self._launches.run(assignment, pause=pause)
         except (WorkerLostError, StageFailedError, RequestCancelledError):
-            self._discard(task)
+            for task in assignment.tasks:
+                self._discard(task)
             raise
-        assert isinstance(reply, StageReport)
-        if reply.output is not None:
-            self._handoffs.adopt(reply.output)
-        return (reply,)
+        for report in reports:
+            if report.output is not None:
+                self._handoffs.adopt(report.output)
+        return reports
 
     def _discard(self, task: StageTask) -> None:
         """Delete what a failed task may have written and not told of."""
@@ -182,19 +194,21 @@ class LocalExecutor:
             self._handoffs.discard(preview_of(task.id, index))
 
     def pause(self, assignment: Assignment) -> None:
-        """Tell the worker to stop at the next step boundary and to save where it stands.
+        """Tell the leader to stop at the next step boundary and to save where it stands.
+
+        The other members follow it: what the leader hears, the team agrees on at every boundary.
 
         The launch may still wait for its weights; then its order will say so. Only the last such
         note per device can matter, as a device runs one launch at a time.
         """
-        device, task = assignment.team[0], assignment.task.id
-        self._pausing[device] = task
-        self._send(self._slots[device], PauseTask(task))
+        leader, task = self._groups.in_order(assignment.team)[0], assignment.task.id
+        self._pausing[leader] = task
+        self.send(leader, PauseTask(task))
 
     def cancel(self, assignment: Assignment) -> None:
-        """Tell the worker to stop at the next step boundary."""
-        for device in assignment.team:
-            self._send(self._slots[device], CancelTask(assignment.task.id))
+        """Tell the leader to stop at the next step boundary; the other members follow it."""
+        leader = self._groups.in_order(assignment.team)[0]
+        self.send(leader, CancelTask(assignment.task.id))
 
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
         """Write a hand-off file of what another engine's stage left."""
@@ -209,19 +223,39 @@ class LocalExecutor:
         found = {device: slot.process_id for device, slot in self._slots.items()}
         return {device: pid for device, pid in found.items() if pid is not None}
 
-    async def _call(self, device: DeviceId, key: str, message: ToWorker) -> FromWorker:
+    def is_up(self, device: DeviceId) -> bool:
+        """Whether a process serves the device."""
+        return self._slots[device].is_ready
+
+    def call(self, device: DeviceId, key: str, message: ToWorker) -> asyncio.Future[FromWorker]:
+        """Send an order to a live worker and return its reply to come."""
         slot = self._slots[device]
         if not slot.is_ready:
             message_text = f"Device {device} has no live worker."
             raise WorkerLostError(message_text)
         reply = slot.mailbox.expect(key)
         slot.answered()  # the time to answer begins now
-        self._send(slot, message)
-        return await reply
+        self.send(device, message)
+        return reply
 
-    def _send(self, slot: WorkerSlot, message: ToWorker) -> None:
+    def send(self, device: DeviceId, message: ToWorker) -> None:
+        """Send an order; a worker that is down misses it."""
+        self._post(device, "", message)
+
+    def interrupt(self, device: DeviceId, message: BreakGroup) -> None:
+        """Send a word to the thread that beats, which hears it at once."""
+        self._post(device, BEAT_SUFFIX, message)
+
+    def kill(self, device: DeviceId) -> None:
+        """End a worker that does not answer."""
+        why = "it went on without its team"
+        log.error("worker_killed", device=device, why=why)
+        self._slots[device].kill(why)
+
+    def _post(self, device: DeviceId, socket: str, message: ToWorker | BreakGroup) -> None:
+        slot = self._slots[device]
         if slot.is_ready:  # ROUTER drops messages to unknown peers; a dead one is handled by exit
-            payload = [slot.identity.encode(), msgspec.msgpack.encode(message)]
+            payload = [f"{slot.identity}{socket}".encode(), msgspec.msgpack.encode(message)]
             self._socket.send_multipart(payload, flags=zmq.NOBLOCK)
 
     async def _receive(self) -> None:
@@ -250,6 +284,7 @@ class LocalExecutor:
         match message:
             case WorkerReady(memory_bytes):
                 slot.is_ready = True
+                self._groups.came_up(slot.device)
                 info = DeviceInfo(slot.device, NODE, self._share_of(memory_bytes))
                 self._tell().device_ready(info)
             case StepDone(task, step, steps):
@@ -257,20 +292,8 @@ class LocalExecutor:
             case LatentShown(task, index, latent):
                 self._handoffs.adopt(latent)
                 self._tell().latent_shown(task, index, latent)
-            case StageReport(task=task):
-                slot.mailbox.deliver(task, message)
-            case TaskFailed(task, error, retryable, not_finite):
-                failure = StageFailedError(error, retryable=retryable)
-                slot.mailbox.refuse(task, NotFiniteError(error) if not_finite else failure)
-            case TaskCancelled(task):
-                error_text = f"Task {task} was cancelled."
-                slot.mailbox.refuse(task, RequestCancelledError(error_text))
-            case StageLoaded(stage):
-                slot.mailbox.deliver(f"load {stage}", message)
-            case StageLoadFailed(stage, error):
-                slot.mailbox.refuse(f"load {stage}", StageFailedError(error, retryable=False))
-            case StageUnloaded(stage):
-                slot.mailbox.deliver(f"unload {stage}", message)
+            case _:
+                _answer(slot.mailbox, message)
 
     def _share_of(self, found_bytes: int) -> int:
         """Return what a device may hold: CPU devices share equally what host copies leave."""
@@ -295,6 +318,7 @@ class LocalExecutor:
             else:
                 reason = await slot.wait()
                 log.warning("worker_exited", reason=reason, restart_in_s=pause_s)
+                self._groups.went_down(slot.device)
                 self._tell().device_lost(slot.device, reason)
             await asyncio.sleep(pause_s)
             lived_long = slot.lived_s > _LONG_LIFE_S
@@ -316,7 +340,7 @@ class LocalExecutor:
     async def close(self) -> None:
         """Stop the workers, politely then firmly, and delete what they left; idempotent."""
         for slot in self._slots.values():
-            self._send(slot, Shutdown())
+            self.send(slot.device, Shutdown())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -325,6 +349,26 @@ class LocalExecutor:
         self._context.destroy(linger=0)
         self._handoffs.close()
         self._folder.close()
+
+
+def _answer(mailbox: Mailbox, message: FromWorker) -> None:
+    """Resolve the call that a message replies to."""
+    match message:
+        case LaunchDone(task):
+            mailbox.deliver(task, message)
+        case TeamBroke(task, error):
+            mailbox.refuse(task, TeamBrokenError(error))
+        case TaskFailed(task, error, retryable, not_finite):
+            failure = StageFailedError(error, retryable=retryable)
+            mailbox.refuse(task, NotFiniteError(error) if not_finite else failure)
+        case TaskCancelled(task):
+            mailbox.refuse(task, RequestCancelledError(f"Task {task} was cancelled."))
+        case StageLoaded(stage):
+            mailbox.deliver(f"load {stage}", message)
+        case StageLoadFailed(stage, error):
+            mailbox.refuse(f"load {stage}", StageFailedError(error, retryable=False))
+        case StageUnloaded(stage):
+            mailbox.deliver(f"unload {stage}", message)
 
 
 def _host_budget(folder: Path, specs: Sequence[PipelineSpec]) -> int:

@@ -38,6 +38,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
 
     endpoint: str
     handoff_folder: Path
+    group_folder: Path
     threads: int
 
 
@@ -75,6 +76,7 @@ class WorkerSlot:
             *(sys.executable, "-P", "-m", WORKER_MODULE),  # -P: no `engine` of the user's folder
             *("--endpoint", self._settings.endpoint, "--identity", self.identity),
             *("--device", self.device, "--handoff-folder", str(self._settings.handoff_folder)),
+            *("--group-folder", str(self._settings.group_folder)),
             *("--threads", str(self._settings.threads)),
             stdin=asyncio.subprocess.PIPE,  # never written: its end tells the worker that we died
             env=self._environment(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from engine.stages.team import Team
 from engine.types import Artifact, GenerationRequest, StageTask
 
 
@@ -52,17 +53,23 @@ class StageResult(NamedTuple):
     snapshot: Snapshot | None = None
 
 
+class Job(NamedTuple):
+    """One task of a launch with what it needs; a diffuse goes on from `snapshot` if there is one."""
+
+    task: StageTask
+    inputs: Mapping[str, Tensor]
+    boundary: Boundary
+    snapshot: Snapshot | None = None
+
+
 class Stage(Protocol):
     """Loaded weights of one stage; dropping the last reference unloads them."""
 
-    def run(
-        self,
-        task: StageTask,
-        inputs: Mapping[str, Tensor],
-        boundary: Boundary,
-        snapshot: Snapshot | None = None,
-    ) -> StageResult:
-        """Run one task; a diffuse goes on from `snapshot` if there is one."""
+    def run(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
+        """Run the tasks of a launch, together with the other members of `team`.
+
+        Every member gets the same jobs; the leader's results count.
+        """
         ...
 
 
@@ -125,8 +132,12 @@ class FamilyCode(Protocol):
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> Trajectory:
-        """Return a trajectory at step 0, with noise drawn from `seed`."""
+        """Return a trajectory at step 0, with noise drawn from `seed`.
+
+        Its latents are whole and the same on every member of `team` after each step.
+        """
         ...
 
     def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:

@@ -6,17 +6,18 @@ It holds the autoencoder, so it also encodes the pictures that a request begins 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
+from engine.stages.base import FamilyCode, Job, StageResult
 from engine.stages.denoise import LATENTS
 from engine.stages.finite import expect_finite
 from engine.stages.media import write_image, write_video
 from engine.stages.source import encode_source
+from engine.stages.team import Team
 from engine.types import Artifact, Modality, Purpose, StageTask
 
 
@@ -28,18 +29,16 @@ class DecodeMedia:
         self._pipe, self._code = pipe, code
 
     @torch.inference_mode()
-    def run(
-        self,
-        task: StageTask,
-        inputs: Mapping[str, Tensor],
-        boundary: Boundary,
-        snapshot: Snapshot | None = None,
-    ) -> StageResult:
-        """Decode one output and write it in the request's format, or encode a source."""
-        del boundary, snapshot
+    def run(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
+        """Decode outputs and write them in their requests' formats, or encode sources."""
+        del team
+        return [self._run(job) for job in jobs]
+
+    def _run(self, job: Job) -> StageResult:
+        task = job.task
         if task.purpose is Purpose.IMAGE_ENCODE:
-            return StageResult(encode_source(self._pipe, task.request, inputs))
-        pixels = self._code.decode(self._pipe, task.request, inputs[LATENTS])
+            return StageResult(encode_source(self._pipe, task.request, job.inputs))
+        pixels = self._code.decode(self._pipe, task.request, job.inputs[LATENTS])
         expect_finite(pixels, "the decoded pixels")
         return StageResult({}, _artifact(task, self._write(task, pixels)))
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 import torch
-from torch import Tensor
 
 from engine.previews import preview_steps
-from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult, Trajectory
+from engine.stages.base import FamilyCode, Job, Snapshot, StageResult, Trajectory
 from engine.stages.clean import clean_latents
 from engine.stages.finite import expect_finite
 from engine.stages.saving import UnsavableStateError, restore, save
-from engine.types import StageTask
+from engine.stages.team import Team
 
 LATENTS = "latents"
 log = structlog.get_logger(__name__)
@@ -28,19 +27,18 @@ class Denoise:
         self._pipe, self._code = pipe, code
 
     @torch.inference_mode()
-    def run(
-        self,
-        task: StageTask,
-        inputs: Mapping[str, Tensor],
-        boundary: Boundary,
-        snapshot: Snapshot | None = None,
-    ) -> StageResult:
-        """Denoise one output to its end, or to the boundary where it is to pause.
+    def run(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
+        """Denoise outputs to their end, or to the boundary where they are to pause."""
+        return [self._denoise(job, team) for job in jobs]
+
+    def _denoise(self, job: Job, team: Team) -> StageResult:
+        """Denoise one output.
 
         A pause that comes before the first step takes effect there; one after the last, never.
         """
+        task, inputs, boundary, snapshot = job
         seed = task.request.seed + task.image_index
-        trajectory = self._code.begin(self._pipe, task.request, seed, inputs)
+        trajectory = self._code.begin(self._pipe, task.request, seed, inputs, team)
         if snapshot is not None:
             restore(trajectory, snapshot)
         shown_at = preview_steps(task.request.previews, trajectory.steps)

@@ -1,11 +1,13 @@
-"""Runs one order of a worker: inputs in, stage, outputs out, and what it took.
+"""Runs one launch of a worker: inputs in, stage, outputs out, and what it took.
 
-Knows no socket: what the controller says meanwhile comes through `Orders`.
+Knows no socket: what the controller says meanwhile comes through `Orders`. In a team the leader
+hears for all: at every boundary the members agree on what it has heard, and all do the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Protocol
 
 import structlog
@@ -13,21 +15,33 @@ import torch
 
 from engine.errors import NotFiniteError
 from engine.handoff import preview_of
-from engine.messages import StageReport, TaskCancelled, TaskFailed
-from engine.stages.base import CancelledAtStep, Stage, StageResult
+from engine.messages import LaunchDone, RunStage, StageReport, TaskCancelled, TaskFailed, TeamBroke
+from engine.stages import team as teams
+from engine.stages.base import CancelledAtStep, Job, Stage, StageResult
 from engine.stages.denoise import LATENTS
+from engine.stages.groups import Groups
 from engine.stages.stopwatch import Stopwatch
+from engine.stages.team import Team
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, StageKey, StageTask, TaskId
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 log = structlog.get_logger(__name__)
+Ending = LaunchDone | TaskFailed | TaskCancelled | TeamBroke
+
+
+class Said(IntEnum):
+    """What the controller wants of a launch, as far as was heard; the greater prevails."""
+
+    NOTHING = 0
+    PAUSE = 1
+    CANCEL = 2
 
 
 class Orders(Protocol):
-    """What the controller tells a worker while a task runs, and what it is told."""
+    """What the controller tells a worker while a launch runs, and what it is told."""
 
-    def report_step(self, task: TaskId, step: int, steps: int) -> None:
+    def report_step(self, launch: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""
         ...
 
@@ -35,65 +49,91 @@ class Orders(Protocol):
         """Tell the controller of the clean latent that a step predicts: preview `index`."""
         ...
 
-    def is_pausing(self, task: TaskId) -> bool:
-        """Whether a task was told to pause, as far as was heard."""
-        ...
-
-    def stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
-        """Hear what has arrived; raise `CancelledAtStep` if a task was told to stop."""
+    def hear(self, launch: TaskId) -> Said:
+        """Take in what has arrived, and return what it says of a launch."""
         ...
 
 
 class TaskRunner:
-    """Runs tasks on the stages that are loaded on one device."""
+    """Runs launches on the stages that are loaded on one device."""
 
     def __init__(
         self,
         stages: Mapping[StageKey, Stage],
         transport: FileTransport,
         device: torch.device,
+        groups: Groups,
         orders: Orders,
     ) -> None:
         """Take the worker's loaded stages, which it goes on changing."""
-        self._stages, self._transport = stages, transport
+        self._stages, self._transport, self._groups = stages, transport, groups
         self._device, self._orders = device, orders
 
-    def run(self, task: StageTask) -> StageReport | TaskFailed | TaskCancelled:
-        """Run a task and return what came of it; raises nothing."""
+    def run(self, order: RunStage) -> Ending:
+        """Run a launch and return what came of it; raises nothing."""
+        ending = self._attempt(order)
+        if order.seat is not None and isinstance(ending, TaskFailed | TeamBroke):
+            self._groups.leave(order.seat.group)  # or the others would wait for this member
+        return ending
+
+    def _attempt(self, order: RunStage) -> Ending:
         try:
-            self._orders.stop_if_cancelled(task.id, task.steps_done)
-            return self._execute(task)
+            return self._execute(order, self._groups.team(order.seat))
         except CancelledAtStep as stop:
-            return TaskCancelled(task.id, stop.steps_done)
+            return TaskCancelled(order.id, stop.steps_done)
+        except teams.TeamBroke as error:
+            return TeamBroke(order.id, str(error))
         except NotFiniteError as error:
-            return TaskFailed(task.id, str(error), retryable=True, not_finite=True)
+            return TaskFailed(order.id, str(error), retryable=True, not_finite=True)
         except Exception as error:  # process boundary: reported, not swallowed
-            log.exception("stage_run_failed", task=task.id)
+            log.exception("stage_run_failed", task=order.id)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            return TaskFailed(task.id, describe(error), retryable=_is_for_memory(error))
+            return TaskFailed(order.id, describe(error), retryable=_is_for_memory(error))
 
-    def _execute(self, task: StageTask) -> StageReport:
+    def _execute(self, order: RunStage, team: Team) -> LaunchDone:
+        boundaries = [
+            TaskBoundary(self._orders, self._transport, order.id, task, team)
+            for task in order.tasks
+        ]
+        boundaries[0].hear()
         clock = Stopwatch(self._device)
+        jobs = [
+            self._job(task, boundary)
+            for task, boundary in zip(order.tasks, boundaries, strict=True)
+        ]
+        receive_s = clock.lap()
+        results = self._stages[order.tasks[0].stage].run(jobs, team)
+        run_s = clock.lap()
+        leads = team.rank == 0
+        outputs = [
+            self._hand_off(job.task, result) if leads else None
+            for job, result in zip(jobs, results, strict=True)
+        ]
+        send_s = clock.lap()
+        reports = [
+            StageReport(
+                task=job.task.id,
+                kind=job.task.stage.kind,
+                receive_s=receive_s,
+                run_s=run_s,
+                send_s=send_s,
+                peak_memory_bytes=clock.peak_memory_bytes(),
+                steps_done=boundary.steps_done,
+                paused=result.snapshot is not None,
+                output=output,
+                artifact=result.artifact if leads else None,
+            )
+            for job, boundary, result, output in zip(
+                jobs, boundaries, results, outputs, strict=True
+            )
+        ]
+        return LaunchDone(order.id, tuple(reports))
+
+    def _job(self, task: StageTask, boundary: TaskBoundary) -> Job:
         inputs = {k: v for ref in task.inputs for k, v in self._transport.get(ref).items()}
         snapshot = None if task.saved is None else self._transport.get_snapshot(task.saved.ref)
-        receive_s = clock.lap()
-        boundary = _TaskBoundary(self._orders, self._transport, task)
-        result = self._stages[task.stage].run(task, inputs, boundary, snapshot)
-        run_s = clock.lap()
-        output = self._hand_off(task, result)
-        return StageReport(
-            task=task.id,
-            kind=task.stage.kind,
-            receive_s=receive_s,
-            run_s=run_s,
-            send_s=clock.lap(),
-            peak_memory_bytes=clock.peak_memory_bytes(),
-            steps_done=boundary.steps_done,
-            paused=result.snapshot is not None,
-            output=output,
-            artifact=result.artifact,
-        )
+        return Job(task, inputs, boundary, snapshot)
 
     def _hand_off(self, task: StageTask, result: StageResult) -> HandoffRef | None:
         if result.snapshot is not None:
@@ -101,25 +141,39 @@ class TaskRunner:
         return self._transport.put(task.node, task.id, result.tensors) if result.tensors else None
 
 
-class _TaskBoundary:
-    """The step boundaries of one task: where it reports, and hears what it was told meanwhile.
+class TaskBoundary:
+    """The step boundaries of one task: where it reports, and hears what its launch was told.
 
     Attributes:
         steps_done: of all the request's steps; samplers of higher order make more of them.
+        wants_pause: whether the launch was told to pause.
     """
 
-    def __init__(self, orders: Orders, transport: FileTransport, task: StageTask) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        transport: FileTransport,
+        launch: TaskId,
+        task: StageTask,
+        team: Team,
+    ) -> None:
         """Stand where the task begins."""
-        self._orders, self._transport, self._task = orders, transport, task
+        self._orders, self._transport = orders, transport
+        self._launch, self._task, self._team = launch, task, team
         self.steps_done = task.steps_done
+        self.wants_pause = False
 
-    @property
-    def wants_pause(self) -> bool:
-        """Whether the task was told to pause."""
-        return self._orders.is_pausing(self._task.id)
+    def hear(self) -> None:
+        """Agree on what the launch was told; raise `CancelledAtStep` if it is to stop."""
+        said = self._team.agree(self._orders.hear(self._launch))
+        if said == Said.CANCEL:
+            raise CancelledAtStep(self.steps_done)
+        self.wants_pause = said == Said.PAUSE
 
     def show(self, index: int, latents: torch.Tensor) -> None:
         """Leave a predicted clean latent to be decoded as preview number `index`."""
+        if self._team.rank > 0:
+            return
         name = preview_of(self._task.id, index)
         latent = self._transport.put(self._task.node, name, {LATENTS: latents})
         self._orders.report_latent(self._task.id, index, latent)
@@ -127,8 +181,9 @@ class _TaskBoundary:
     def passed(self, step: int, steps: int) -> None:
         """Report a step, then hear what the task was told."""
         self.steps_done = step * self._task.request.steps // steps
-        self._orders.report_step(self._task.id, step, steps)
-        self._orders.stop_if_cancelled(self._task.id, self.steps_done)
+        if self._team.rank == 0:
+            self._orders.report_step(self._launch, step, steps)
+        self.hear()
 
 
 def _is_for_memory(error: Exception) -> bool:

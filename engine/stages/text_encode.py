@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from engine.stages.base import Boundary, FamilyCode, Snapshot, StageResult
+from engine.stages.base import FamilyCode, Job, StageResult
 from engine.stages.finite import expect_finite
-from engine.types import StageTask
+from engine.stages.team import Team
 
 
 class TextEncode:
@@ -21,16 +20,13 @@ class TextEncode:
         self._pipe, self._code = pipe, code
 
     @torch.inference_mode()
-    def run(
-        self,
-        task: StageTask,
-        inputs: Mapping[str, Tensor],
-        boundary: Boundary,
-        snapshot: Snapshot | None = None,
-    ) -> StageResult:
-        """Encode the request's prompt once for all its outputs."""
-        del inputs, boundary, snapshot
-        tensors = self._code.encode(self._pipe, task.request)
+    def run(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
+        """Encode each request's prompt once for all its outputs."""
+        del team  # too short to be worth sharing
+        return [self._encode(job) for job in jobs]
+
+    def _encode(self, job: Job) -> StageResult:
+        tensors = self._code.encode(self._pipe, job.task.request)
         for name, tensor in tensors.items():
             expect_finite(tensor, name)
         return StageResult(tensors)

@@ -17,7 +17,9 @@ from engine import EngineCore, GenerationRequest, ModelId, RequestId, Shape, Sys
 from engine.executors.local import LocalExecutor
 from engine.messages import StageReport
 from engine.pipelines import open_pipeline
+from engine.stages.base import Job
 from engine.stages.registry import load_stage
+from engine.stages.team import Solo
 from engine.stages.transport import FileTransport
 from engine.types import (
     Assignment,
@@ -298,14 +300,15 @@ async def test_a_pause_after_any_step_changes_no_bit_of_the_latent(
     task = a_task(request(model, steps=steps))
     encode = load_stage(folder, family, StageKind.ENCODE, device)
     diffuse = load_stage(folder, family, StageKind.DIFFUSE, device)
-    inputs = encode.run(task, {}, PauseAt(None)).tensors
+    [encoded] = encode.run([Job(task, {}, PauseAt(None))], Solo())
 
     def part(
         pause_at: int | None, ref: HandoffRef | None = None
     ) -> tuple[Tensor | HandoffRef, int]:
         boundary = PauseAt(pause_at)
         snapshot = None if ref is None else transport.get_snapshot(ref)
-        result = diffuse.run(task, inputs, boundary, snapshot)
+        job = Job(task, encoded.tensors, boundary, snapshot)
+        [result] = diffuse.run([job], Solo())
         if result.snapshot is None:
             return result.tensors["latents"], boundary.taken
         return transport.put_snapshot(task.node, task.id, result.snapshot), boundary.taken

@@ -20,8 +20,10 @@ from engine.families import family_named
 from engine.graph import StageNode
 from engine.pipelines import build, open_pipeline
 from engine.stages import random_model
+from engine.stages.base import Job
 from engine.stages.media import write_image, write_video
 from engine.stages.registry import load_stage
+from engine.stages.team import Solo
 from engine.types import MediaFormat, Source, StageKind, StageTask, TaskId
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers
@@ -104,9 +106,8 @@ def by_stages(folder: Path, request: GenerationRequest, files: Mapping[str, byte
         node = graph.nodes[name]
         parents = [outputs[parent] for parent in graph.parents[name]]
         inputs = {k: v for parent in parents for k, v in parent.items()}
-        result = stages[node.stage.kind].run(
-            task_of(request, node), inputs or given, Unwatched(), None
-        )
+        job = Job(task_of(request, node), inputs or given, Unwatched())
+        [result] = stages[node.stage.kind].run([job], Solo())
         outputs[name] = result.tensors
         if result.artifact is not None:
             return result.artifact.content

@@ -15,8 +15,10 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
+from engine.stages.attention import attention_across
 from engine.stages.base import Evaluation, Repaint
 from engine.stages.source import MASK, MOMENTS, KeptLatents, draw_latents, draw_like
+from engine.stages.team import Team, at_most, gather, share
 from engine.types import GenerationRequest
 
 
@@ -36,9 +38,10 @@ class Flux:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> FluxTrajectory:
         """Draw the noise and fix the timesteps."""
-        return FluxTrajectory(pipe, request, seed, inputs)
+        return FluxTrajectory(pipe, request, seed, inputs, team)
 
     def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
         """Return pixels (1, 3, H, W)."""
@@ -52,7 +55,10 @@ class Flux:
 
 
 class FluxTrajectory:
-    """One request's packed latent (1, tokens, 4C), step and sampler."""
+    """One request's packed latent (1, tokens, 4C), step and sampler.
+
+    A team shares out the tokens of text and image.
+    """
 
     def __init__(
         self,
@@ -60,14 +66,15 @@ class FluxTrajectory:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> None:
         """Begin at step 0."""
-        self._pipe, self._inputs = pipe, inputs
+        self._pipe = pipe
         config = pipe.transformer.config
         generator = torch.Generator("cpu").manual_seed(seed)
         dtype = inputs["prompt_embeds"].dtype
         if request.source is None:
-            self.latents, self._image_ids = pipe.prepare_latents(
+            self.latents, image_ids = pipe.prepare_latents(
                 1,
                 config.in_channels // 4,
                 request.shape.height_px,
@@ -79,10 +86,11 @@ class FluxTrajectory:
         else:
             clean = draw_latents(inputs, generator, shifted=True)
             height, width = clean.shape[-2:]
-            self._image_ids = pipe._prepare_latent_image_ids(  # noqa: SLF001 - as for packing
+            image_ids = pipe._prepare_latent_image_ids(  # noqa: SLF001 - as for packing
                 1, height // 2, width // 2, pipe.device, dtype
             )
             self.latents = _packed(pipe, clean)
+        self._share_out(team, inputs, image_ids)
         self._guidance = None
         if config.guidance_embeds:
             scale = torch.full([1], request.guidance_scale, device=pipe.device, dtype=torch.float32)
@@ -100,6 +108,15 @@ class FluxTrajectory:
             noise = _packed(pipe, draw_like(clean, generator))
             self.latents = self._begin_with(noise, inputs)
         self.step, self.steps = 0, len(self._timesteps)
+
+    def _share_out(self, team: Team, inputs: Mapping[str, Tensor], image_ids: Tensor) -> None:
+        """Keep this member's share of what stays the same over the steps."""
+        self._pooled = inputs["pooled_prompt_embeds"]
+        self._tokens = inputs["prompt_embeds"].shape[1], self.latents.shape[1]  # text, image
+        self._team = at_most(team, min(self._tokens))
+        self._prompt = share(self._team, inputs["prompt_embeds"], dim=1)
+        self._text_ids = share(self._team, inputs["text_ids"], dim=0)
+        self._image_ids = share(self._team, image_ids, dim=0)
 
     def _skip(self, steps: int) -> None:
         """Leave out the first steps of the schedule."""
@@ -140,16 +157,18 @@ class FluxTrajectory:
         """Do one denoise step."""
         t = self._timesteps[self.step]
         timestep = t.expand(self.latents.shape[0]).to(self.latents.dtype)
-        noise = self._pipe.transformer(
-            hidden_states=self.latents,
-            timestep=timestep / 1000,
-            guidance=self._guidance,
-            pooled_projections=self._inputs["pooled_prompt_embeds"],
-            encoder_hidden_states=self._inputs["prompt_embeds"],
-            txt_ids=self._inputs["text_ids"],
-            img_ids=self._image_ids,
-            return_dict=False,
-        )[0]
+        with attention_across(self._team, [self._tokens]):
+            noise = self._pipe.transformer(
+                hidden_states=share(self._team, self.latents, dim=1),
+                timestep=timestep / 1000,
+                guidance=self._guidance,
+                pooled_projections=self._pooled,
+                encoder_hidden_states=self._prompt,
+                txt_ids=self._text_ids,
+                img_ids=self._image_ids,
+                return_dict=False,
+            )[0]
+        noise = gather(self._team, noise, dim=1, total=self._tokens[1])
         self.last = Evaluation(self.latents, noise, t)
         self.latents = self.scheduler.step(noise, t, self.latents, return_dict=False)[0]
         self.step += 1

@@ -18,8 +18,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from engine.stages.base import Evaluation, Repaint
+from engine.stages.families.frames import branches_and_frames, frames_shared
 from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
+from engine.stages.team import Team, gather, share, sizes
 from engine.types import GenerationRequest, Source
+
+_FRAMES = 2  # of (B, C, F, h, w)
 
 
 class StableDiffusion:
@@ -39,9 +43,10 @@ class StableDiffusion:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> SdTrajectory:
         """Draw the noise and fix the timesteps."""
-        return SdTrajectory(pipe, request, seed, inputs)
+        return SdTrajectory(pipe, request, seed, inputs, team)
 
     def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
         """Return pixels (1, 3, H, W)."""
@@ -56,10 +61,15 @@ class AnimateDiff(StableDiffusion):
     """The three stages of `AnimateDiffPipeline`: the same, with a frame axis."""
 
     def begin(
-        self, pipe: Any, request: GenerationRequest, seed: int, inputs: Mapping[str, Tensor]
+        self,
+        pipe: Any,
+        request: GenerationRequest,
+        seed: int,
+        inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> SdTrajectory:
         """Draw independent noise for every frame; each frame sees the same prompt."""
-        return SdTrajectory(pipe, request, seed, inputs, frames=request.shape.frames)
+        return SdTrajectory(pipe, request, seed, inputs, team, frames=request.shape.frames)
 
     def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
         """Return pixels (1, 3, F, H, W)."""
@@ -69,7 +79,10 @@ class AnimateDiff(StableDiffusion):
 
 
 class SdTrajectory:
-    """One request's latent (1, C, h, w), or (1, C, F, h, w) with frames; step and sampler."""
+    """One request's latent (1, C, h, w), or (1, C, F, h, w) with frames; step and sampler.
+
+    A team shares out the two branches of guidance, and the frames of each.
+    """
 
     def __init__(
         self,
@@ -77,15 +90,21 @@ class SdTrajectory:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
+        *,
         frames: int | None = None,
     ) -> None:
         """Begin at step 0."""
         self._unet, self._guidance = pipe.unet, request.guidance_scale
+        branches = 2 if self._guided else 1
+        self._branch, self._crew = branches_and_frames(team, branches, frames or 1)
         self._prompt = inputs["prompt_embeds"]  # (B, T, D); B = 2 with guidance
         if self._guided:
             self._prompt = torch.cat([inputs["negative_prompt_embeds"], self._prompt])
+        self._prompt = share(self._branch, self._prompt, dim=0)
         if frames is not None:
-            self._prompt = self._prompt.repeat_interleave(repeats=frames, dim=0)
+            own_frames = sizes(frames, self._crew.size)[self._crew.rank]
+            self._prompt = self._prompt.repeat_interleave(repeats=own_frames, dim=0)
         self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
         source = request.source
         schedule_steps = request.steps if source is None else source.schedule_steps
@@ -145,7 +164,7 @@ class SdTrajectory:
         t = self._timesteps[self.step]
         model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
         model_input = self.scheduler.scale_model_input(model_input, t)
-        noise = self._unet(model_input, t, encoder_hidden_states=self._prompt, return_dict=False)[0]
+        noise = self._predict(model_input, t)
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
@@ -160,3 +179,13 @@ class SdTrajectory:
     @property
     def _next_timestep(self) -> Tensor | None:
         return self._timesteps[self.step] if self.step < self.steps else None
+
+    def _predict(self, model_input: Tensor, t: Tensor) -> Tensor:
+        """Return the noise of both branches: each member has the UNet predict its part."""
+        mine = share(self._branch, model_input, dim=0)  # (B, C, h, w) or (B, C, F, h, w)
+        frames = mine.shape[_FRAMES]  # of images, rows; those are not shared
+        mine = share(self._crew, mine, dim=_FRAMES)
+        with frames_shared(self._unet, self._crew, frames):
+            noise = self._unet(mine, t, encoder_hidden_states=self._prompt, return_dict=False)[0]
+        noise = gather(self._crew, noise, dim=_FRAMES, total=frames)
+        return gather(self._branch, noise, dim=0, total=model_input.shape[0])

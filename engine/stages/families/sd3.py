@@ -8,7 +8,9 @@ autoencoder's shift).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +20,11 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 )
 from torch import Tensor
 
+from engine.stages.attention import attention_across
 from engine.stages.base import Evaluation, Repaint
+from engine.stages.hooks import output_changed
 from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
+from engine.stages.team import Team, at_most, gather, share
 from engine.types import GenerationRequest, Source
 
 _NAMES = (
@@ -52,9 +57,10 @@ class StableDiffusion3:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> Sd3Trajectory:
         """Draw the noise and fix the timesteps."""
-        return Sd3Trajectory(pipe, request, seed, inputs)
+        return Sd3Trajectory(pipe, request, seed, inputs, team)
 
     def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
         """Return pixels (1, 3, H, W)."""
@@ -66,7 +72,10 @@ class StableDiffusion3:
 
 
 class Sd3Trajectory:
-    """One request's latent (1, C, h, w), step and sampler."""
+    """One request's latent (1, C, h, w), step and sampler.
+
+    A team shares out the tokens of text and image.
+    """
 
     def __init__(
         self,
@@ -74,6 +83,7 @@ class Sd3Trajectory:
         request: GenerationRequest,
         seed: int,
         inputs: Mapping[str, Tensor],
+        team: Team,
     ) -> None:
         """Begin at step 0."""
         self._pipe, self._guidance = pipe, request.guidance_scale
@@ -87,6 +97,10 @@ class Sd3Trajectory:
             self.latents = self._noise(pipe, request, generator)
         else:
             self.latents = draw_latents(inputs, generator, shifted=True)
+        height, width = self.latents.shape[-2:]
+        patch = pipe.transformer.config.patch_size
+        self._tokens = self._prompt.shape[1], (height // patch) * (width // patch)  # text, image
+        self._team = at_most(team, min(self._tokens))
         self.generator = None  # no step draws noise
         self.last: Evaluation | None = None
         self.scheduler = copy.deepcopy(pipe.scheduler)  # sampler state belongs to the request
@@ -140,10 +154,8 @@ class Sd3Trajectory:
     def _make_timesteps(self, steps: int) -> Tensor:
         config, shift = self.scheduler.config, {}
         if config.get("use_dynamic_shifting", None):
-            patch = self._pipe.transformer.config.patch_size
-            height, width = self.latents.shape[-2:]
             shift["mu"] = calculate_shift(
-                (height // patch) * (width // patch),
+                self._tokens[1],
                 config.get("base_image_seq_len", 256),
                 config.get("max_image_seq_len", 4096),
                 config.get("base_shift", 0.5),
@@ -156,13 +168,14 @@ class Sd3Trajectory:
         """Do one denoise step."""
         t = self._timesteps[self.step]
         model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
-        noise = self._pipe.transformer(
-            hidden_states=model_input,
-            timestep=t.expand(model_input.shape[0]),
-            encoder_hidden_states=self._prompt,
-            pooled_projections=self._pooled,
-            return_dict=False,
-        )[0]
+        with self._tokens_shared():
+            noise = self._pipe.transformer(
+                hidden_states=model_input,
+                timestep=t.expand(model_input.shape[0]),
+                encoder_hidden_states=self._prompt,
+                pooled_projections=self._pooled,
+                return_dict=False,
+            )[0]
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
@@ -175,3 +188,20 @@ class Sd3Trajectory:
     @property
     def _next_timestep(self) -> Tensor | None:
         return self._timesteps[self.step] if self.step < self.steps else None
+
+    @contextmanager
+    def _tokens_shared(self) -> Iterator[None]:
+        """Let each member work on its tokens from their embedding on, until they are patches.
+
+        Some layers of SD3.5 also let the image attend to itself.
+        """
+        team, model = self._team, self._pipe.transformer
+        with ExitStack() as stack:
+            for name in ("pos_embed", "context_embedder") if team.size > 1 else ():
+                embedder = model.get_submodule(name)
+                stack.enter_context(output_changed(embedder, lambda out: share(team, out, dim=1)))
+            if team.size > 1:
+                whole = partial(gather, team, dim=1, total=self._tokens[1])
+                stack.enter_context(output_changed(model.proj_out, whole))
+            stack.enter_context(attention_across(team, [self._tokens, self._tokens[1:]]))
+            yield
