@@ -147,7 +147,7 @@ class PausingEngine:
         self, wanted: GenerationRequest, pauses: int = 0, *, at_once: bool = False
     ) -> GenerationResult:
         self.begin(pauses, at_once=at_once)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(240):
             result = await self.core.generate(wanted)
         await self.idle()
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +10,44 @@ import pytest
 import torch
 
 from engine.errors import NotFiniteError
-from engine.messages import TaskFailed
+from engine.messages import RunStage, TaskFailed
+from engine.stages.base import Job
 from engine.stages.finite import expect_finite
-from engine.stages.running import TaskRunner
+from engine.stages.groups import Groups
+from engine.stages.running import Said, TaskRunner
+from engine.stages.team import Team
 from engine.stages.transport import FileTransport
 from engine.types import NodeId, StageKey, StageKind, StageTask, TaskId
 from tests.support.builders import MODEL, a_request
 
 
 class NoOrders:
-    def report_step(self, task: TaskId, step: int, steps: int) -> None:
-        raise AssertionError((task, step, steps))
+    def report_step(self, launch: TaskId, step: int, steps: int) -> None:
+        raise AssertionError((launch, step, steps))
 
-    def is_pausing(self, _task: TaskId) -> bool:
-        return False
-
-    def stop_if_cancelled(self, task: TaskId, steps_done: int) -> None:
-        del task, steps_done
+    def hear(self, _launch: TaskId) -> Said:
+        return Said.NOTHING
 
 
 class FailingStage:
     def __init__(self, fail: Callable[[], None]) -> None:
         self._fail = fail
 
-    def run(self, task: StageTask, inputs: Mapping[str, Any], *_more: object) -> None:
-        del task, inputs
+    def run(self, _jobs: Sequence[Job], _team: Team) -> None:
         self._fail()
 
 
 def outcome(tmp_path: Path, fail: Callable[[], None]) -> TaskFailed:
     device, stage = torch.device("cpu"), StageKey(MODEL, StageKind.DIFFUSE)
     stages: dict[StageKey, Any] = {stage: FailingStage(fail)}
-    runner = TaskRunner(stages, FileTransport(tmp_path, device), device, NoOrders())
+    runner = TaskRunner(
+        stages, FileTransport(tmp_path, device), device, Groups(tmp_path, device), NoOrders()
+    )
     task = StageTask(
         id=TaskId("t"), request=a_request(), node=NodeId("diffuse-0"), stage=stage, image_index=0,
         inputs=(), sequence=0, attempt=1, ready_s=0.0,
     )  # fmt: skip
-    report = runner.run(task)
+    report = runner.run(RunStage((task,), launch=1))
     assert isinstance(report, TaskFailed)
     return report
 
