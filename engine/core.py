@@ -88,10 +88,12 @@ class EngineCore:
         self._max_requests, self._sequence = max_requests, 0
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self.cluster = Cluster(executor.devices, weights, reserve_bytes)
-        self._loader = Loader(self.cluster, executor, clock)
         self.embeddings = EmbeddingCache(embedding_bytes, executor)
         self._wake = asyncio.Event()
         self._background = Background(self._crash)
+        self._loader = Loader(
+            self.cluster, executor, clock, spawn=self._background.spawn, changed=self._wake.set
+        )
         self._launcher = Launcher(
             self.cluster,
             self._loader,
@@ -216,19 +218,10 @@ class EngineCore:
         log.info("placement_adopted", version=placement.version)
 
     def _preload_idle(self) -> None:
-        """Let every idle device load one stage that it should hold; requests come first."""
+        """Let every idle device load a stage that it should hold; it may be launched on meanwhile."""
         for device in self._loader.unfilled():
             if device not in self.cluster.teams.busy:
-                preload = TaskId(f"preload/{device}")
-                self.cluster.teams.acquire(preload, (device,), self._clock.now())
-                self._background.spawn(self._preload(device, preload))
-
-    async def _preload(self, device: DeviceId, holder: TaskId) -> None:
-        try:
-            await self._loader.preload(device)
-        finally:
-            self.cluster.teams.release(holder)
-            self._wake.set()
+                self._loader.fill(device)
 
     def device_ready(self, info: DeviceInfo) -> None:
         """Open a ledger for a device whose worker came up (called by the executor)."""
@@ -274,6 +267,7 @@ class EngineCore:
         """Raise if any ledger, team or graph contradicts itself."""
         self.cluster.check_integrity()
         self.embeddings.check_integrity()
+        self._loader.check_integrity()
         for run in self._requests.values():
             run.check_integrity()
 
@@ -299,5 +293,5 @@ class EngineCore:
     async def close(self) -> None:
         """Fail what is unfinished with `EngineClosedError`, stop the workers; idempotent."""
         self._stop("The engine is shutting down.", EngineClosedError)
+        await self._executor.close()  # first: what waits for a worker hears that it is gone
         await self._background.close()
-        await self._executor.close()

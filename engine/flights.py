@@ -5,13 +5,23 @@ Knows the requests it works for and how far it has come; the core decides what f
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from engine.errors import RequestCancelledError
+from engine.messages import StageReport
 from engine.runs import RequestRun
 from engine.types import Assignment, PlanId, RunningView, StageTask
+
+
+class Follower(NamedTuple):
+    """A stage that the worker goes on with: its order, which has been sent, and its reports."""
+
+    order: Assignment
+    reports: asyncio.Future[tuple[StageReport, ...]]
 
 
 class Flight:
@@ -21,6 +31,8 @@ class Flight:
         assignment: its tasks are those of `runs`, in the same order.
         plan: the decision that launched it.
         onward: the launch that follows at the next step boundary, if a resize was asked for.
+        ahead: what the worker goes on with when this has landed.
+        reports: what it will report, if its order was sent with the launch before.
     """
 
     def __init__(
@@ -29,6 +41,8 @@ class Flight:
         """Mark every task as running."""
         self.assignment, self.runs, self.plan = assignment, tuple(runs), plan
         self.onward: Assignment | None = None
+        self.ahead: tuple[Follower, ...] = ()
+        self.reports: asyncio.Future[tuple[StageReport, ...]] | None = None
         self._started_s = self._step_at_s = now_s
         self._ends_s = now_s + assignment.expected_s
         self._step = assignment.task.steps_done

@@ -6,12 +6,13 @@ on, its requests have their outputs booked or their tasks offered again. Knows n
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError, RequestCancelledError, StageFailedError, WorkerLostError
 from engine.execution import Execution
-from engine.flights import Flight, carrying
+from engine.flights import Flight, Follower, carrying
 from engine.previews import Shown
 from engine.recovery import Recovery
 from engine.types import (
@@ -54,7 +55,7 @@ class Launcher:
         embeddings: EmbeddingCache,
         clock: Clock,
         spans: StageSpans,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
         observe: Callable[[Assignment, StageReport], None],
         give_up: Callable[[RequestRun, EngineError], None],
         landed: Callable[[RequestRun], None],
@@ -90,6 +91,7 @@ class Launcher:
         """Stop the launches of a request that is over, unless another request rides along."""
         for assignment in run.running.values():
             if not self._flights[assignment.task.id].is_wanted:
+                self._loader.abandon(assignment)
                 self._executor.cancel(assignment)
 
     def carry_out(self, plan: DispatchPlan, requests: Mapping[RequestId, RequestRun]) -> None:
@@ -114,15 +116,16 @@ class Launcher:
         ]
         if parts:
             wanted, runs = [task for task, _run in parts], [run for _task, run in parts]
-            until_s = self._clock.now() + assignment.expected_s
+            until_s = self._clock.now() + assignment.until_end_s
             self._cluster.teams.acquire(wanted[0].id, assignment.team, until_s)
             self._take_off(carrying(assignment, wanted), runs, plan)
 
-    def _take_off(self, assignment: Assignment, runs: list[RequestRun], plan: PlanId) -> None:
+    def _take_off(self, assignment: Assignment, runs: list[RequestRun], plan: PlanId) -> Flight:
         """Start a launch whose team is acquired."""
         flight = Flight(assignment, runs, plan, self._clock.now())
         self._flights[assignment.task.id] = flight
         self._spawn(self._fly(flight))
+        return flight
 
     def _stop_at_boundary(self, task: TaskId, onward: Assignment | None = None) -> None:
         """Pause a running diffuse at its next step boundary, to go on as `onward` if given."""
@@ -140,9 +143,13 @@ class Launcher:
         assignment = flight.assignment
         executions = self._open_executions(flight)
         try:
-            load_s = await self._loader.prepare(assignment)
-            flight.expect_wanted()
-            reports = await self._executor.run(assignment)
+            if flight.reports is not None:  # its order was sent with the launch before
+                load_s, reports = 0.0, await flight.reports
+            else:
+                load_s = await self._loader.prepare(assignment)
+                flight.expect_wanted()
+                flight.ahead = self._send_ahead(flight)
+                reports = await self._executor.run(assignment)
         except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
             for execution in executions:
                 execution.failed(error)
@@ -168,6 +175,37 @@ class Launcher:
         for task, run in flight.parts:
             for ref in run.drop_preview(task):
                 self._executor.release(ref)
+
+    def _send_ahead(self, flight: Flight) -> tuple[Follower, ...]:
+        """Order what follows in the same launch; these orders go out after the flight's own."""
+        assignment, run = flight.assignment, flight.runs[0]
+        before, followers = assignment.task, list[Follower]()
+        for index, leg in enumerate(assignment.then, start=1):
+            if (node := run.next_node(before.node, leg.stage)) is None:
+                break
+            order = Assignment(
+                task=run.foresee(node),
+                team=assignment.team,
+                expected_s=leg.expected_s,
+                activation_bytes=leg.activation_bytes,
+                why=assignment.why,
+                then=assignment.then[index:],
+                follows=before.id,
+            )
+            followers.append(Follower(order, asyncio.get_running_loop().create_future()))
+            self._spawn(self._hear(followers[-1]))
+            before = order.task
+        return tuple(followers)
+
+    async def _hear(self, follower: Follower) -> None:
+        """Run an order that was sent ahead, and keep what comes of it until its turn."""
+        try:
+            reports = await self._executor.run(follower.order)
+        except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
+            follower.reports.set_exception(error)
+            follower.reports.exception()  # nobody may ask, if the launch before made no output
+        else:
+            follower.reports.set_result(reports)
 
     def _open_executions(self, flight: Flight) -> list[Execution]:
         version = self._cluster.placement.version
@@ -199,14 +237,34 @@ class Launcher:
         """Free a launch's team, or hand it to the launch that follows at this boundary."""
         task = flight.assignment.task
         del self._flights[task.id]
-        self._loader.settle(flight.assignment)
-        if flight.onward is not None and flight.runs[0].is_suspended(task.node):
-            heir = flight.runs[0].task(task.node)
-            onward = carrying(flight.onward, [heir])
-            until_s = self._clock.now() + onward.expected_s
-            self._cluster.teams.transfer(task.id, heir.id, onward.team, until_s)
-            self._take_off(onward, [flight.runs[0]], flight.plan)
+        if flight.ahead and flight.runs[0].is_done(task.node):
+            self._go_on(flight)
         else:
-            self._cluster.teams.release(task.id)
+            self._loader.settle(flight.assignment)
+            self._free_or_resize(flight)
         for run in flight.runs:
             self._landed(run)
+
+    def _go_on(self, flight: Flight) -> None:
+        """Follow the worker to the next stage of the same launch."""
+        run, (order, reports) = flight.runs[0], flight.ahead[0]
+        heir = carrying(order, [run.task(order.task.node)])
+        self._loader.hand_on(flight.assignment, heir)
+        until_s = self._clock.now() + heir.until_end_s
+        self._cluster.teams.transfer(flight.assignment.task.id, heir.task.id, heir.team, until_s)
+        following = self._take_off(heir, [run], flight.plan)
+        following.reports, following.ahead = reports, flight.ahead[1:]
+        if run.is_over:
+            self._executor.cancel(heir)
+
+    def _free_or_resize(self, flight: Flight) -> None:
+        """Free a team, or let a paused diffuse go on where a resize wants it."""
+        task, run = flight.assignment.task, flight.runs[0]
+        if flight.onward is None or not run.is_suspended(task.node):
+            self._cluster.teams.release(task.id)
+            return
+        heir = run.task(task.node)
+        onward = carrying(flight.onward, [heir])
+        until_s = self._clock.now() + onward.expected_s
+        self._cluster.teams.transfer(task.id, heir.id, onward.team, until_s)
+        self._take_off(onward, [run], flight.plan)

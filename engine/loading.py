@@ -1,40 +1,59 @@
 """Makes stages resident: books memory, evicts, loads, and remembers what could not be loaded.
 
-The caller holds the device's team, so at most one operation changes a device at a time; only a
-prefetch works beside it, into memory that nobody else was promised.
+Adjust-on-Dispatch: a new placement moves nothing. A stage is loaded when the first launch needs it
+on a device, or before, beside whatever runs there: into free memory, or instead of stages that no
+one wants. Every byte is booked before the first chunk moves, one decision per device at a time, so
+that old and new weights together never exceed the device. What no launch waits for may be
+superseded half-way.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from engine.arrivals import Arrival
 from engine.errors import EngineError, StageFailedError, WorkerLostError
-from engine.types import Assignment, DeviceId, StageKey, StageKind
+from engine.refusals import Refusals
+from engine.types import Assignment, DeviceId, StageKey, StageKind, TaskId
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
     from engine.ports import Clock, Executor
     from engine.residency import DeviceMemory
 
-DEATHS_ALLOWED = 3  # of a worker while it loads one stage; then the stage is to blame
 _PIPELINE_ORDER = tuple(StageKind)
 log = structlog.get_logger(__name__)
 
 
 class Loader:
-    """Moves stages between folders and devices through the executor, ledger first."""
+    """Moves stages between folders and devices through the executor, ledger first.
 
-    def __init__(self, cluster: Cluster, executor: Executor, clock: Clock) -> None:
+    Args:
+        spawn: runs a load to its end beside everything else.
+        changed: told whenever a load has ended.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        executor: Executor,
+        clock: Clock,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        changed: Callable[[], None],
+    ) -> None:
         """Know the ledgers and who can load."""
         self._cluster, self._executor, self._clock = cluster, executor, clock
-        self._refused: dict[tuple[DeviceId, StageKey], str] = {}
-        self._deaths: dict[tuple[DeviceId, StageKey], int] = {}
+        self._spawn, self._changed = spawn, changed
+        self._refusals = Refusals()
         self._filled: set[DeviceId] = set()
-        self._arriving: dict[tuple[DeviceId, StageKey], asyncio.Future[None]] = {}
+        self._arrivals: dict[tuple[DeviceId, StageKey], Arrival] = {}
+        self._gates: dict[DeviceId, asyncio.Lock] = {}
 
     async def prepare(self, assignment: Assignment) -> float:
         """Reserve a launch's memory on its team and load its stage; return the load seconds.
@@ -44,6 +63,7 @@ class Loader:
         Raises:
             StageFailedError: the memory is not there, or the weights cannot be loaded.
             WorkerLostError: a device died.
+            RequestCancelledError: the launch was abandoned.
         """
         if len(assignment.team) == 1:
             return await self._prepare(assignment.team[0], assignment)
@@ -55,47 +75,145 @@ class Loader:
         return max(outcome for outcome in outcomes if isinstance(outcome, float))
 
     async def _prepare(self, device: DeviceId, assignment: Assignment) -> float:
-        task = assignment.task
-        waited_s = await self._arrival(device, task.stage)
-        memory = self._memory(device)
-        if task.stage in memory.weights:
-            await self._make_room(memory, assignment.activation_bytes, task.stage)
-            memory.touch(task.stage)
-            load_s = waited_s
-        else:
-            needed = self._cluster.weight_bytes[task.stage] + assignment.activation_bytes
-            await self._make_room(memory, needed, task.stage)
-            load_s = await self._load(memory, task.stage)
-        memory.reserve(task.id, assignment.activation_bytes)
-        return load_s
-
-    async def _arrival(self, device: DeviceId, stage: StageKey) -> float:
-        """Wait until a prefetch of a stage that is under way has ended; return the seconds."""
-        arriving = self._arriving.get((device, stage))
-        if arriving is None:
+        began_s = self._clock.now()
+        arrivals = await self._book(device, assignment)
+        if not arrivals:
             return 0.0
-        started_s = self._clock.now()
-        await asyncio.shield(arriving)
-        return self._clock.now() - started_s
+        waits = (arrival.wait(assignment.task.id) for arrival in arrivals)
+        for outcome in await asyncio.gather(*waits, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return self._clock.now() - began_s
+
+    async def _book(self, device: DeviceId, assignment: Assignment) -> list[Arrival]:
+        """Promise a launch its memory; return the loads that it has to wait for."""
+        task, stages = assignment.task.id, assignment.stages
+        async with self._gate(device):
+            arrivals = await self._claim(device, assignment)
+            try:
+                memory = self._memory(device)
+                missing = sorted(stages - memory.weights.keys())
+                self._expect_loadable(device, missing)
+                weights = sum(self._cluster.weight_bytes[stage] for stage in missing)
+                await self._make_room(memory, weights + assignment.peak_activation_bytes, stages)
+            except (StageFailedError, WorkerLostError):
+                for arrival in arrivals:
+                    arrival.unclaim(task)
+                raise
+            for stage in missing:
+                arrivals.append(self._begin(memory, stage))
+                arrivals[-1].claim(task)
+            for stage in stages:
+                memory.touch(stage)
+            memory.reserve(task, assignment.peak_activation_bytes, stages)
+            return arrivals
+
+    async def _claim(self, device: DeviceId, assignment: Assignment) -> list[Arrival]:
+        """Claim the loads of a launch's stages that are under way; what stops is waited for."""
+        while stopping := [a for a in self._under_way(device, assignment) if a.is_stopping]:
+            await stopping[0].ended.wait()
+        arrivals = self._under_way(device, assignment)
+        for arrival in arrivals:
+            arrival.claim(assignment.task.id)
+        return arrivals
+
+    def _under_way(self, device: DeviceId, assignment: Assignment) -> list[Arrival]:
+        found = (self._arrivals.get((device, stage)) for stage in sorted(assignment.stages))
+        return [arrival for arrival in found if arrival is not None]
+
+    def _expect_loadable(self, device: DeviceId, stages: Sequence[StageKey]) -> None:
+        for stage in stages:
+            if (why := self._refusals.deadly(device, stage)) is not None:
+                raise StageFailedError(why, retryable=False)
+
+    def hand_on(self, assignment: Assignment, heir: Assignment) -> None:
+        """Let the launch that follows on the same team keep what it needs of the memory."""
+        for device in assignment.team:
+            if (memory := self._cluster.memories.get(device)) is not None:
+                memory.settle(assignment.task.id)
+                memory.reserve(heir.task.id, heir.peak_activation_bytes, heir.stages)
+
+    def abandon(self, assignment: Assignment) -> None:
+        """Let a launch that nobody wants any more stop waiting; its load goes on without it."""
+        for arrival in list(self._arrivals.values()):
+            arrival.abandon(assignment.task.id)
 
     async def prefetch(self, device: DeviceId, stage: StageKey) -> None:
-        """Load a stage into memory that is free, beside whatever the device runs.
+        """Load a stage beside whatever the device runs.
 
-        Evicts nothing and fails silently: the task that needs the stage will load it then.
+        Takes free memory; what placement wants may also replace what it does not. Fails silently,
+        since the task that needs the stage will load it then.
         """
-        memory = self._cluster.memories.get(device)
-        if memory is None or stage in memory.weights:
-            return
-        if self._cluster.weight_bytes[stage] > memory.free_bytes:
-            return
-        arriving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._arriving[device, stage] = arriving
+        async with self._gate(device):
+            memory = self._cluster.memories.get(device)
+            if memory is None or stage in memory.weights:
+                return
+            if self._refusals.why(device, stage) or self._refusals.is_dangerous(device, stage):
+                return
+            desired = self._cluster.desired(device)
+            keep = desired if stage in desired else frozenset(memory.weights)
+            evictions = memory.make_room(self._cluster.weight_bytes[stage], keep)
+            if evictions is not None:
+                with suppress(WorkerLostError, StageFailedError):
+                    await self._evict(memory, evictions)
+                    self._begin(memory, stage)
+
+    def fill(self, device: DeviceId) -> None:
+        """Start to load the first stage that placement wants on an idle device and that fits there.
+
+        One that took the worker down before is loaded while nothing may run beside it.
+        """
+        missing = self._missing(device)
+        if missing and not self._gate(device).locked():
+            stage = min(missing, key=lambda stage: (_PIPELINE_ORDER.index(stage.kind), stage.model))
+            arrival = self._begin(self._memory(device), stage)
+            if self._refusals.is_dangerous(device, stage):
+                arrival.alone = TaskId(f"load/{device}")
+                self._cluster.teams.acquire(arrival.alone, (device,), self._clock.now())
+
+    def _begin(self, memory: DeviceMemory, stage: StageKey) -> Arrival:
+        """Book a stage's weights and start to load them."""
+        memory.admit(stage, self._cluster.weight_bytes[stage])
+        arrival = self._arrivals[memory.info.id, stage] = Arrival(memory.info.id, stage)
+        arrival.carried_by(self._spawn(self._carry(memory, arrival)))
+        return arrival
+
+    async def _carry(self, memory: DeviceMemory, arrival: Arrival) -> None:
+        """Load a stage whose memory is booked, and tell those who wait."""
+        error: EngineError | None = None
         try:
-            with suppress(WorkerLostError, StageFailedError):
-                await self._load(memory, stage)
+            if arrival.is_stopping:
+                memory.evict(arrival.stage)
+            else:
+                arrival.is_moving = True
+                await self._load(memory, arrival.stage)
+        except (WorkerLostError, StageFailedError) as failure:
+            error = failure
         finally:
-            del self._arriving[device, stage]
-            arriving.set_result(None)
+            del self._arrivals[arrival.device, arrival.stage]
+            if arrival.alone is not None:
+                self._cluster.teams.release(arrival.alone)
+            arrival.end(error)
+            self._changed()
+
+    async def _load(self, memory: DeviceMemory, stage: StageKey) -> None:
+        device = memory.info.id
+        try:
+            load_s = await self._executor.load(device, stage)
+        except StageFailedError as error:
+            memory.evict(stage)
+            self._refusals.failed(device, stage, str(error))
+            raise
+        except WorkerLostError:
+            self._refusals.died(device, stage)
+            raise
+        except asyncio.CancelledError:  # superseded: the executor has freed what had arrived
+            memory.evict(stage)
+            log.info("load_superseded", device=device, stage=str(stage))
+            raise
+        memory.loaded.add(stage)
+        self._refusals.loaded(device, stage)
+        log.info("stage_loaded", device=device, stage=str(stage), load_s=round(load_s, 3))
 
     def settle(self, assignment: Assignment) -> None:
         """Give back a task's activation memory."""
@@ -108,26 +226,12 @@ class Loader:
         if not isinstance(error, StageFailedError) or not error.retryable:
             return
         for device in assignment.team:
-            with suppress(WorkerLostError, StageFailedError):
-                memory = self._memory(device)
-                for stage in [s for s in memory.weights if s != assignment.task.stage]:
-                    await self._executor.unload(device, stage)
-                    memory.evict(stage)
-
-    async def preload(self, device: DeviceId) -> None:
-        """Load the first stage that placement wants on an idle device and that fits."""
-        missing = self._missing(device)
-        if not missing:
-            return
-        stage = min(missing, key=lambda stage: (_PIPELINE_ORDER.index(stage.kind), stage.model))
-        try:
-            await self._load(self._memory(device), stage)
-        except WorkerLostError:
-            return
-        except StageFailedError as error:
-            log.error("preload_failed", stage=str(stage), detail=str(error))  # noqa: TRY400 - the worker logged the traceback
-        if not self._missing(device):
-            self._filled.add(device)
+            async with self._gate(device):
+                with suppress(WorkerLostError, StageFailedError):
+                    memory = self._memory(device)
+                    memory.settle(assignment.task.id)
+                    idle = [s for s in memory.idle_stages() if s != assignment.task.stage]
+                    await self._evict(memory, idle)
 
     def unfilled(self) -> tuple[DeviceId, ...]:
         """Return live devices that lack stages of the current placement which would fit.
@@ -135,20 +239,24 @@ class Loader:
         A device is filled once per placement; what is swapped out later comes back on demand.
         """
         memories = self._cluster.memories
+        arriving = {device for device, _stage in self._arrivals}
         lacking = [d for d in memories if d not in self._filled and self._missing(d)]
-        self._filled |= {d for d in memories if d not in lacking}
-        return tuple(lacking)
+        self._filled |= {d for d in memories if d not in lacking and d not in arriving}
+        return tuple(device for device in lacking if device not in arriving)
 
     def restarted(self, device: DeviceId) -> None:
         """Forget what a device held before its worker was restarted."""
         self._filled.discard(device)
-        self._refused = {key: why for key, why in self._refused.items() if key[0] != device}
+        self._refusals.restarted(device)
 
     def start_over(self) -> None:
-        """Forget everything about the old placement."""
+        """Follow a new placement: forget the old one, and stop loads that only it wanted."""
         self._filled.clear()
-        self._refused.clear()
-        self._deaths.clear()
+        self._refusals.clear()
+        for arrival in list(self._arrivals.values()):
+            wanted = arrival.is_wanted or arrival.stage in self._cluster.desired(arrival.device)
+            if not wanted and not arrival.is_stopping:
+                arrival.stop()
 
     def _missing(self, device: DeviceId) -> frozenset[StageKey]:
         """Return desired stages that a device lacks, that fit and that may be loaded."""
@@ -159,15 +267,9 @@ class Loader:
             stage
             for stage in self._cluster.desired(device)
             if stage not in memory.weights
-            and self._why_refused(device, stage) is None
+            and self._refusals.why(device, stage) is None
             and self._cluster.weight_bytes[stage] <= memory.free_bytes
         )
-
-    def _why_refused(self, device: DeviceId, stage: StageKey) -> str | None:
-        deaths = self._deaths.get((device, stage), 0)
-        if deaths >= DEATHS_ALLOWED:
-            return f"The worker of {device} died {deaths} times while it loaded {stage}."
-        return self._refused.get((device, stage))
 
     def why_not_servable(self, stage: StageKey) -> tuple[str, ...]:
         """Return why no live device could run `stage` now; empty if one could."""
@@ -178,12 +280,16 @@ class Loader:
         live = [device for device in planned if device in self._cluster.memories]
         if not live:
             return (f"{stage}: no live device has a place for it (of {len(planned)} planned).",)
-        refusals = [why for d in live if (why := self._why_refused(d, stage)) is not None]
+        refusals = [why for d in live if (why := self._refusals.why(d, stage)) is not None]
         if refusals:
             return (f"{stage}: {refusals[0]}",)
         if all(device in self._filled for device in live):
             return ()  # others fill the memory: it is loaded on demand
         return (f"{stage}: weights are being loaded on {', '.join(live)}.",)
+
+    def _gate(self, device: DeviceId) -> asyncio.Lock:
+        """Return the lock under which a device's memory is promised, one decision at a time."""
+        return self._gates.setdefault(device, asyncio.Lock())
 
     def _memory(self, device: DeviceId) -> DeviceMemory:
         try:
@@ -192,31 +298,43 @@ class Loader:
             message = f"Device {device} died before the stage could start."
             raise WorkerLostError(message) from None
 
-    async def _make_room(self, memory: DeviceMemory, needed: int, keep: StageKey) -> None:
-        evictions = memory.make_room(needed, keep, self._cluster.desired(memory.info.id))
+    async def _make_room(
+        self, memory: DeviceMemory, needed: int, keep: frozenset[StageKey]
+    ) -> None:
+        """Free memory for a launch; loads that no launch waits for give way if they must."""
+        desired = self._cluster.desired(memory.info.id)
+        evictions = memory.make_room(needed, keep, desired)
         if evictions is None:
-            message = f"{memory.info.id} cannot make room for {needed} bytes to run {keep}."
+            await self._supersede(memory.info.id, keep)
+            evictions = memory.make_room(needed, keep, desired)
+        if evictions is None:
+            names = ", ".join(map(str, sorted(keep)))
+            message = f"{memory.info.id} cannot make room for {needed} bytes to run {names}."
             raise StageFailedError(message, retryable=True)
-        for stage in evictions:
+        await self._evict(memory, evictions)
+
+    async def _supersede(self, device: DeviceId, keep: frozenset[StageKey]) -> None:
+        idle = [
+            arrival
+            for (where, stage), arrival in self._arrivals.items()
+            if where == device and stage not in keep and not arrival.is_wanted
+        ]
+        for arrival in idle:
+            if not arrival.is_stopping:
+                arrival.stop()
+            await arrival.ended.wait()
+
+    async def _evict(self, memory: DeviceMemory, stages: Sequence[StageKey]) -> None:
+        for stage in stages:
             await self._executor.unload(memory.info.id, stage)
             memory.evict(stage)
+        if self._cluster.memories.get(memory.info.id) is not memory:
+            message = f"Device {memory.info.id} died while it made room."
+            raise WorkerLostError(message)
 
-    async def _load(self, memory: DeviceMemory, stage: StageKey) -> float:
-        device = memory.info.id
-        if self._deaths.get((device, stage), 0) >= DEATHS_ALLOWED:
-            raise StageFailedError(self._why_refused(device, stage) or "", retryable=False)
-        memory.admit(stage, self._cluster.weight_bytes[stage])
-        try:
-            load_s = await self._executor.load(device, stage)
-        except StageFailedError as error:
-            memory.evict(stage)
-            self._refused[device, stage] = str(error)
-            raise
-        except WorkerLostError:
-            self._deaths[device, stage] = self._deaths.get((device, stage), 0) + 1
-            raise
-        memory.loaded.add(stage)
-        self._refused.pop((device, stage), None)
-        self._deaths.pop((device, stage), None)
-        log.info("stage_loaded", device=device, stage=str(stage), load_s=round(load_s, 3))
-        return load_s
+    def check_integrity(self) -> None:
+        """Raise `LedgerError` if something arrives that no memory was promised to."""
+        for device, stage in self._arrivals:
+            memory = self._cluster.memories.get(device)
+            if memory is not None:
+                memory.expect_booked(stage)

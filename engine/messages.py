@@ -40,6 +40,12 @@ class LoadStage(msgspec.Struct, frozen=True, tag=True):
     host: HostCopy | None = None
 
 
+class StopLoad(msgspec.Struct, frozen=True, tag=True):
+    """Stop loading `stage` between two chunks and free what has arrived; harmless if it is over."""
+
+    stage: StageKey
+
+
 class ForgetHostCopy(msgspec.Struct, frozen=True, tag=True):
     """Unmap a host copy: it was deleted."""
 
@@ -86,13 +92,15 @@ class RunStage(msgspec.Struct, frozen=True, tag=True):
 
     `launch` numbers the launches of the node: every member of a team gets them in rising order.
     `seat` is the device's place in its team; None if it works alone. `pause` if the launch is to
-    pause where it begins.
+    pause where it begins. `follows` is the task whose output is the input, if both are of one
+    launch of several stages: the order is refused if that made none.
     """
 
     tasks: tuple[StageTask, ...]
     launch: int
     seat: Seat | None = None
     pause: bool = False
+    follows: TaskId | None = None
 
     @property
     def id(self) -> TaskId:
@@ -122,6 +130,10 @@ class WorkerReady(msgspec.Struct, frozen=True, tag=True):
     memory_bytes: int
 
 
+class LoaderReady(msgspec.Struct, frozen=True, tag=True):
+    """The worker's loader hears orders; a worker is up when both have reported."""
+
+
 class StageLoaded(msgspec.Struct, frozen=True, tag=True):
     """`stage` is resident; loading took `load_s` seconds.
 
@@ -131,6 +143,13 @@ class StageLoaded(msgspec.Struct, frozen=True, tag=True):
     stage: StageKey
     load_s: float
     source: LoadSource
+    filled_bytes: int = 0
+
+
+class StageLoadStopped(msgspec.Struct, frozen=True, tag=True):
+    """`stage` was told to stop and is not resident; see `StageLoaded` for `filled_bytes`."""
+
+    stage: StageKey
     filled_bytes: int = 0
 
 
@@ -217,20 +236,13 @@ class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
     steps_done: int
 
 
-ToWorker = (
-    LoadStage
-    | UnloadStage
-    | ForgetHostCopy
-    | JoinGroup
-    | LeaveGroup
-    | RunStage
-    | PauseTask
-    | CancelTask
-    | Shutdown
-)
+ToLoader = LoadStage | StopLoad | UnloadStage | ForgetHostCopy
+ToWorker = JoinGroup | LeaveGroup | RunStage | PauseTask | CancelTask | Shutdown
 FromWorker = (
     WorkerReady
+    | LoaderReady
     | StageLoaded
+    | StageLoadStopped
     | StageUnloaded
     | StageLoadFailed
     | StepDone

@@ -105,11 +105,15 @@ class Executor(Protocol):
         ...
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
-        """Load a stage's weights on a device; return the seconds it took."""
+        """Load a stage's weights on a device, beside what runs there; return the seconds it took.
+
+        Cancelling the waiting task stops the load between two chunks; it ends when what had
+        arrived is freed.
+        """
         ...
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
-        """Free a stage's weights on a device."""
+        """Free a stage's weights on a device, beside what runs there."""
         ...
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:

@@ -29,6 +29,7 @@ class DeviceMemory:
         self.weights: dict[StageKey, int] = {}
         self.loaded: set[StageKey] = set()
         self.activations: dict[TaskId, int] = {}
+        self._in_use: dict[TaskId, frozenset[StageKey]] = {}
         self._last_used: dict[StageKey, int] = {}
         self._uses = 0
 
@@ -54,24 +55,31 @@ class DeviceMemory:
 
     def evict(self, stage: StageKey) -> None:
         """Take back the memory of a stage's weights."""
+        if stage in self.loaded and stage not in self.idle_stages():
+            message = f"Stage {stage} is in use on {self.info.id}; it cannot be evicted."
+            raise LedgerError(message)
         self.loaded.discard(stage)
         self._changed.add(self.info.id)
         if self.weights.pop(stage, None) is None:
             message = f"Stage {stage} is not resident on {self.info.id}; it cannot be evicted."
             raise LedgerError(message)
 
-    def reserve(self, task: TaskId, size_bytes: int) -> None:
-        """Promise activation memory to a task before it is launched."""
+    def reserve(
+        self, task: TaskId, size_bytes: int, stages: frozenset[StageKey] = frozenset()
+    ) -> None:
+        """Promise activation memory to a task before it is launched; `stages` stay until it ends."""
         if task in self.activations:
             message = f"Task {task} already holds memory on {self.info.id}."
             raise LedgerError(message)
         self._expect_free(size_bytes, f"activations of task {task}")
         self.activations[task] = size_bytes
+        self._in_use[task] = stages
         self._changed.add(self.info.id)
 
     def settle(self, task: TaskId) -> None:
         """Take back a task's activation memory; harmless if it holds none."""
         self.activations.pop(task, None)
+        self._in_use.pop(task, None)
         self._changed.add(self.info.id)
 
     def touch(self, stage: StageKey) -> None:
@@ -79,17 +87,25 @@ class DeviceMemory:
         self._uses += 1
         self._last_used[stage] = self._uses
 
+    def idle_stages(self) -> tuple[StageKey, ...]:
+        """Return the loaded stages that no task uses, least recently used first."""
+        idle = self.loaded.difference(*self._in_use.values())
+        return tuple(sorted(idle, key=lambda stage: self._last_used.get(stage, 0)))
+
     def make_room(
-        self, needed_bytes: int, keep: StageKey, desired: frozenset[StageKey]
+        self,
+        needed_bytes: int,
+        keep: frozenset[StageKey],
+        desired: frozenset[StageKey] = frozenset(),
     ) -> tuple[StageKey, ...] | None:
         """Return which stages to evict so that `needed_bytes` become free; None if impossible.
 
         Stages outside `desired` go first, then the least recently used. `keep` always stays, and
-        so does what is still being loaded.
+        so does what is in use or still being loaded.
         """
         candidates = sorted(
-            (stage for stage in self.loaded if stage != keep),
-            key=lambda stage: (stage in desired, self._last_used.get(stage, 0)),
+            (stage for stage in self.idle_stages() if stage not in keep),
+            key=lambda stage: stage in desired,
         )
         chosen: list[StageKey] = []
         missing = needed_bytes - self.free_bytes
@@ -106,6 +122,12 @@ class DeviceMemory:
                 f"{what} need {size_bytes} bytes but {self.info.id} has {self.free_bytes} free "
                 f"of {self.capacity_bytes}."
             )
+            raise LedgerError(message)
+
+    def expect_booked(self, stage: StageKey) -> None:
+        """Raise `LedgerError` if a stage that is on its way was promised no memory."""
+        if stage not in self.weights or stage in self.loaded:
+            message = f"Stage {stage} arrives on {self.info.id} without having been booked."
             raise LedgerError(message)
 
     def check_integrity(self) -> None:

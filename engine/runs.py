@@ -28,6 +28,7 @@ from engine.types import (
     Preview,
     Purpose,
     SavedLatent,
+    StageKey,
     StageKind,
     StageTask,
     StageTiming,
@@ -153,7 +154,32 @@ class RequestRun:
         """Return the task of a ready node."""
         return self._task(self.progress.graph.nodes[node])
 
-    def _task(self, node: StageNode) -> StageTask:
+    def next_node(self, node: NodeId, stage: StageKey) -> NodeId | None:
+        """Return the first node of a stage that needs a node's output and nothing else.
+
+        None if the request's workers failed in that stage: such tasks are let run one by one.
+        """
+        graph = self.progress.graph
+        if stage.kind in self._suspect:
+            return None
+        return next(
+            (
+                child
+                for child in graph.children[node]
+                if graph.nodes[child].stage == stage and graph.parents[child] == (node,)
+            ),
+            None,
+        )
+
+    def foresee(self, node: NodeId) -> StageTask:
+        """Return the task that a node will be once its parents are done, but for its inputs."""
+        return self._task(self.progress.graph.nodes[node], inputs=())
+
+    def is_done(self, node: NodeId) -> bool:
+        """Whether a node has finished."""
+        return self.progress.states[node] is NodeState.DONE
+
+    def _task(self, node: StageNode, inputs: tuple[HandoffRef, ...] | None = None) -> StageTask:
         attempt = self.progress.attempts[node.id] + 1
         return StageTask(
             id=TaskId(f"{self.request.id}/{node.id}/{attempt}"),
@@ -161,7 +187,7 @@ class RequestRun:
             node=node.id,
             stage=node.stage,
             image_index=node.image_index,
-            inputs=self._inputs(node),
+            inputs=self._inputs(node) if inputs is None else inputs,
             sequence=self._sequence,
             attempt=attempt,
             ready_s=self._ready_s[node.id],

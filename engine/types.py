@@ -235,11 +235,23 @@ class Placement(msgspec.Struct, frozen=True):
     stages: Mapping[DeviceId, frozenset[StageKey]]
 
 
+class Leg(msgspec.Struct, frozen=True):
+    """A stage that follows in the same launch, of the same request and output, on the same team."""
+
+    stage: StageKey
+    expected_s: float
+    activation_bytes: int
+
+
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """A task for a team of devices (one device per degree), with what it is expected to cost.
 
-    `riders` are further tasks of the same stage that share the launch: a batch. `activation_bytes`
-    is per device; `expected_s` covers the launch from its acquisition on.
+    `riders` are further tasks of the same stage that share the launch: a batch. `then` are the
+    stages that the team goes on with, in order, without asking again. `activation_bytes` is per
+    device and of the task alone; `expected_s` covers the task from its acquisition on.
+
+    `follows` is set by the core on the orders for such stages: the task whose output is the input.
+    If that makes none (it fails, is cancelled or paused), the order is refused.
     """
 
     task: StageTask
@@ -248,6 +260,23 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes: int
     why: str
     riders: tuple[StageTask, ...] = ()
+    then: tuple[Leg, ...] = ()
+    follows: TaskId | None = None
+
+    @property
+    def stages(self) -> frozenset[StageKey]:
+        """All stages that have to be resident for the launch."""
+        return frozenset({self.task.stage, *(leg.stage for leg in self.then)})
+
+    @property
+    def peak_activation_bytes(self) -> int:
+        """Most that the task and what follows it take at once, per device."""
+        return max([self.activation_bytes, *(leg.activation_bytes for leg in self.then)])
+
+    @property
+    def until_end_s(self) -> float:
+        """Seconds that the task and what follows it are expected to take."""
+        return self.expected_s + sum(leg.expected_s for leg in self.then)
 
     @property
     def degree(self) -> int:

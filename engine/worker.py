@@ -12,7 +12,6 @@ import argparse
 import os
 import signal
 import threading
-import time
 from collections import deque
 from pathlib import Path
 from typing import NoReturn
@@ -26,25 +25,20 @@ from engine.executors.slot import BEAT_SUFFIX
 from engine.messages import (
     BreakGroup,
     CancelTask,
-    ForgetHostCopy,
     FromWorker,
     JoinGroup,
     LatentShown,
     LeaveGroup,
-    LoadStage,
     PauseTask,
     RunStage,
     Shutdown,
-    StageLoaded,
-    StageLoadFailed,
-    StageUnloaded,
     StepDone,
     ToWorker,
-    UnloadStage,
     WorkerReady,
 )
 from engine.stages.groups import Groups
-from engine.stages.running import Said, TaskRunner, describe
+from engine.stages.loader_thread import LoaderThread
+from engine.stages.running import Said, TaskRunner
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, TaskId
@@ -64,12 +58,12 @@ class Worker:
         device: torch.device,
         transport: FileTransport,
         groups: Groups,
+        shelf: StageShelf,
     ) -> None:
-        """Begin with no stage loaded."""
-        self._socket, self._device = socket, device
-        self._shelf = StageShelf(device)
+        """Take the shelf of loaded stages, which the loader thread fills."""
+        self._socket, self._device, self._shelf = socket, device, shelf
         self._groups = groups
-        self._runner = TaskRunner(self._shelf.stages, transport, device, groups, self)
+        self._runner = TaskRunner(shelf.stages, transport, device, groups, self)
         self._inbox: deque[ToWorker] = deque()
         self._launched = 0
         self._current: TaskId | None = None
@@ -82,13 +76,6 @@ class Worker:
         self._send(WorkerReady(device_memory_bytes(self._device)))
         while not isinstance(message := self._next(), Shutdown):
             match message:
-                case LoadStage():
-                    self._send(self._load(message))
-                case UnloadStage(stage):
-                    self._shelf.unload(stage)
-                    self._send(StageUnloaded(stage))
-                case ForgetHostCopy(path):
-                    self._shelf.forget_host_copy(path)
                 case JoinGroup(seat):
                     self._groups.join(seat)
                 case LeaveGroup(group):
@@ -102,7 +89,8 @@ class Worker:
         self._launched, self._current = order.launch, order.id
         if order.pause:
             self._pausing.add(order.id)
-        ending = self._runner.run(order)
+        with self._shelf.undisturbed():
+            ending = self._runner.run(order)
         self._current = None
         self._cancelled.discard(order.id)
         self._pausing.discard(order.id)
@@ -129,16 +117,6 @@ class Worker:
 
     def _send(self, message: FromWorker) -> None:
         self._socket.send(msgspec.msgpack.encode(message))
-
-    def _load(self, order: LoadStage) -> StageLoaded | StageLoadFailed:
-        began = time.perf_counter()
-        try:
-            loaded = self._shelf.load(order)
-        except Exception as error:  # process boundary: reported, not swallowed
-            log.exception("stage_load_failed", stage=str(order.stage))
-            return StageLoadFailed(order.stage, f"Cannot load {order.stage}: {describe(error)}")
-        load_s = time.perf_counter() - began
-        return StageLoaded(order.stage, load_s, loaded.source, loaded.filled_bytes)
 
     def report_step(self, launch: TaskId, step: int, steps: int) -> None:
         """Tell the controller of a denoise step."""
@@ -204,7 +182,11 @@ def main() -> None:
     socket.setsockopt(zmq.IDENTITY, args.identity.encode())
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(args.endpoint)
-    Worker(socket, device, FileTransport(Path(args.handoff_folder), device), groups).serve()
+    shelf = StageShelf(device)
+    loader = LoaderThread(args.endpoint, args.identity, shelf)
+    threading.Thread(target=loader.serve, args=(args.threads,), daemon=True).start()
+    transport = FileTransport(Path(args.handoff_folder), device)
+    Worker(socket, device, transport, groups, shelf).serve()
     socket.close(linger=1000)
     os._exit(0)  # threads wait on sockets and on standard input; nothing is left to flush
 

@@ -1,10 +1,11 @@
 """What making a stage resident takes: from its files, from the host copy, and as diffusers loads it.
 
 Every sample is a load of one stage onto a CPU device, on one thread, in this process: `today` is
-`from_pretrained`, `cold` is the first load of a node (files into the host copy, then to the device),
+`from_pretrained` (which maps float32 files and reads them only when they are used), `read` the same
+with every page of the weights touched once, `cold` is the first load of a node (files into the host copy, then to the device),
 `warm` the first load of another worker (host copy to the device, modules built), `again` one that
-was evicted before (the copy alone). Before `today` and `cold` the files are dropped from the page
-cache. Run as `make bench-loading`, or with `ARGS="--help"`.
+was evicted before (the copy alone). Before `today`, `read` and `cold` the files are dropped from the page
+cache. Seconds are given of the clock and of this process's CPU time, since the machine is shared. Run as `make bench-loading`, or with `ARGS="--help"`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from engine.handoff import PrivateFolder
 from engine.host_store import booked_bytes, delete_copy
 from engine.messages import HostCopy, LoadStage
 from engine.stages.random_model import write_model
-from engine.stages.registry import load_stage
+from engine.stages.registry import load_parts, load_stage
 from engine.stages.shelf import StageShelf
 from engine.types import StageKind
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 CPU = torch.device("cpu")
+LOADS = ("today", "read", "cold", "warm", "again")
 
 
 def write_larger(folder: Path, layers: int) -> None:
@@ -63,24 +65,35 @@ def drop_from_page_cache(folder: Path) -> None:
         os.close(descriptor)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return what `work` takes; what it made is freed after the clock has stopped."""
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the clock's and the CPU's seconds; what `work` made is freed after they stopped."""
     gc.collect()
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     made = work()
-    taken_s = time.perf_counter() - began
+    taken = time.perf_counter() - began, time.process_time() - began_cpu
     del made
-    return taken_s
+    return taken
+
+
+def load_and_read(folder: Path, family: str, kind: StageKind) -> object:
+    """Load as diffusers does and touch every page of the weights."""
+    parts = load_parts(folder, family, kind, torch.float32)
+    for module in parts.modules.values():
+        for parameter in module.parameters():
+            parameter.detach().reshape(-1)[::1024].sum()
+    return parts
 
 
 def measure(spec: PipelineSpec, kind: StageKind, rounds: int, memory: Path) -> dict[str, Any]:
-    """Take all four times in turns; the first round warms up and is not counted."""
+    """Take all times in turns; the first round warms up and is not counted."""
     folder, stage, path = Path(spec.folder), spec.stage(kind), memory / "copy"
-    samples: dict[str, list[float]] = {name: [] for name in ("today", "cold", "warm", "again")}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADS}
     copy_bytes = 0
     for _ in range(rounds + 1):
         drop_from_page_cache(folder)
         samples["today"].append(seconds(lambda: load_stage(folder, spec.family, kind, CPU)))
+        drop_from_page_cache(folder)
+        samples["read"].append(seconds(lambda: load_and_read(folder, spec.family, kind)))
         drop_from_page_cache(folder)
         empty = HostCopy(
             str(path), is_filled=False, size_bytes=booked_bytes(spec.weight_bytes[kind])
@@ -101,9 +114,14 @@ def measure(spec: PipelineSpec, kind: StageKind, rounds: int, memory: Path) -> d
         "stage": kind.value,
         "weight_bytes": spec.weight_bytes[kind],
         "host_copy_bytes": copy_bytes,
-        "median_s": {name: statistics.median(values) for name, values in counted.items()},
-        "samples_s": counted,
+        "median_s": _medians(counted, 0),
+        "median_cpu_s": _medians(counted, 1),
+        "samples_s_and_cpu_s": counted,
     }
+
+
+def _medians(samples: dict[str, list[tuple[float, float]]], index: int) -> dict[str, float]:
+    return {name: statistics.median(v[index] for v in values) for name, values in samples.items()}
 
 
 def environment() -> dict[str, Any]:
@@ -136,7 +154,8 @@ def main() -> None:
             rows += [measure(spec, kind, args.rounds, memory.path) for kind in StageKind]
     memory.close()
     for row in rows:
-        times = "  ".join(f"{name} {value:7.3f} s" for name, value in row["median_s"].items())
+        cpu = row["median_cpu_s"]
+        times = "  ".join(f"{k} {v:6.3f} ({cpu[k]:.3f}) s" for k, v in row["median_s"].items())
         print(f"{row['model']:>8} {row['stage']:<8} {row['weight_bytes'] / 1e6:8.1f} MB  {times}")
     report = {"benchmark": "loading", **environment(), "rounds": args.rounds, "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from engine.errors import RequestCancelledError, WorkerLostError
+from engine.errors import RequestCancelledError, StageFailedError, WorkerLostError
 from engine.handoff import preview_of
 from engine.messages import StageReport
 from engine.previews import preview_steps
@@ -125,6 +125,7 @@ class FakeExecutor:
         self._lead_s, self._restart_s, self._witness = lead_s, restart_s, witness
         self._listener: DeviceListener | None = None
         self._running: dict[str, Work] = {}
+        self._made: dict[TaskId, asyncio.Future[bool]] = {}
         self._resident: dict[DeviceId, set[StageKey]] = {device: set() for device in self._infos}
         self._down: set[DeviceId] = set()
         self._restarts: set[asyncio.Task[None]] = set()
@@ -144,11 +145,15 @@ class FakeExecutor:
             listener.device_ready(info)
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
-        """Let the load time pass, unless the device is killed meanwhile."""
+        """Let the load time pass, unless the device is killed or the load cancelled meanwhile."""
         duration_s = self._load_s(stage, self._has_peer(device, stage))
         started_s = self._clock.now()
-        work = self._begin(f"load {stage} on {device}", [device], [started_s + duration_s])
-        await work.wait()
+        name = f"load {stage} on {device}"
+        work = self._begin(name, [device], [started_s + duration_s])
+        try:
+            await work.wait()
+        finally:
+            self._running.pop(name, None)
         self._resident[device].add(stage)
         if self._witness is not None:
             self._witness.loaded(device, stage, started_s)
@@ -168,6 +173,24 @@ class FakeExecutor:
             self._witness.evicted(device, stage)
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
+        """Let the launch's time pass, after that of the launch it follows."""
+        if assignment.follows is None and not assignment.then:
+            return await self._run(assignment)
+        made = self._made[assignment.task.id] = asyncio.get_running_loop().create_future()
+        try:
+            before = self._made.get(assignment.follows) if assignment.follows else None
+            if assignment.follows and (before is None or not await asyncio.shield(before)):
+                message = f"{assignment.follows} made no output for {assignment.task.id}."
+                raise StageFailedError(message, retryable=True)
+            reports = await self._run(assignment)
+            made.set_result(not reports[0].paused)
+            return reports
+        finally:
+            if not made.done():
+                made.set_result(False)
+            del self._made[assignment.task.id]
+
+    async def _run(self, assignment: Assignment) -> tuple[StageReport, ...]:
         """Let the launch's time pass, unless a device is killed or the task cancelled or paused."""
         task, started_s = assignment.task, self._clock.now()
         if self._keep_launches:

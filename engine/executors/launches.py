@@ -23,7 +23,7 @@ from engine.errors import (
 )
 from engine.executors.groups import GroupTable, Members
 from engine.messages import FromWorker, LaunchDone, RunStage, StageReport, ToWorker
-from engine.types import Assignment, DeviceId, StageTask
+from engine.types import Assignment, DeviceId
 
 STRAGGLE_S = 20.0  # for a member to notice that its team broke; a kernel may take some seconds
 
@@ -65,7 +65,7 @@ class Launches:
         if down:
             message = f"Device {down[0]} has no live worker."
             raise WorkerLostError(message)
-        calls = self._order(members, assignment.tasks, pause=pause)
+        calls = self._order(members, assignment, pause=pause)
         try:
             await self._all_ended(members, calls)
         finally:
@@ -77,12 +77,13 @@ class Launches:
         return _merged([call.result() for call in calls])
 
     def _order(
-        self, members: Members, tasks: tuple[StageTask, ...], *, pause: bool
+        self, members: Members, assignment: Assignment, *, pause: bool
     ) -> list[asyncio.Future[FromWorker]]:
         """Send a launch's orders to all members in one go."""
         self._count += 1
+        tasks, number, follows = assignment.tasks, self._count, assignment.follows
         return [
-            self._line.call(device, tasks[0].id, RunStage(tasks, self._count, seat, pause))
+            self._line.call(device, tasks[0].id, RunStage(tasks, number, seat, pause, follows))
             for device, seat in zip(members, self._groups.seats(members), strict=True)
         ]
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -29,30 +27,30 @@ from engine.errors import (
 )
 from engine.executors.groups import GroupTable
 from engine.executors.launches import Launches
+from engine.executors.loads import Loads
 from engine.executors.mailbox import Mailbox
-from engine.executors.slot import BEAT_SUFFIX, WorkerSettings, WorkerSlot
-from engine.handoff import HandoffStore, PrivateFolder, preview_of
-from engine.host_store import HostStore, booked_bytes
+from engine.executors.slot import BEAT_SUFFIX, LOAD_SUFFIX, WorkerSettings, WorkerSlot
+from engine.handoff import HandoffStore, PrivateFolder, handoff_path, preview_of
 from engine.messages import (
     BreakGroup,
     CancelTask,
-    ForgetHostCopy,
     FromWorker,
     LatentShown,
     LaunchDone,
-    LoadStage,
+    LoaderReady,
     PauseTask,
     Shutdown,
     StageLoaded,
     StageLoadFailed,
+    StageLoadStopped,
     StageReport,
     StageUnloaded,
     StepDone,
     TaskCancelled,
     TaskFailed,
     TeamBroke,
+    ToLoader,
     ToWorker,
-    UnloadStage,
     WorkerReady,
 )
 from engine.types import (
@@ -109,11 +107,6 @@ class LocalExecutor:
         self._folder = PrivateFolder()
         self._endpoint = f"ipc://{self._folder.path}/engine.sock"
         self._handoffs = HandoffStore(self._folder.path / "handoff")
-        self._host = HostStore(
-            self._folder.path / "weights",
-            _host_budget(self._folder.path, specs) if host_bytes is None else host_bytes,
-            self._forget_host_copy,
-        )
         group_folder = self._folder.path / "groups"
         group_folder.mkdir(mode=0o700)
         settings = WorkerSettings(
@@ -126,6 +119,14 @@ class LocalExecutor:
         self._slots = {name: WorkerSlot(name, settings) for name in names}
         self._groups = GroupTable(self, names)
         self._launches = Launches(self, self._groups)
+        self._loads = Loads(
+            self._specs,
+            names,
+            self._folder.path,
+            host_bytes,
+            ask=self._ask_loader,
+            tell=self._tell_loader,
+        )
         self._pausing: dict[DeviceId, TaskId] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -156,26 +157,28 @@ class LocalExecutor:
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Load a stage through the node's host copy; return the seconds the worker measured."""
-        spec = self._specs[stage.model]
-        async with self._host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
-            message = LoadStage(stage, spec.folder, spec.family, loan.copy)
-            reply = await self.call(device, f"load {stage}", message)
-            assert isinstance(reply, StageLoaded)
-            loan.filled_bytes = reply.filled_bytes
-        return reply.load_s
-
-    def _forget_host_copy(self, path: str) -> None:
-        for device in self._slots:
-            self.send(device, ForgetHostCopy(path))
+        return await self._loads.load(device, stage)
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
         """Free a stage's weights."""
-        await self.call(device, f"unload {stage}", UnloadStage(stage))
+        await self._loads.unload(device, stage)
+
+    def _ask_loader(
+        self, device: DeviceId, key: str, order: ToLoader
+    ) -> asyncio.Future[FromWorker]:
+        reply = self._expect(device, key)
+        self._tell_loader(device, order)
+        return reply
+
+    def _tell_loader(self, device: DeviceId, order: ToLoader) -> None:
+        self._post(device, LOAD_SUFFIX, order)
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
         """Run a launch on its team and keep what it leaves for the next stages."""
         leader = self._groups.in_order(assignment.team)[0]
         pause = self._pausing.pop(leader, None) == assignment.task.id
+        if assignment.follows is not None:
+            assignment = self._with_input(assignment, assignment.follows)
         try:
             reports = await self._launches.run(assignment, pause=pause)
         except (WorkerLostError, StageFailedError, RequestCancelledError):
@@ -186,6 +189,13 @@ class LocalExecutor:
             if report.output is not None:
                 self._handoffs.adopt(report.output)
         return reports
+
+    def _with_input(self, assignment: Assignment, made_by: TaskId) -> Assignment:
+        """Say where the input of an order that is sent ahead will lie."""
+        path = handoff_path(self._handoffs.folder, made_by)
+        ref = HandoffRef(assignment.task.node, str(path), 0)
+        task = msgspec.structs.replace(assignment.task, inputs=(ref,))
+        return msgspec.structs.replace(assignment, task=task)
 
     def _discard(self, task: StageTask) -> None:
         """Delete what a failed task may have written and not told of."""
@@ -229,13 +239,17 @@ class LocalExecutor:
 
     def call(self, device: DeviceId, key: str, message: ToWorker) -> asyncio.Future[FromWorker]:
         """Send an order to a live worker and return its reply to come."""
+        reply = self._expect(device, key)
+        self.send(device, message)
+        return reply
+
+    def _expect(self, device: DeviceId, key: str) -> asyncio.Future[FromWorker]:
         slot = self._slots[device]
         if not slot.is_ready:
             message_text = f"Device {device} has no live worker."
             raise WorkerLostError(message_text)
         reply = slot.mailbox.expect(key)
         slot.answered()  # the time to answer begins now
-        self.send(device, message)
         return reply
 
     def send(self, device: DeviceId, message: ToWorker) -> None:
@@ -252,17 +266,20 @@ class LocalExecutor:
         log.error("worker_killed", device=device, why=why)
         self._slots[device].kill(why)
 
-    def _post(self, device: DeviceId, socket: str, message: ToWorker | BreakGroup) -> None:
+    def _post(
+        self, device: DeviceId, socket: str, message: ToWorker | ToLoader | BreakGroup
+    ) -> None:
         slot = self._slots[device]
         if slot.is_ready:  # ROUTER drops messages to unknown peers; a dead one is handled by exit
             payload = [f"{slot.identity}{socket}".encode(), msgspec.msgpack.encode(message)]
             self._socket.send_multipart(payload, flags=zmq.NOBLOCK)
 
     async def _receive(self) -> None:
-        by_beat = BEAT_SUFFIX.encode()
+        by_beat, by_load = BEAT_SUFFIX.encode(), LOAD_SUFFIX.encode()
         while True:
             identity, *payload = await self._socket.recv_multipart()
-            slot = self._slot_of(identity.removesuffix(by_beat).decode(errors="replace"))
+            name = identity.removesuffix(by_beat).removesuffix(by_load)
+            slot = self._slot_of(name.decode(errors="replace"))
             if slot is None:
                 continue  # a last word of a process that was replaced
             if identity.endswith(by_beat):
@@ -283,10 +300,11 @@ class LocalExecutor:
     def _accept(self, slot: WorkerSlot, message: FromWorker) -> None:
         match message:
             case WorkerReady(memory_bytes):
-                slot.is_ready = True
-                self._groups.came_up(slot.device)
-                info = DeviceInfo(slot.device, NODE, self._share_of(memory_bytes))
-                self._tell().device_ready(info)
+                slot.memory_bytes = memory_bytes
+                self._welcome(slot)
+            case LoaderReady():
+                slot.loader_is_ready = True
+                self._welcome(slot)
             case StepDone(task, step, steps):
                 self._tell().task_progressed(task, step, steps)
             case LatentShown(task, index, latent):
@@ -295,13 +313,21 @@ class LocalExecutor:
             case _:
                 _answer(slot.mailbox, message)
 
+    def _welcome(self, slot: WorkerSlot) -> None:
+        """Put a worker to use once it hears orders on both of its sockets."""
+        if slot.memory_bytes is not None and slot.loader_is_ready:
+            slot.is_ready = True
+            self._groups.came_up(slot.device)
+            info = DeviceInfo(slot.device, NODE, self._share_of(slot.memory_bytes))
+            self._tell().device_ready(info)
+
     def _share_of(self, found_bytes: int) -> int:
         """Return what a device may hold: CPU devices share equally what host copies leave."""
         if self._memory_bytes is not None:
             return self._memory_bytes
         if self._device_kind == "cuda":
             return found_bytes
-        return max(0, found_bytes - self._host.budget_bytes) // len(self._slots)
+        return max(0, found_bytes - self._loads.host.budget_bytes) // len(self._slots)
 
     def _tell(self) -> DeviceListener:
         assert self._listener is not None  # messages arrive only after start
@@ -363,14 +389,9 @@ def _answer(mailbox: Mailbox, message: FromWorker) -> None:
             mailbox.refuse(task, NotFiniteError(error) if not_finite else failure)
         case TaskCancelled(task):
             mailbox.refuse(task, RequestCancelledError(f"Task {task} was cancelled."))
-        case StageLoaded(stage):
+        case StageLoaded(stage) | StageLoadStopped(stage):
             mailbox.deliver(f"load {stage}", message)
         case StageLoadFailed(stage, error):
             mailbox.refuse(f"load {stage}", StageFailedError(error, retryable=False))
         case StageUnloaded(stage):
             mailbox.deliver(f"unload {stage}", message)
-
-
-def _host_budget(folder: Path, specs: Sequence[PipelineSpec]) -> int:
-    weights = [size for spec in specs for size in spec.weight_bytes.values()]
-    return min(shutil.disk_usage(folder).free // 2, sum(map(booked_bytes, weights)))

@@ -20,7 +20,7 @@ from engine.executors.mailbox import Mailbox
 from engine.types import DeviceId
 
 WORKER_MODULE = "engine.worker"
-BEAT_SUFFIX = "/beat"
+BEAT_SUFFIX, LOAD_SUFFIX = "/beat", "/load"  # of the identities of a worker's other sockets
 START_S = 120.0  # imports and the first beat
 SILENCE_S = 20.0  # between two beats; they come every second
 STALL_S = 900.0  # between two answers or denoise steps while something is asked for
@@ -46,13 +46,16 @@ class WorkerSlot:
     """The process that serves a device now, and the calls that wait for it.
 
     Attributes:
-        is_ready: whether the process has reported for work.
+        is_ready: whether the process and its loader have reported for work.
+        memory_bytes: what the process has found; None until it reported.
+        loader_is_ready: whether its loader has reported.
     """
 
     def __init__(self, device: DeviceId, settings: WorkerSettings) -> None:
         """Begin without a process."""
         self.device = device
-        self.is_ready = False
+        self.is_ready = self.loader_is_ready = False
+        self.memory_bytes: int | None = None
         self.mailbox = Mailbox()
         self._settings = settings
         self._process: asyncio.subprocess.Process | None = None
@@ -93,6 +96,7 @@ class WorkerSlot:
         assert self._process is not None
         code = await self._process.wait()
         self._process, self.is_ready = None, False
+        self.memory_bytes, self.loader_is_ready = None, False
         self._incarnation += 1  # from here on its last words are stale
         reason = f"Worker of {self.device} ended with {_told(code)}."
         if self._why_killed is not None:

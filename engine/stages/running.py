@@ -68,9 +68,17 @@ class TaskRunner:
         """Take the worker's loaded stages, which it goes on changing."""
         self._stages, self._transport, self._groups = stages, transport, groups
         self._device, self._orders = device, orders
+        self._made: TaskId | None = None
 
     def run(self, order: RunStage) -> Ending:
-        """Run a launch and return what came of it; raises nothing."""
+        """Run a launch and return what came of it; raises nothing.
+
+        One that follows a task is refused unless that has just made its output here.
+        """
+        made, self._made = self._made, None
+        if order.follows not in {None, made}:
+            message = f"{order.follows} made no output for {order.id}."
+            return TaskFailed(order.id, message, retryable=True)
         ending = self._attempt(order)
         if order.seat is not None and isinstance(ending, TaskFailed | TeamBroke):
             self._groups.leave(order.seat.group)  # or the others would wait for this member
@@ -111,6 +119,7 @@ class TaskRunner:
             for job, result in zip(jobs, results, strict=True)
         ]
         send_s = clock.lap()
+        self._made = None if any(result.snapshot for result in results) else order.id
         reports = [
             StageReport(
                 task=job.task.id,

@@ -7,7 +7,9 @@ of a copy.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,9 +57,18 @@ class StageShelf:
         """Begin empty."""
         self._device = device
         self._maps = PinnedMaps(device)
+        self._reading = threading.Lock()
+        self._reading_disturbs = dtype_for(device.type) is not torch.get_default_dtype()
         self.stages: dict[StageKey, Stage] = {}
         self._sketches: dict[StageKey, Parts] = {}
         self._unbind: dict[StageKey, Callable[[], None]] = {}
+
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """Keep stages from being read from files while one runs, where that would change it.
+
+        Libraries set the process's default number format while they read weights in another one.
+        """
+        return self._reading if self._reading_disturbs else nullcontext()
 
     def load(self, order: LoadStage, stopped: Callable[[], bool] = lambda: False) -> Loaded:
         """Make a stage resident, unless `stopped()` becomes true between two chunks."""
@@ -94,7 +105,8 @@ class StageShelf:
 
     def _read(self, order: LoadStage) -> Parts:
         dtype = dtype_for(self._device.type)
-        return load_parts(Path(order.folder), order.family, order.stage.kind, dtype)
+        with self._reading:
+            return load_parts(Path(order.folder), order.family, order.stage.kind, dtype)
 
     def _sketch(self, order: LoadStage) -> Parts:
         try:

@@ -34,7 +34,8 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         batch: most encodes in one launch.
         weights: share of the cluster per tenant, 1 if not named.
         fairness_half_life_s: how fast what a tenant has used is forgotten.
-        prefetch: load a queued stage's weights into free memory before its turn.
+        prefetch: load the weights of stages that a busy device should hold beside what it runs.
+        merge: stages of a request that would run on one device anyway become one launch.
     """
 
     solver: str = "greedy"
@@ -60,6 +61,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     weights: Mapping[str, float] = {}
     fairness_half_life_s: float = 600.0
     prefetch: bool = False
+    merge: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would divide by zero or decide nothing."""
@@ -75,4 +77,4 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
 
 # What worker processes can carry out today: one task a launch, on one device from start to end or
 # pause.
-WORKERS = Knobs(batch=1, resize=False)
+WORKERS = Knobs(batch=1, resize=False, prefetch=True)

@@ -66,7 +66,7 @@ class MemoryLedger(RuleBasedStateMachine):
         desired=st.frozensets(st.sampled_from(STAGES)),
     )
     def make_room(self, needed: int, keep: StageKey, desired: frozenset[StageKey]) -> None:
-        evictions = self.memory.make_room(needed, keep, desired)
+        evictions = self.memory.make_room(needed, frozenset({keep}), desired)
         if evictions is None:
             weights = self.memory.weights
             most = sum(weights[stage] for stage in self.memory.loaded if stage != keep)

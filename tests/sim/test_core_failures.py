@@ -200,7 +200,8 @@ def test_a_retry_after_an_out_of_memory_finds_the_device_cleared() -> None:
         await sim.core.close()
         return attempts, unloaded
 
-    assert run_virtual(scenario()) == ([1, 1, 2, 1], 2)
+    # the decode that was to follow the first diffuse is refused, and loaded again for its own launch
+    assert run_virtual(scenario()) == ([1, 1, 1, 2, 1], 2)
 
 
 def test_readiness_refuses_what_the_ledger_would_refuse() -> None:

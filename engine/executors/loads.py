@@ -1,0 +1,95 @@
+"""Loads and unloads of one node's workers: over their loader threads, through the host store."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError
+from engine.host_store import HostStore, Loan, booked_bytes
+from engine.messages import (
+    ForgetHostCopy,
+    FromWorker,
+    LoadStage,
+    StageLoaded,
+    StageLoadStopped,
+    StopLoad,
+    ToLoader,
+    UnloadStage,
+)
+from engine.types import DeviceId, ModelId, StageKey
+
+if TYPE_CHECKING:
+    from engine.pipelines import PipelineSpec
+
+
+class Loads:
+    """Makes stages resident on the devices of one node.
+
+    Args:
+        ask: sends an order to a device's loader and waits for the reply to `key`.
+        tell: sends one that has no reply.
+        host_bytes: what host copies may take together; None: what all models weigh, or half of
+            what is free under `folder` if that is less.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[ModelId, PipelineSpec],
+        devices: Iterable[DeviceId],
+        folder: Path,
+        host_bytes: int | None,
+        *,
+        ask: Callable[[DeviceId, str, ToLoader], Awaitable[FromWorker]],
+        tell: Callable[[DeviceId, ToLoader], None],
+    ) -> None:
+        """Make the host store's folder."""
+        self._specs, self._devices = specs, tuple(devices)
+        self._ask, self._tell = ask, tell
+        budget = _host_budget(folder, specs.values()) if host_bytes is None else host_bytes
+        self.host = HostStore(folder / "weights", budget, self._forget)
+
+    def _forget(self, path: str) -> None:
+        for device in self._devices:
+            self._tell(device, ForgetHostCopy(path))
+
+    async def load(self, device: DeviceId, stage: StageKey) -> float:
+        """Load a stage; see `Executor.load`. Returns the seconds the worker measured."""
+        spec = self._specs[stage.model]
+        async with self.host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
+            order = LoadStage(stage, spec.folder, spec.family, loan.copy)
+            asking = asyncio.ensure_future(self._ask(device, f"load {stage}", order))
+            try:
+                reply = await asyncio.shield(asking)
+            except asyncio.CancelledError:
+                await self._stop(device, stage, asking, loan)
+                raise
+            assert isinstance(reply, StageLoaded)
+            loan.filled_bytes = reply.filled_bytes
+            return reply.load_s
+
+    async def _stop(
+        self, device: DeviceId, stage: StageKey, asking: asyncio.Future[FromWorker], loan: Loan
+    ) -> None:
+        """Stop a load between two chunks, or undo it if it was too late for that."""
+        self._tell(device, StopLoad(stage))
+        with suppress(EngineError):  # it failed or its worker died: nothing is there
+            match await asking:
+                case StageLoaded(filled_bytes=filled_bytes):
+                    loan.filled_bytes = filled_bytes
+                    await self.unload(device, stage)
+                case StageLoadStopped(filled_bytes=filled_bytes):
+                    loan.filled_bytes = filled_bytes
+
+    async def unload(self, device: DeviceId, stage: StageKey) -> None:
+        """Free a stage's weights."""
+        await self._ask(device, f"unload {stage}", UnloadStage(stage))
+
+
+def _host_budget(folder: Path, specs: Iterable[PipelineSpec]) -> int:
+    weights = [size for spec in specs for size in spec.weight_bytes.values()]
+    return min(shutil.disk_usage(folder).free // 2, sum(map(booked_bytes, weights)))
