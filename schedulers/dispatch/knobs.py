@@ -77,4 +77,4 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
 
 # What worker processes can carry out today: one task a launch, on one device from start to end or
 # pause.
-WORKERS = Knobs(batch=1, resize=False, prefetch=True)
+WORKERS = Knobs(batch=1, resize=False, prefetch=True, merge=True)

@@ -31,6 +31,7 @@ from schedulers.dispatch.fairness import Accounts
 from schedulers.dispatch.feasibility import why_impossible
 from schedulers.dispatch.growth import scale_up
 from schedulers.dispatch.knobs import Knobs
+from schedulers.dispatch.merging import merge
 from schedulers.dispatch.prefetching import prefetch
 from schedulers.dispatch.prospects import Curves, Prospect
 from schedulers.dispatch.ranking import Ranking
@@ -79,11 +80,12 @@ class TridentDispatcher:
         self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
         scale_up(decision)
         shrink(decision)
+        merge(decision)
         place_previews(decision, [task for task in ready if task.purpose is Purpose.PREVIEW])
         prefetch(decision)
         for launch in decision.launches:
             for task in launch.tasks:
-                share_s = launch.degree * launch.expected_s / len(launch.tasks)
+                share_s = launch.degree * launch.until_end_s / len(launch.tasks)
                 self._accounts.charge(task.request.tenant, share_s, view.now_s)
         return decision.plan(PlanId(next(self._ids)), self._next_decision_s(view.now_s))
 
