@@ -8,13 +8,13 @@ later start can sweep what a killed controller left behind.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from engine.errors import LedgerError
+from engine.handoff_buffer import HandoffBuffer, handoff_name
 from engine.types import HandoffRef, NodeId, TaskId
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
@@ -23,9 +23,8 @@ _PREFIX = "trident-engine-"
 
 
 def handoff_path(folder: Path, task: TaskId) -> Path:
-    """Return the file that `task` leaves its output in; safe for any id."""
-    name = hashlib.sha256(task.encode()).hexdigest()[:32]
-    return folder / f"{name}.safetensors"
+    """Return the file that `task` leaves its output in, unless it spills; safe for any id."""
+    return folder / handoff_name(task)
 
 
 def preview_of(task: TaskId, index: int) -> TaskId:
@@ -40,10 +39,15 @@ class HandoffStore:
         folder: where workers write; readable by this user only.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Make the folder."""
+    def __init__(
+        self, folder: Path, budget_bytes: int | None = None, spill: Path | None = None
+    ) -> None:
+        """Make the folder; beyond `budget_bytes` workers write to the folder `spill`."""
         self.folder = folder
         self.folder.mkdir(mode=0o700)
+        if budget_bytes is not None and spill is not None:
+            HandoffBuffer.set_bound(folder, budget_bytes, spill)
+        self._buffer = HandoffBuffer(folder)
         self._alive: dict[str, int] = {}
 
     @property
@@ -57,11 +61,15 @@ class HandoffStore:
 
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
         """Write a hand-off that was kept elsewhere, and account for it."""
-        path = handoff_path(self.folder, task)
-        path.write_bytes(content)
+        with self._buffer.place(task, len(content)) as path:
+            path.write_bytes(content)
         ref = HandoffRef(node, str(path), len(content))
         self.adopt(ref)
         return ref
+
+    def holds(self, ref: HandoffRef) -> bool:
+        """Whether a hand-off is alive."""
+        return ref.path in self._alive
 
     def release(self, ref: HandoffRef) -> None:
         """Delete a hand-off; raises `LedgerError` if it is not alive."""
@@ -72,9 +80,9 @@ class HandoffStore:
 
     def discard(self, task: TaskId) -> None:
         """Delete what a task wrote and nobody accounts for; harmless if it wrote nothing."""
-        path = handoff_path(self.folder, task)
-        if str(path) not in self._alive:
-            path.unlink(missing_ok=True)
+        for path in self._buffer.discard(task):
+            if str(path) not in self._alive:
+                path.unlink(missing_ok=True)
 
     def check_integrity(self) -> None:
         """Raise `LedgerError` if a hand-off that is alive has no file of its size."""

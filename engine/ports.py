@@ -7,7 +7,7 @@ Each port has a real adapter and an in-memory twin: `Executor` (executors.local 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -145,12 +145,16 @@ class Executor(Protocol):
 
 
 class TensorTransport(Protocol):
-    """Moves named tensors from one stage to the next. Values are torch tensors in workers."""
+    """Moves named tensors from one stage to the next. Values are torch tensors in workers.
+
+    Within a process the tensors themselves, within a node a file in shared memory, between nodes
+    its bytes over TCP: who puts and who gets need not know which.
+    """
 
     def put(self, node: NodeId, task: TaskId, tensors: Mapping[str, Any]) -> HandoffRef:
         """Store tensors where the next stage can reach them."""
         ...
 
-    def get(self, ref: HandoffRef) -> dict[str, Any]:
-        """Return the stored tensors; raises `StageFailedError` if they are gone."""
+    def get(self, ref: HandoffRef, fields: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the stored tensors, or some; raises `StageFailedError` if they cannot be had."""
         ...

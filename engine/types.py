@@ -143,11 +143,15 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HandoffRef(msgspec.Struct, frozen=True):
-    """Where the tensors of one finished node lie: a safetensors file in shared memory."""
+    """Where the tensors of one finished node lie: a safetensors file in shared memory.
+
+    `host` is the address of another machine's hand-off server; empty if the file lies here.
+    """
 
     node: NodeId
     path: str
     size_bytes: int
+    host: str = ""
 
 
 class SavedLatent(msgspec.Struct, frozen=True):

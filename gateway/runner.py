@@ -86,6 +86,7 @@ def build_engine(
         device_kind=settings.device,
         memory_bytes=settings.device_memory_bytes,
         host_bytes=settings.host_memory_bytes,
+        handoff_bytes=settings.handoff_memory_bytes,
         threads=settings.threads_per_device,
     )
     return EngineCore(

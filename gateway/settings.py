@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     devices: int = 3
     device_memory_bytes: int | None = None
     host_memory_bytes: int | None = None
+    handoff_memory_bytes: int | None = None
     threads_per_device: int | None = None
     embedding_cache_bytes: int = 64 << 20
     host: str = "127.0.0.1"
@@ -93,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
             host_memory_bytes=read.size("TRIDENT_HOST_MEMORY"),
+            handoff_memory_bytes=read.size("TRIDENT_HANDOFF_MEMORY"),
             embedding_cache_bytes=read.size_or_none_at_all("TRIDENT_EMBEDDING_CACHE", 64 << 20),
             threads_per_device=read.optional_integer("TRIDENT_THREADS_PER_DEVICE"),
             host=read.text("TRIDENT_HOST") or "127.0.0.1",

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -84,6 +87,8 @@ class LocalExecutor:
         memory_bytes: what each device may hold; None: a GPU's memory, or a CPU device's share.
         host_bytes: what host copies of weights may take together; None: what all models weigh, or
             half of the shared memory that is free if that is less.
+        handoff_bytes: what hand-offs may take in shared memory before they go to disk; None: an
+            eighth of what is free there.
         threads: CPU threads of each worker; None: an equal share of the cores.
     """
 
@@ -95,6 +100,7 @@ class LocalExecutor:
         device_kind: Literal["cpu", "cuda"] = "cpu",
         memory_bytes: int | None = None,
         host_bytes: int | None = None,
+        handoff_bytes: int | None = None,
         threads: int | None = None,
     ) -> None:
         """Prepare; no process starts before `start`."""
@@ -106,7 +112,12 @@ class LocalExecutor:
         self._socket = self._context.socket(zmq.ROUTER)
         self._folder = PrivateFolder()
         self._endpoint = f"ipc://{self._folder.path}/engine.sock"
-        self._handoffs = HandoffStore(self._folder.path / "handoff")
+        self._spill = PrivateFolder(Path(tempfile.gettempdir()))
+        free_bytes = shutil.disk_usage(self._folder.path).free
+        self._handoff_bytes = free_bytes // 8 if handoff_bytes is None else handoff_bytes
+        self._handoffs = HandoffStore(
+            self._folder.path / "handoff", self._handoff_bytes, self._spill.path
+        )
         group_folder = self._folder.path / "groups"
         group_folder.mkdir(mode=0o700)
         settings = WorkerSettings(
@@ -322,12 +333,13 @@ class LocalExecutor:
             self._tell().device_ready(info)
 
     def _share_of(self, found_bytes: int) -> int:
-        """Return what a device may hold: CPU devices share equally what host copies leave."""
+        """Return what a device may hold: CPU devices share what copies and hand-offs leave."""
         if self._memory_bytes is not None:
             return self._memory_bytes
         if self._device_kind == "cuda":
             return found_bytes
-        return max(0, found_bytes - self._loads.host.budget_bytes) // len(self._slots)
+        elsewhere = self._loads.host.budget_bytes + self._handoff_bytes
+        return max(0, found_bytes - elsewhere) // len(self._slots)
 
     def _tell(self) -> DeviceListener:
         assert self._listener is not None  # messages arrive only after start
@@ -375,6 +387,7 @@ class LocalExecutor:
         self._context.destroy(linger=0)
         self._handoffs.close()
         self._folder.close()
+        self._spill.close()
 
 
 def _answer(mailbox: Mailbox, message: FromWorker) -> None:

@@ -49,6 +49,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "TRIDENT_DEVICE": "cuda",
             "TRIDENT_DEVICE_MEMORY": "24GiB",
             "TRIDENT_HOST_MEMORY": "64GiB",
+            "TRIDENT_HANDOFF_MEMORY": "2GiB",
             "TRIDENT_THREADS_PER_DEVICE": "2",
             "TRIDENT_HOST": "0.0.0.0",  # noqa: S104
             "TRIDENT_API_KEYS_FILE": str(keys),
@@ -62,7 +63,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert settings.video_timeout_s == 7200.0
     assert settings.models == (Path("/m/a"), Path("/m/b"))
     assert (settings.devices, settings.device_memory_bytes) == (1, 24 << 30)
-    assert settings.host_memory_bytes == 64 << 30
+    assert (settings.host_memory_bytes, settings.handoff_memory_bytes) == (64 << 30, 2 << 30)
     assert [key.tenant for key in settings.keys.keys] == ["default", "acme", "globex"]
     assert settings.public_base_url == "https://x.example"
     assert settings.cors_origins == ("https://a.example", "https://b.example")

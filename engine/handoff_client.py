@@ -1,0 +1,82 @@
+"""Fetches hand-offs of other nodes over TCP, with a deadline for every piece."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from engine.errors import StageFailedError
+from engine.handoff_wire import (
+    LENGTH_BYTES,
+    Answer,
+    Asked,
+    Fetch,
+    Refused,
+    Release,
+    Sending,
+    frame,
+)
+from engine.types import HandoffRef
+
+
+class HandoffClient:
+    """Asks the node that holds a hand-off.
+
+    Args:
+        token: the deployment's.
+        patience_s: for a connection, and for each piece of an answer.
+    """
+
+    def __init__(self, token: str, patience_s: float = 30.0) -> None:
+        """Connect to nobody yet."""
+        self._token, self._patience_s = token, patience_s
+        self._decoder = msgspec.msgpack.Decoder(Answer)
+
+    def fetch(self, ref: HandoffRef, fields: Collection[str] | None = None) -> bytearray:
+        """Return a hand-off, or some fields of it, as the content of a safetensors file.
+
+        Raises:
+            StageFailedError: the node does not answer in time (worth another try), or the hand-off
+                is gone (not).
+        """
+        wanted = None if fields is None else tuple(fields)
+        return self._ask(ref, Fetch(self._token, Path(ref.path).name, wanted))
+
+    def release(self, ref: HandoffRef) -> None:
+        """Tell the node that holds a hand-off to free it; harmless if it has."""
+        self._ask(ref, Release(self._token, Path(ref.path).name))
+
+    def _ask(self, ref: HandoffRef, asked: Asked) -> bytearray:
+        host, _, port = ref.host.rpartition(":")
+        try:
+            with socket.create_connection((host, int(port)), self._patience_s) as peer:
+                peer.sendall(frame(asked))
+                answer = self._decoder.decode(_receive(peer, _length(peer)))
+                content = bytearray()
+                if isinstance(answer, Sending):
+                    content = _receive(peer, answer.size_bytes)
+        except (OSError, ValueError) as error:  # a timeout is an OSError, bad msgpack a ValueError
+            message = f"Node {ref.host} did not hand over {ref.node}: {error!r}."
+            raise StageFailedError(message, retryable=True) from error
+        if isinstance(answer, Refused):
+            message = f"Node {ref.host} refused to hand over {ref.node}: {answer.reason}"
+            raise StageFailedError(message, retryable=False)
+        return content
+
+
+def _length(peer: socket.socket) -> int:
+    return int.from_bytes(_receive(peer, LENGTH_BYTES), "big")
+
+
+def _receive(peer: socket.socket, size_bytes: int) -> bytearray:
+    content = bytearray(size_bytes)
+    view = memoryview(content)
+    while view:
+        received = peer.recv_into(view)
+        if received == 0:
+            raise ConnectionError("the connection ended early")
+        view = view[received:]
+    return content
