@@ -1,7 +1,12 @@
-"""From a checked wish to a durable job: the one way in, for pictures and videos alike."""
+"""From a checked wish to a durable job: the one way in, for pictures and videos alike.
+
+An equal request of the same caller finds the job that is there. A new one is refused if the queue
+is full, or if it has a hard deadline that it would miss.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -9,7 +14,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway.auth.principal import TenantId
+from gateway.errors import DeadlineError, KeyConflictError, OverloadedError
+from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
+from gateway.jobs.store import QueueFullError
+from gateway.prediction import Prediction, predict
 from gateway.resolve import Origin
 
 if TYPE_CHECKING:
@@ -19,50 +28,152 @@ if TYPE_CHECKING:
     from gateway.jobs.service import JobService
 
 _RANDOM_SEEDS: Final = 2**32
+_RETRY_AFTER_S: Final = (1.0, 60.0)  # beyond 120 the SDKs would not retry at all
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """On whose behalf a job is made, and the request and trace that asked for it."""
+    """On whose behalf a job is made, and the request and trace that asked for it.
+
+    `route` and `idempotency_key` make a key of their own per route. `retry_count` is how often an
+    SDK has sent this request before; None if no SDK sent it.
+    """
 
     tenant: TenantId
     request_id: str
     traceparent: str | None
+    route: str = ""
+    idempotency_key: str | None = None
+    retry_count: int | None = None
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether this caller would send the request again and expect the same job."""
+        return self.idempotency_key is not None or self.retry_count is not None
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """Until when a job is worth doing, and whether its caller waits for it.
+
+    Attributes:
+        timeout_s: how long it may wait before it is begun.
+        deadline_ms: the caller's own hard deadline from now on, if there is one.
+    """
+
+    timeout_s: float
+    deadline_ms: int | None = None
+    waits: bool = False
 
 
 class Admission:
     """Writes jobs down; work starts when a runner leases them."""
 
     def __init__(
-        self, *, engine: Catalogue, jobs: JobService, clock: Clock, slo_scale: float
+        self,
+        *,
+        engine: Catalogue,
+        jobs: JobService,
+        clock: Clock,
+        slo_scale: float,
+        queue_limit: int,
     ) -> None:
         """Give each job a deadline of `slo_scale` times what it takes alone."""
         self._engine = engine
         self._jobs = jobs
         self._clock = clock
         self._slo_scale = slo_scale
+        self._queue_limit = queue_limit
 
     async def admit(
-        self, wish: Callable[[Origin], GenerationRequest], caller: Caller, *, timeout_s: float
+        self,
+        wish: Callable[[Origin], GenerationRequest],
+        caller: Caller,
+        body: msgspec.Struct,
+        terms: Terms,
     ) -> Job:
-        """Turn a wish into a job that has to be begun within `timeout_s` seconds.
+        """Turn a wish into a job, or find the one that the same wish has become already.
+
+        `body` is what the caller sent, all of it: equal bodies are equal wishes.
 
         Raises:
             OverloadedError: the queue is full.
+            DeadlineError: it would be finished after its hard deadline.
+            KeyConflictError: the idempotency key was used for another body.
         """
+        now_s = self._clock.now()
         origin = Origin(
             job=new_job_id(),
             tenant=caller.tenant,
-            arrival_s=self._clock.now(),
+            arrival_s=now_s,
             random_seed=secrets.randbelow(_RANDOM_SEEDS),
         )
-        request = wish(origin)
-        slack_s = self._slo_scale * self._engine.latency_s(request)
-        new = NewJob(
+        new = self._new_job(wish(origin), origin, caller, body, terms)
+        try:
+            return await self._jobs.submit(
+                new,
+                queue_limit=self._queue_limit,
+                admit=lambda before: self._check(new, before, terms),
+            )
+        except QueueFullError as error:
+            raise self._overloaded(error.backlog) from error
+        except KeyReusedError as error:
+            raise KeyConflictError(caller.idempotency_key or "") from error
+
+    def _new_job(
+        self,
+        request: GenerationRequest,
+        origin: Origin,
+        caller: Caller,
+        body: msgspec.Struct,
+        terms: Terms,
+    ) -> NewJob:
+        alone_s = self._engine.latency_s(request)
+        deadline_s, expires_at_s = self._slo_scale * alone_s, terms.timeout_s
+        if terms.deadline_ms is not None:
+            deadline_s = terms.deadline_ms / 1000
+            expires_at_s = min(expires_at_s, deadline_s)
+        return NewJob(
             id=origin.job,
             tenant=caller.tenant,
-            request=msgspec.structs.replace(request, deadline_s=origin.arrival_s + slack_s),
+            request=msgspec.structs.replace(request, deadline_s=origin.arrival_s + deadline_s),
             request_id=caller.request_id,
             traceparent=caller.traceparent,
-            expires_at_s=origin.arrival_s + timeout_s,
+            expires_at_s=origin.arrival_s + expires_at_s,
+            predicted_s=alone_s,
+            work_s=self._engine.work_s(request),
+            waiters=int(terms.waits),
+            key=_digest(caller.route, caller.idempotency_key) if caller.idempotency_key else None,
+            fingerprint=_digest(caller.route, msgspec.json.encode(body, order="deterministic")),
+            retry_count=caller.retry_count or 0,
         )
-        return await self._jobs.submit(new)
+
+    def _check(self, new: NewJob, before: Backlog, terms: Terms) -> None:
+        """Refuse what would end after its hard deadline, unless the cost model only guesses."""
+        if terms.deadline_ms is None or not self._engine.knows(new.request):
+            return
+        now_s, deadline_s = self._clock.now(), new.request.deadline_s
+        prediction = self._predict(before, new.predicted_s, now_s)
+        if prediction.expected_s > deadline_s:
+            raise DeadlineError(
+                finish_in_s=prediction.expected_s - now_s,
+                deadline_in_s=deadline_s - now_s,
+                alone_s=new.predicted_s,
+            )
+
+    def _overloaded(self, backlog: Backlog) -> OverloadedError:
+        """Tell when a place in the queue should be free, and when the queue should be empty."""
+        empty_in_s = backlog.work_s / max(1, self._engine.devices)
+        message = (
+            f"The server is overloaded: {backlog.waiting} requests are waiting already, about "
+            f"{empty_in_s:.0f} seconds of work. Please retry shortly."
+        )
+        least_s, most_s = _RETRY_AFTER_S
+        retry_s = min(most_s, max(least_s, empty_in_s / max(1, backlog.waiting)))
+        return OverloadedError(message, retry_after_s=retry_s, finish_in_s=empty_in_s)
+
+    def _predict(self, before: Backlog, rest_s: float, now_s: float) -> Prediction:
+        return predict(before, rest_s=rest_s, devices=self._engine.devices, now_s=now_s)
+
+
+def _digest(route: str, what: str | bytes) -> str:
+    found = what.encode() if isinstance(what, str) else what
+    return hashlib.sha256(route.encode() + b"\0" + found).hexdigest()

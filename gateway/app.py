@@ -24,6 +24,7 @@ from gateway.api.base_url import BaseUrl
 from gateway.api.files import FileController
 from gateway.api.health import HealthController, Probes
 from gateway.api.images import ImageController
+from gateway.api.jobs import JobController
 from gateway.api.metrics import MetricsController
 from gateway.api.models import ModelController
 from gateway.api.videos import VideoController
@@ -33,6 +34,7 @@ from gateway.db.secrets import Secrets
 from gateway.db.session import Database
 from gateway.errors import EXCEPTION_HANDLERS
 from gateway.images import ImageService
+from gateway.job_views import JobViews
 from gateway.jobs.carriers import events_for
 from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.leases import JobLeases
@@ -77,6 +79,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: ArtifactService
     images: ImageService
     videos: VideoService
+    views: JobViews
     runner: Runner | None
     remote: RemoteEngines | None
     telemetry: Telemetry
@@ -103,7 +106,13 @@ def create_app(
     parts = _build(settings, engine, clock or SystemClock())
     v1 = Router(
         "/v1",
-        route_handlers=[ImageController, VideoController, ModelController, FileController],
+        route_handlers=[
+            ImageController,
+            VideoController,
+            JobController,
+            ModelController,
+            FileController,
+        ],
         guards=[Authenticate(settings.keys)],
     )
     return Litestar(
@@ -159,8 +168,14 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     assert catalogue is not None  # an engine of our own, or the others'
     store, signer = JobStore(database), Signer()
     artifacts = ArtifactService(store, blobs, signer, clock, url_ttl_s=settings.url_ttl_s)
-    jobs = JobService(store, events, clock, queue_limit=settings.queue_limit)
-    admission = Admission(engine=catalogue, jobs=jobs, clock=clock, slo_scale=settings.slo_scale)
+    jobs = JobService(store, events, clock)
+    admission = Admission(
+        engine=catalogue,
+        jobs=jobs,
+        clock=clock,
+        slo_scale=settings.slo_scale,
+        queue_limit=settings.queue_limit,
+    )
     images = ImageService(
         engine=catalogue,
         jobs=jobs,
@@ -186,6 +201,7 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
         artifacts=artifacts,
         images=images,
         videos=videos,
+        views=JobViews(engine=catalogue, jobs=jobs, artifacts=artifacts, clock=clock),
         runner=runner,
         remote=remote,
         telemetry=telemetry,
@@ -219,6 +235,7 @@ def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
         "artifacts": parts.artifacts,
         "images": parts.images,
         "videos": parts.videos,
+        "views": parts.views,
         "base_url": BaseUrl(settings.public_base_url),
         "probes": probes,
         "meters": parts.telemetry.meters,

@@ -36,6 +36,10 @@ class Catalogue(Protocol):
         """Return the device-seconds that a request takes."""
         ...
 
+    def knows(self, request: GenerationRequest) -> bool:
+        """Return whether these figures were measured, and not only guessed."""
+        ...
+
     def readiness(self) -> tuple[str, ...]:
         """Return the reasons why a request would not succeed now; empty means ready."""
         ...

@@ -9,12 +9,14 @@ GatewayError
 ├── WrongMethodError         405  carries `Allow`
 ├── BodyTooLargeError        413
 ├── WrongMediaTypeError      415
+├── KeyConflictError         422  the idempotency key belongs to another request
 ├── RangeError               416  no byte of the file is in the range that was asked for
 ├── JobCancelledError        499  its caller left, so nobody reads this answer
 ├── ServerFault              500  our failure; the answer names the request id and nothing else
 │   └── GenerationFailedError     the job failed; asking again is unlikely to help
 ├── OverloadedError          503  try again after `retry_after_s`
-├── ClosingError             503  this server stops; another one may answer
+│   ├── DeadlineError            it would be finished after its own hard deadline
+│   └── ClosingError             this server stops; another one may answer
 └── JobTimeoutError          504  the job was not finished in time
 
 The body is OpenAI's envelope for every route: {"error": {message, type, param, code}}.
@@ -23,7 +25,7 @@ The body is OpenAI's envelope for every route: {"error": {message, type, param, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 import structlog
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _NO_HEADERS: Mapping[str, str] = {}
+PREDICTION_HEADER: Final = "x-predicted-finish-ms"  # from now on
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -171,19 +174,68 @@ class GenerationFailedError(ServerFault):
         super().__init__(message, headers={"x-should-retry": "false"})
 
 
+class KeyConflictError(GatewayError):
+    """The caller has used this idempotency key for another request.
+
+    Not 409, which the SDKs would send again.
+    """
+
+    status = 422
+
+    def __init__(self, key: str) -> None:
+        """Name the key, which is the caller's own."""
+        message = (
+            f"The Idempotency-Key '{key[:64]}' was used for a request with another body in the last "
+            "24 hours. Send the same body, or a new key."
+        )
+        super().__init__(message, code="idempotency_key_reused")
+
+
 class OverloadedError(GatewayError):
     """There is no room for this request now."""
 
     status = 503
     type = "service_unavailable_error"
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        """Say when to come back, in the two headers that the SDKs read."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        finish_in_s: float | None = None,
+        code: str = "server_is_overloaded",
+        should_retry: bool = True,
+    ) -> None:
+        """Say when to come back, in the two headers that the SDKs read, and what is predicted."""
         headers = {
             "retry-after": str(max(1, round(retry_after_s))),
             "retry-after-ms": str(round(retry_after_s * 1000)),
         }
-        super().__init__(message, code="server_is_overloaded", headers=headers)
+        if finish_in_s is not None:
+            headers[PREDICTION_HEADER] = str(round(finish_in_s * 1000))
+        if not should_retry:
+            headers["x-should-retry"] = "false"
+        super().__init__(message, code=code, headers=headers)
+
+
+class DeadlineError(OverloadedError):
+    """The request would be finished after its hard deadline, so it is not begun."""
+
+    def __init__(self, *, finish_in_s: float, deadline_in_s: float, alone_s: float) -> None:
+        """Tell the prediction; waiting helps unless the request alone takes too long."""
+        helps = alone_s <= deadline_in_s
+        advice = "Please retry later" if helps else "Not even an idle server could meet it"
+        message = (
+            f"This request would be finished in about {finish_in_s:.1f} seconds, but its "
+            f"'deadline_ms' allows {deadline_in_s:.1f}. {advice}, allow more time, or ask for less."
+        )
+        super().__init__(
+            message,
+            retry_after_s=min(60.0, max(1.0, finish_in_s - deadline_in_s)),
+            finish_in_s=finish_in_s,
+            code="deadline_unmeetable",
+            should_retry=helps,
+        )
 
 
 class ClosingError(OverloadedError):

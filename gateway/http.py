@@ -54,6 +54,8 @@ _CORS_RESPONSE_HEADERS: Final = (
     "retry-after",
     "retry-after-ms",
     "server-timing",
+    "x-job-id",
+    "x-predicted-finish-ms",
     "x-request-id",
     "x-should-retry",
 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from gateway.errors import JobTimeoutError, failure_of
+from gateway.admission import Terms
+from gateway.errors import JobCancelledError, JobTimeoutError, failure_of
 from gateway.jobs.record import Job
 from gateway.jobs.state import JobStatus
 from gateway.schemas.images import Image
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from gateway.engine_client import Catalogue
     from gateway.jobs.service import JobService
     from gateway.schemas.images import ImageGenerationBody
+
+
+_KEYED_GRACE_S: Final = 10.0
+_SDK_GRACE_S: Final = 2.0  # the SDKs wait half a second, then one
 
 
 class ImageService:
@@ -48,28 +53,35 @@ class ImageService:
         return await self._admission.admit(
             lambda origin: generation_request(body, self._engine.specs, origin),
             caller,
-            timeout_s=self._timeout_s,
+            body,
+            Terms(timeout_s=self._timeout_s, deadline_ms=body.deadline_ms, waits=True),
         )
 
-    async def follow(self, job: Job, *, caller_left: Awaitable[None]) -> Job:
-        """Return the completed job; if the caller leaves or time is up, the work stops.
+    async def follow(self, job: Job, caller: Caller, *, caller_left: Awaitable[None]) -> Job:
+        """Return the completed job; if nobody waits any longer or time is up, the work stops.
+
+        A caller who may send the request again has a moment to do so first.
 
         Raises:
             GatewayError: the job ended in any other way.
         """
-        until_s = job.request.arrival_s + self._timeout_s
-        leaving = asyncio.create_task(self._cancel_after(caller_left, job))
+        until_s = min(job.request.arrival_s + self._timeout_s, job.expires_at_s)
+        waiting = asyncio.create_task(self._jobs.wait(job.id, job.tenant, until_s=until_s))
+        leaving = asyncio.ensure_future(caller_left)
         try:
-            return _completed(await self._jobs.wait(job.id, job.tenant, until_s=until_s))
-        except (JobTimeoutError, asyncio.CancelledError):
-            await self._jobs.cancel(job.id, job.tenant)
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                return _completed(waiting.result())
+            await self._jobs.leave(job, grace_s=_grace_s(caller))
+            raise JobCancelledError(job.id)
+        except (JobTimeoutError, asyncio.CancelledError) as error:
+            grace_s = 0.0 if isinstance(error, JobTimeoutError) else _grace_s(caller)
+            await self._jobs.leave(job, grace_s=grace_s)
             raise
         finally:
+            waiting.cancel()
             leaving.cancel()
-
-    async def _cancel_after(self, caller_left: Awaitable[None], job: Job) -> None:
-        await caller_left
-        await self._jobs.cancel(job.id, job.tenant)
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
 
     async def embed(self, job: Job) -> tuple[Image, ...]:
         """Return the images with their bytes."""
@@ -83,6 +95,13 @@ class ImageService:
         return tuple(
             Image(url=base_url + self._artifacts.link(artifact).path) for artifact in job.artifacts
         )
+
+
+def _grace_s(caller: Caller) -> float:
+    """Return how long a caller who has left may take to send the same request again."""
+    if caller.idempotency_key is not None:
+        return _KEYED_GRACE_S
+    return 0.0 if caller.retry_count is None else _SDK_GRACE_S
 
 
 def _completed(job: Job) -> Job:

@@ -57,6 +57,10 @@ class RemoteEngines:
         """Return the device-seconds that the engines' cost models expect."""
         return self._cost.work_s(request)
 
+    def knows(self, request: GenerationRequest) -> bool:
+        """Return whether the cost model has a profile, or has seen this model at this size."""
+        return self._cost.knows(request)
+
     def readiness(self) -> tuple[str, ...]:
         """Return why no engine would run a request now; empty if one would."""
         if not self._alive:

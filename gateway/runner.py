@@ -139,6 +139,10 @@ class EmbeddedEngine:
         """Return the device-seconds that the cost model expects."""
         return self._cost.work_s(request)
 
+    def knows(self, request: GenerationRequest) -> bool:
+        """Return whether the cost model has a profile, or has seen this model at this size."""
+        return self._cost.knows(request)
+
     def learnt(self) -> bytes:
         """Return what the cost model has learnt, as `RemoteEngines` reads it."""
         return msgspec.json.encode(self._cost.learnt())

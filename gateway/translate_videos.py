@@ -34,10 +34,11 @@ _STATUSES: Final[Mapping[JobStatus, Status]] = {
     JobStatus.CANCELLED: "failed",
     JobStatus.EXPIRED: "failed",
 }
-_ENDINGS: Final[Mapping[JobStatus, VideoError]] = {
-    JobStatus.CANCELLED: VideoError("cancelled", "The video was cancelled before it was finished."),
-    JobStatus.EXPIRED: VideoError(
-        "expired", "The video was not finished within the server's time limit. Ask again later."
+_ENDINGS: Final[Mapping[JobStatus, tuple[str, str]]] = {
+    JobStatus.CANCELLED: ("cancelled", "The {} was cancelled before it was finished."),
+    JobStatus.EXPIRED: (
+        "expired",
+        "The {} was not finished within the server's time limit. Ask again later.",
     ),
 }
 # The SDK's helper keeps the first interval for all its polls, so a whole rest would be too coarse.
@@ -135,20 +136,25 @@ def video_of(job: Job) -> Video:
         size=f"{request.shape.width_px}x{request.shape.height_px}",
         seconds=decimal(request.shape.frames / request.fps),
         remixed_from_video_id=None,
-        error=_error_of(job),
+        error=error_of(job),
         frames=request.shape.frames,
         fps=request.fps,
         seed=request.seed,
     )
 
 
-def _error_of(job: Job) -> VideoError | None:
+def error_of(job: Job) -> VideoError | None:
+    """Return why a job did not complete, in words for its owner."""
+    kind = job.request.media.modality.value
+    if job.error is None and job.status in _ENDINGS:
+        code, message = _ENDINGS[job.status]
+        return VideoError(code, message.format(kind))
     if job.error is None:
-        return _ENDINGS.get(job.status)
+        return None
     if job.error.caller_can_fix:
         return VideoError(job.error.code, job.error.message, job.error.param)
     message = (
-        "The server had an error while making this video. If it happens again, tell the operator "
+        f"The server had an error while making this {kind}. If it happens again, tell the operator "
         f"the request id {job.request_id}."
     )
     return VideoError(job.error.code, message)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import InvalidRequestError, Modality
+from gateway.admission import Terms
 from gateway.byte_ranges import ByteSpan, UnsatisfiableError, span_of
 from gateway.errors import MissingError, RangeError, RequestError
 from gateway.jobs.record import Job, JobId, StoredArtifact, job_of_video
@@ -65,7 +66,8 @@ class VideoService:
         return await self._admission.admit(
             lambda origin: video_request(body, self._engine.specs, origin),
             caller,
-            timeout_s=self._timeout_s,
+            body,
+            Terms(timeout_s=self._timeout_s, deadline_ms=body.deadline_ms),
         )
 
     async def find(self, video: str, tenant: TenantId) -> Job:

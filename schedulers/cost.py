@@ -185,6 +185,12 @@ class CostModel:
             total += degree * self.estimate(node.stage, request, degree=degree).duration_s
         return total
 
+    def knows(self, request: GenerationRequest) -> bool:
+        """Return whether what a request takes was profiled or seen, and is not only a guess."""
+        stages = self._specs[request.model].stages
+        profiled = request.model in self._models
+        return profiled or all(self.estimate(stage, request).measured for stage in stages)
+
     def degrees(self, model: ModelId) -> tuple[int, ...]:
         """Return the degrees at which the diffuse stage was profiled, ascending."""
         return self._degrees.get(model, (1,))

@@ -10,7 +10,7 @@ from litestar.types import Receive
 
 from gateway.api.base_url import BaseUrl
 from gateway.api.body import json_body, takes
-from gateway.api.caller import caller_of
+from gateway.api.caller import JOB_HEADER, caller_of
 from gateway.images import ImageService
 from gateway.schemas.images import ImageGenerationBody, ImagesResponse
 from gateway.translate import images_response, server_timing
@@ -42,10 +42,12 @@ class ImageController(Controller):
         base_url: NamedDependency[BaseUrl],
     ) -> Response[ImagesResponse]:
         """Create images from a prompt."""
-        job = await images.admit(wanted, caller_of(request))
-        job = await images.follow(job, caller_left=disconnect(request.receive))
+        caller = caller_of(request)
+        job = await images.admit(wanted, caller)
+        job = await images.follow(job, caller, caller_left=disconnect(request.receive))
         as_links = wanted.response_format == "url"
         data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)
         return Response(
-            images_response(job, wanted, data), headers={"server-timing": server_timing(job)}
+            images_response(job, wanted, data),
+            headers={"server-timing": server_timing(job), JOB_HEADER: job.id},
         )

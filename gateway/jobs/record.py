@@ -145,7 +145,11 @@ class StoredArtifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Accepted work on its way into the table; `predicted_s` and `work_s` as in `JobRow`."""
+    """Accepted work on its way into the table.
+
+    `key` is a digest of the caller's idempotency key and the route, `fingerprint` of route and
+    body; `retry_count` is how often an SDK has silently tried before. The rest is as in `JobRow`.
+    """
 
     id: JobId
     tenant: TenantId
@@ -156,6 +160,9 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     predicted_s: float = 0.0
     work_s: float = 0.0
     waiters: int = 0
+    key: str | None = None
+    fingerprint: str | None = None
+    retry_count: int = 0
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,3 +192,4 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     kept: tuple[KeptStage, ...] = ()
     schedule: tuple[StageDecision, ...] = ()
     content_removed_s: float | None = None
+    content_expires_s: float | None = None

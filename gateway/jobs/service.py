@@ -5,59 +5,94 @@ Knows no HTTP and no engine internals.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import ClosingError, JobTimeoutError, OverloadedError
+import structlog
+
+from gateway.errors import ClosingError, JobTimeoutError
 from gateway.jobs.events import event_of
 from gateway.jobs.state import TERMINAL
-from gateway.jobs.store import QueueFullError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from engine import Modality
     from engine.ports import Clock
     from gateway.auth.principal import TenantId
+    from gateway.jobs.entry import Backlog
     from gateway.jobs.events import JobEvents
     from gateway.jobs.record import Job, JobId, NewJob
     from gateway.jobs.store import JobStore, PageQuery
 
-RETRY_AFTER_S: Final = 2.0
 _POLL_S: Final = 2.0  # the floor under lost events
+_GLANCE_S: Final = 1.0  # progress is written once a second, without an event
+_HEARTBEAT_S: Final = 15.0
+
+_log = structlog.get_logger(__name__)
 
 
 class JobService:
     """Jobs on behalf of callers."""
 
-    def __init__(
-        self, store: JobStore, events: JobEvents, clock: Clock, *, queue_limit: int
-    ) -> None:
-        """Let at most `queue_limit` jobs wait."""
+    def __init__(self, store: JobStore, events: JobEvents, clock: Clock) -> None:
+        """Keep jobs in `store` and tell of them by `events`."""
         self._store = store
         self._events = events
         self._clock = clock
-        self._queue_limit = queue_limit
         self._closing = False
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Send every waiting caller away, because the server stops."""
         self._closing = True
         self._events.nudge()
+        for task in self._leaving:
+            task.cancel()
 
-    async def submit(self, new: NewJob) -> Job:
-        """Write the job down and wake a runner.
+    async def submit(
+        self, new: NewJob, *, queue_limit: int, admit: Callable[[Backlog], None]
+    ) -> Job:
+        """Write the job down and wake a runner, or return the job of an equal request.
 
         Raises:
-            OverloadedError: the queue is full.
+            QueueFullError, KeyReusedError: see `JobStore.add`.
         """
-        try:
-            job = await self._store.add(new, queue_limit=self._queue_limit)
-        except QueueFullError as error:
-            message = (
-                f"The server is overloaded: {self._queue_limit} requests are waiting already. "
-                "Please retry shortly."
-            )
-            raise OverloadedError(message, retry_after_s=RETRY_AFTER_S) from error
-        self._events.publish(event_of(job))
+        job = await self._store.add(
+            new, queue_limit=queue_limit, now_s=self._clock.now(), admit=admit
+        )
+        if job.id == new.id:
+            self._events.publish(event_of(job))
         return job
+
+    async def backlog(self, job: Job) -> Backlog:
+        """Return what is before a job."""
+        return await self._store.backlog(job)
+
+    async def leave(self, job: Job, *, grace_s: float = 0.0) -> None:
+        """Wait no longer for a job; unless others do, it is cancelled.
+
+        A caller who may come back has `grace_s` seconds to attach to the job again; that time
+        passes in the background.
+        """
+        if not grace_s:
+            await self._leave(job)
+            return
+        task = asyncio.create_task(self._leave_later(job, grace_s), name=f"leave {job.id}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave_later(self, job: Job, grace_s: float) -> None:
+        await self._clock.sleep(grace_s)
+        try:
+            await self._leave(job)
+        except Exception as error:  # noqa: BLE001 - the job then runs to its end
+            _log.warning("job_not_left", job_id=job.id, reason=repr(error))
+
+    async def _leave(self, job: Job) -> None:
+        cancelled = await self._store.leave(job.id, job.tenant, now_s=self._clock.now())
+        if cancelled is not None:
+            self._events.publish(event_of(cancelled))
 
     async def wait(self, job_id: JobId, tenant: TenantId, *, until_s: float) -> Job:
         """Return the job once it is over.
@@ -78,15 +113,39 @@ class JobService:
                     raise JobTimeoutError(job_id)
                 await watch.next(timeout_s=min(_POLL_S, left_s))
 
-    async def find(self, job_id: JobId, tenant: TenantId, modality: Modality) -> Job | None:
-        """Return the tenant's job of this kind, or None."""
+    async def changes(self, job_id: JobId, tenant: TenantId) -> AsyncIterator[Job | None]:
+        """Yield a job now and whenever it has changed, until it is over or the server stops.
+
+        Yields None after 15 quiet seconds.
+        """
+        last, quiet_s = None, 0.0
+        with self._events.watch(job_id) as watch:
+            while (job := await self._store.find(job_id, tenant)) is not None:
+                gist = (job.status, job.progress, job.cancel_requested, job.kept, job.schedule)
+                if gist != last:
+                    last, quiet_s = gist, 0.0
+                    yield job
+                elif quiet_s >= _HEARTBEAT_S:
+                    quiet_s = 0.0
+                    yield None
+                if job.status in TERMINAL or self._closing:
+                    return
+                await watch.next(timeout_s=_GLANCE_S)
+                quiet_s += _GLANCE_S
+
+    async def find(
+        self, job_id: JobId, tenant: TenantId, modality: Modality | None = None
+    ) -> Job | None:
+        """Return the tenant's job (of this kind), or None."""
         return await self._store.find(job_id, tenant, modality)
 
     async def page(self, query: PageQuery) -> list[Job]:
         """Return some of a tenant's jobs."""
         return await self._store.page(query)
 
-    async def delete(self, job_id: JobId, tenant: TenantId, modality: Modality) -> Job | None:
+    async def delete(
+        self, job_id: JobId, tenant: TenantId, modality: Modality | None = None
+    ) -> Job | None:
         """Hide a job for good, and stop it now or at its next step; None if there is none."""
         job = await self._store.delete(job_id, tenant, modality, now_s=self._clock.now())
         if job is not None:

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, case, delete, select, update
 from engine import GenerationRequest, Modality, StageTiming
 from gateway.auth.principal import TenantId
 from gateway.db.models import ArtifactRow, JobRow
+from gateway.jobs.entry import Backlog, backlog, enter_alone, same_job
 from gateway.jobs.record import (
     Job,
     JobError,
@@ -31,6 +32,10 @@ from gateway.jobs.record import (
 from gateway.jobs.state import ACTIVE, JobStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from gateway.db.session import Database
     from gateway.jobs.record import ArtifactId
 
@@ -38,13 +43,19 @@ if TYPE_CHECKING:
 class QueueFullError(Exception):
     """As many jobs as may wait are waiting already."""
 
+    def __init__(self, backlog: Backlog) -> None:
+        """Remember what waits, to tell when there may be room."""
+        super().__init__(backlog)
+        self.backlog = backlog
+
 
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a tenant's jobs to list: up to `limit` of them, beyond the job `after`."""
 
     tenant: TenantId
-    modality: Modality
     limit: int
+    modality: Modality | None = None
+    status: JobStatus | None = None
     after: JobId | None = None
     newest_first: bool = True
 
@@ -68,13 +79,58 @@ class JobStore:
         """Use `database` for every call."""
         self._database = database
 
-    async def add(self, new: NewJob, *, queue_limit: int) -> Job:
-        """Write a queued job; raises `QueueFullError` if `queue_limit` jobs are waiting."""
+    async def add(
+        self,
+        new: NewJob,
+        *,
+        queue_limit: int,
+        now_s: float = 0.0,
+        admit: Callable[[Backlog], None] = lambda _backlog: None,
+    ) -> Job:
+        """Write a queued job, or attach its caller to the job of an equal request.
+
+        `admit` sees what would be before the job, and raises to refuse it.
+
+        Raises:
+            QueueFullError: `queue_limit` jobs are waiting.
+            KeyReusedError: the idempotency key belongs to another request.
+        """
         async with self._database.writing() as session:
-            jobs = JobRepository(session=session)
-            if await jobs.count(JobRow.status == JobStatus.QUEUED) >= queue_limit:
-                raise QueueFullError
-            return job_of(await jobs.add(_row_of(new)))
+            await enter_alone(session)
+            if (same := await same_job(session, new, now_s=now_s)) is not None:
+                return job_of(same)
+            earlier = JobRow.deadline_s <= new.request.deadline_s
+            before = await backlog(session, earlier)
+            if before.waiting >= queue_limit:
+                raise QueueFullError(before)
+            admit(before)
+            return job_of(await JobRepository(session=session).add(_row_of(new)))
+
+    async def backlog(self, job: Job) -> Backlog:
+        """Return what is before a waiting job; of a running one, what runs beside it."""
+        deadline_s, key = job.request.deadline_s, key_of(job.id)
+        earlier = (JobRow.deadline_s < deadline_s) | (
+            (JobRow.deadline_s == deadline_s) & (JobRow.id < key)
+        )
+        async with self._database.reading() as session:
+            return await backlog(session, earlier, but=key)
+
+    async def leave(self, job: JobId, tenant: TenantId, *, now_s: float) -> Job | None:
+        """Note that a caller waits no longer; the last one's leaving cancels the job.
+
+        Returns the job as it is now if that cancelled it.
+        """
+        statement = (
+            update(JobRow)
+            .where(*_owned(job, tenant), JobRow.status.in_(ACTIVE))
+            .values(waiters=JobRow.waiters - 1)
+            .returning(JobRow.waiters)
+        )
+        async with self._database.writing() as session:
+            waiters = (await session.scalars(statement)).one_or_none()
+            if waiters is None or waiters > 0:
+                return None
+            return await _request_cancel(session, job, tenant, now_s)
 
     async def get(self, job: JobId, tenant: TenantId) -> Job | None:
         """Return the tenant's job, or None if the tenant has no such job."""
@@ -83,8 +139,10 @@ class JobStore:
             row = await jobs.get_one_or_none(*_owned(job, tenant))
             return None if row is None else job_of(row)
 
-    async def find(self, job: JobId, tenant: TenantId, modality: Modality) -> Job | None:
-        """Return the tenant's job of this kind, or None if there is none or it was deleted."""
+    async def find(
+        self, job: JobId, tenant: TenantId, modality: Modality | None = None
+    ) -> Job | None:
+        """Return the tenant's job (of this kind), or None if there is none or it was deleted."""
         statement = select(JobRow).where(*_owned(job, tenant), *_shown(modality))
         async with self._database.reading() as session:
             row = (await session.scalars(statement)).one_or_none()
@@ -99,13 +157,15 @@ class JobStore:
         if query.after is not None:
             key = key_of(query.after)
             statement = statement.where(JobRow.id < key if query.newest_first else JobRow.id > key)
+        if query.status is not None:
+            statement = statement.where(JobRow.status == query.status.value)
         order = JobRow.id.desc() if query.newest_first else JobRow.id.asc()
         async with self._database.reading() as session:
             rows = await session.scalars(statement.order_by(order).limit(query.limit))
             return [job_of(row) for row in rows]
 
     async def delete(
-        self, job: JobId, tenant: TenantId, modality: Modality, *, now_s: float
+        self, job: JobId, tenant: TenantId, modality: Modality | None = None, *, now_s: float
     ) -> Job | None:
         """Hide a job, forget its prompt, stop it if it is not over; None if there is no such job.
 
@@ -137,19 +197,8 @@ class JobStore:
 
         Returns the job as it is now, or None if there is nothing left to cancel.
         """
-        statement = (
-            update(JobRow)
-            .where(*_owned(job, tenant), JobRow.status.in_(ACTIVE))
-            .values(
-                cancel_requested=True,
-                finished_s=case((_WAITING, now_s), else_=None),
-                status=case((_WAITING, JobStatus.CANCELLED.value), else_=JobRow.status),
-            )
-            .returning(JobRow)
-        )
         async with self._database.writing() as session:
-            row = (await session.scalars(statement)).one_or_none()
-            return None if row is None else job_of(row)
+            return await _request_cancel(session, job, tenant, now_s)
 
     async def artifact(self, artifact: ArtifactId) -> StoredArtifact | None:
         """Return an artifact by id alone: whoever asks must have checked a signature."""
@@ -164,8 +213,26 @@ class JobStore:
 _WAITING: Final = JobRow.status == JobStatus.QUEUED
 
 
-def _shown(modality: Modality) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return JobRow.modality == modality.value, JobRow.deleted_s.is_(None)
+async def _request_cancel(
+    session: AsyncSession, job: JobId, tenant: TenantId, now_s: float
+) -> Job | None:
+    statement = (
+        update(JobRow)
+        .where(*_owned(job, tenant), JobRow.status.in_(ACTIVE))
+        .values(
+            cancel_requested=True,
+            finished_s=case((_WAITING, now_s), else_=None),
+            status=case((_WAITING, JobStatus.CANCELLED.value), else_=JobRow.status),
+        )
+        .returning(JobRow)
+    )
+    row = (await session.scalars(statement)).one_or_none()
+    return None if row is None else job_of(row)
+
+
+def _shown(modality: Modality | None) -> tuple[ColumnElement[bool], ...]:
+    undeleted = JobRow.deleted_s.is_(None)
+    return (undeleted,) if modality is None else (JobRow.modality == modality.value, undeleted)
 
 
 def _owned(job: JobId, tenant: TenantId) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -187,6 +254,9 @@ def _row_of(new: NewJob) -> JobRow:
         predicted_s=new.predicted_s,
         work_s=new.work_s,
         waiters=new.waiters,
+        idempotency_key=new.key,
+        fingerprint=new.fingerprint,
+        retry_count=new.retry_count,
         artifacts=[],
     )
 

@@ -13,6 +13,7 @@ import msgspec
 MAX_PROMPT: Final = 32_000
 MAX_IMAGES: Final = 10
 MAX_GUIDANCE: Final = 30.0
+MAX_DEADLINE_MS: Final = 7 * 86_400_000
 # The largest integer that every JSON client keeps exactly.
 MAX_SEED: Final = 2**53 - 1
 
@@ -25,7 +26,7 @@ ResponseFormat = Literal["url", "b64_json"]
 
 
 class ImageGenerationBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for images. `seed` and the three after it are extensions of ours."""
+    """A request for images. `seed` and the four after it are extensions of ours."""
 
     prompt: Prompt | None = None
     model: str | None = None
@@ -45,6 +46,7 @@ class ImageGenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     negative_prompt: Annotated[str, msgspec.Meta(max_length=MAX_PROMPT)] | None = None
     num_inference_steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
     guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=MAX_GUIDANCE)] | None = None
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEADLINE_MS)] | None = None
     style: AnyValue = None
     complexity: AnyValue = None
     svg: AnyValue = None

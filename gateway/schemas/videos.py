@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from gateway.schemas.images import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, Prompt
+from gateway.schemas.images import MAX_DEADLINE_MS, MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, Prompt
 
 MAX_FPS: Final = 120
 MAX_PAGE: Final = 100
@@ -32,6 +32,7 @@ class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
     negative_prompt: Annotated[str, msgspec.Meta(max_length=MAX_PROMPT)] | None = None
     num_inference_steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
     guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=MAX_GUIDANCE)] | None = None
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEADLINE_MS)] | None = None
 
 
 class VideoListQuery(msgspec.Struct, frozen=True, kw_only=True):

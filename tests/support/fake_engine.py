@@ -73,6 +73,7 @@ class FakeEngine:
         is_down: whether the engine has stopped and cannot be revived.
         obstacles: what `readiness` says.
         noticed: what `notices` says.
+        is_sure: whether it says that it knows what requests take.
         share: what `progress` says of every request.
         decisions: what `explain` says of every request.
         hand_offs: stages that a request finishes before it waits at the gate, and their outputs.
@@ -93,6 +94,7 @@ class FakeEngine:
         self.obstacles: tuple[str, ...] = ()
         self.noticed: tuple[str, ...] = ()
         self.share = 0.0
+        self.is_sure = True
         self.decisions: tuple[StageDecision, ...] = ()
         self.hand_offs: dict[StageKind, HandoffRef] = {}
         self.resumed: list[tuple[NodeId, ...]] = []
@@ -115,6 +117,11 @@ class FakeEngine:
     def work_s(self, request: GenerationRequest) -> float:
         """As much as the latency, for each output."""
         return request.n * self.latency_s(request)
+
+    def knows(self, request: GenerationRequest) -> bool:
+        """As the test says."""
+        del request
+        return self.is_sure
 
     def learnt(self) -> bytes:
         """Nothing."""
