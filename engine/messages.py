@@ -18,6 +18,7 @@ class LoadSource(StrEnum):
 
     FILE = "file"
     HOST = "host"
+    PEER = "peer"
 
 
 class HostCopy(msgspec.Struct, frozen=True):
@@ -32,12 +33,22 @@ class HostCopy(msgspec.Struct, frozen=True):
 
 
 class LoadStage(msgspec.Struct, frozen=True, tag=True):
-    """Load `stage` of the diffusers folder `folder`, through the node's host copy if there is one."""
+    """Load `stage` of the diffusers folder `folder`, through the node's host copy if there is one.
+
+    `peer` is what a `StageLent` said, if another device of the node holds the stage.
+    """
 
     stage: StageKey
     folder: str
     family: str
     host: HostCopy | None = None
+    peer: bytes = b""
+
+
+class LendStage(msgspec.Struct, frozen=True, tag=True):
+    """Say how another process can read the device copy of `stage`."""
+
+    stage: StageKey
 
 
 class StopLoad(msgspec.Struct, frozen=True, tag=True):
@@ -146,6 +157,13 @@ class StageLoaded(msgspec.Struct, frozen=True, tag=True):
     filled_bytes: int = 0
 
 
+class StageLent(msgspec.Struct, frozen=True, tag=True):
+    """How another process opens the device copy of `stage`; empty if it cannot."""
+
+    stage: StageKey
+    segments: bytes
+
+
 class StageLoadStopped(msgspec.Struct, frozen=True, tag=True):
     """`stage` was told to stop and is not resident; see `StageLoaded` for `filled_bytes`."""
 
@@ -236,12 +254,13 @@ class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
     steps_done: int
 
 
-ToLoader = LoadStage | StopLoad | UnloadStage | ForgetHostCopy
+ToLoader = LoadStage | StopLoad | LendStage | UnloadStage | ForgetHostCopy
 ToWorker = JoinGroup | LeaveGroup | RunStage | PauseTask | CancelTask | Shutdown
 FromWorker = (
     WorkerReady
     | LoaderReady
     | StageLoaded
+    | StageLent
     | StageLoadStopped
     | StageUnloaded
     | StageLoadFailed

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError
+import msgspec
+
+from engine.errors import EngineError, WorkerLostError
+from engine.executors.lending import Lending
 from engine.host_store import HostStore, Loan, booked_bytes
 from engine.messages import (
     ForgetHostCopy,
     FromWorker,
+    LendStage,
     LoadStage,
+    StageLent,
     StageLoaded,
     StageLoadStopped,
     StopLoad,
@@ -33,6 +38,8 @@ class Loads:
     Args:
         ask: sends an order to a device's loader and waits for the reply to `key`.
         tell: sends one that has no reply.
+        has_peers: whether a device copies from another's memory (CUDA); on CPU devices the host copy
+            is as near.
         host_bytes: what host copies may take together; None: what all models weigh, or half of
             what is free under `folder` if that is less.
     """
@@ -44,12 +51,14 @@ class Loads:
         folder: Path,
         host_bytes: int | None,
         *,
+        has_peers: bool,
         ask: Callable[[DeviceId, str, ToLoader], Awaitable[FromWorker]],
         tell: Callable[[DeviceId, ToLoader], None],
     ) -> None:
         """Make the host store's folder."""
         self._specs, self._devices = specs, tuple(devices)
         self._ask, self._tell = ask, tell
+        self._lending = Lending() if has_peers else None
         budget = _host_budget(folder, specs.values()) if host_bytes is None else host_bytes
         self.host = HostStore(folder / "weights", budget, self._forget)
 
@@ -62,15 +71,39 @@ class Loads:
         spec = self._specs[stage.model]
         async with self.host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
             order = LoadStage(stage, spec.folder, spec.family, loan.copy)
-            asking = asyncio.ensure_future(self._ask(device, f"load {stage}", order))
-            try:
-                reply = await asyncio.shield(asking)
-            except asyncio.CancelledError:
-                await self._stop(device, stage, asking, loan)
-                raise
-            assert isinstance(reply, StageLoaded)
+            async with self._from_peer(device, order) as order:
+                reply = await self._obeyed(device, order, loan)
             loan.filled_bytes = reply.filled_bytes
+            if self._lending is not None:
+                self._lending.came(device, stage)
             return reply.load_s
+
+    async def _obeyed(self, device: DeviceId, order: LoadStage, loan: Loan) -> StageLoaded:
+        asking = asyncio.ensure_future(self._ask(device, f"load {order.stage}", order))
+        try:
+            reply = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await self._stop(device, order.stage, asking, loan)
+            raise
+        assert isinstance(reply, StageLoaded)
+        return reply
+
+    @asynccontextmanager
+    async def _from_peer(self, device: DeviceId, order: LoadStage) -> AsyncIterator[LoadStage]:
+        """Let a load read from a device that holds the stage; the lender keeps it meanwhile."""
+        readable = order.host is not None and order.host.is_filled  # its layout lies there
+        lender = self._lending.lender(device, order.stage) if self._lending and readable else None
+        if self._lending is None or lender is None:
+            yield order
+            return
+        with self._lending.lent(lender, order.stage):
+            try:
+                reply = await self._ask(lender, f"lend {order.stage}", LendStage(order.stage))
+                assert isinstance(reply, StageLent)
+                order = msgspec.structs.replace(order, peer=reply.segments)
+            except WorkerLostError:  # the host copy is still there
+                self._lending.went(lender, order.stage)
+            yield order
 
     async def _stop(
         self, device: DeviceId, stage: StageKey, asking: asyncio.Future[FromWorker], loan: Loan
@@ -86,7 +119,10 @@ class Loads:
                     loan.filled_bytes = filled_bytes
 
     async def unload(self, device: DeviceId, stage: StageKey) -> None:
-        """Free a stage's weights."""
+        """Free a stage's weights, once no peer reads them any more."""
+        if self._lending is not None:
+            self._lending.went(device, stage)
+            await self._lending.returned(device, stage)
         await self._ask(device, f"unload {stage}", UnloadStage(stage))
 
 

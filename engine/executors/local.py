@@ -43,6 +43,7 @@ from engine.messages import (
     LoaderReady,
     PauseTask,
     Shutdown,
+    StageLent,
     StageLoaded,
     StageLoadFailed,
     StageLoadStopped,
@@ -135,6 +136,7 @@ class LocalExecutor:
             names,
             self._folder.path,
             host_bytes,
+            has_peers=device_kind == "cuda",
             ask=self._ask_loader,
             tell=self._tell_loader,
         )
@@ -402,6 +404,8 @@ def _answer(mailbox: Mailbox, message: FromWorker) -> None:
             mailbox.refuse(task, NotFiniteError(error) if not_finite else failure)
         case TaskCancelled(task):
             mailbox.refuse(task, RequestCancelledError(f"Task {task} was cancelled."))
+        case StageLent(stage):
+            mailbox.deliver(f"lend {stage}", message)
         case StageLoaded(stage) | StageLoadStopped(stage):
             mailbox.deliver(f"load {stage}", message)
         case StageLoadFailed(stage, error):

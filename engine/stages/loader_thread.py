@@ -19,8 +19,10 @@ from engine.executors.slot import LOAD_SUFFIX
 from engine.messages import (
     ForgetHostCopy,
     FromWorker,
+    LendStage,
     LoaderReady,
     LoadStage,
+    StageLent,
     StageLoaded,
     StageLoadFailed,
     StageLoadStopped,
@@ -62,6 +64,8 @@ class LoaderThread:
         match message:
             case LoadStage():
                 self._send(self._load(message))
+            case LendStage(stage):
+                self._send(StageLent(stage, self._shelf.lend(stage)))
             case UnloadStage(stage):
                 self._shelf.unload(stage)
                 self._send(StageUnloaded(stage))

@@ -8,13 +8,14 @@ of a copy.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 import torch
+from torch import Tensor
 
 from engine.messages import HostCopy, LoadSource, LoadStage
 from engine.stages.base import Stage
@@ -26,6 +27,7 @@ from engine.stages.host_copy import (
     copy_to_device,
     write_copy,
 )
+from engine.stages.peers import lend_segments, open_segments
 from engine.stages.registry import Parts, dtype_for, load_parts, sketch_parts
 from engine.types import StageKey
 
@@ -62,6 +64,7 @@ class StageShelf:
         self.stages: dict[StageKey, Stage] = {}
         self._sketches: dict[StageKey, Parts] = {}
         self._unbind: dict[StageKey, Callable[[], None]] = {}
+        self._segments: dict[StageKey, Sequence[Tensor]] = {}
 
     def undisturbed(self) -> AbstractContextManager[object]:
         """Keep stages from being read from files while one runs, where that would change it.
@@ -97,11 +100,21 @@ class StageShelf:
     def _load_copy(self, order: LoadStage, host: HostCopy, stopped: Callable[[], bool]) -> Loaded:
         try:
             parts = self._sketches.get(order.stage) or self._sketch(order)
-            placed = self._place(order.stage, parts, self._maps.open(host.path), stopped)
+            copy, peer = self._maps.open(host.path), self._peer_of(order)
+            placed = self._place(order.stage, parts, copy, stopped, peer)
         except LayoutMismatchError as error:  # a class that builds itself from its weights
             log.warning("sketch_does_not_fit", stage=str(order.stage), detail=str(error))
             return self._load_alone(order)
-        return Loaded(LoadSource.HOST, is_stopped=not placed)
+        source = LoadSource.HOST if peer is None else LoadSource.PEER
+        return Loaded(source, is_stopped=not placed)
+
+    def _peer_of(self, order: LoadStage) -> list[Tensor] | None:
+        """Open the device copy that a peer lends; None if there is none, or it cannot be reached."""
+        try:
+            return open_segments(order.peer) if order.peer else None
+        except RuntimeError as error:
+            log.warning("peer_not_reached", stage=str(order.stage), detail=str(error))
+            return None
 
     def _read(self, order: LoadStage) -> Parts:
         dtype = dtype_for(self._device.type)
@@ -115,24 +128,41 @@ class StageShelf:
             raise LayoutMismatchError(str(error)) from error
 
     def _place(
-        self, stage: StageKey, parts: Parts, host: HostSegments, stopped: Callable[[], bool]
+        self,
+        stage: StageKey,
+        parts: Parts,
+        host: HostSegments,
+        stopped: Callable[[], bool],
+        peer: Sequence[Tensor] | None = None,
     ) -> bool:
         """Copy the weights to the device and let the stage use them there; False if stopped."""
-        layout = host.layout
+        layout, source = host.layout, host.segments if peer is None else peer
         try:
-            bind(parts.modules, layout, copy_to_device(host.segments, self._device, stopped))
+            segments = copy_to_device(source, self._device, stopped)
         except LoadStoppedError:
             return False
+        bind(parts.modules, layout, segments)
+        self._segments[stage] = segments
         self.stages[stage], self._sketches[stage] = parts.stage, parts
         self._unbind[stage] = lambda: bind(parts.modules, layout, on_meta(layout))
         return True
 
+    def lend(self, stage: StageKey) -> bytes:
+        """Return how another process opens a stage's device copy; empty if it cannot."""
+        try:
+            return lend_segments(self._segments[stage])
+        except (KeyError, RuntimeError) as error:
+            log.warning("stage_not_lent", stage=str(stage), detail=repr(error))
+            return b""
+
     def unload(self, stage: StageKey) -> None:
-        """Free a stage's weights; harmless if it is not loaded."""
+        """Free a stage's weights; harmless if it is not loaded. Nobody reads them any more."""
         self.stages.pop(stage, None)
+        self._segments.pop(stage, None)
         if (unbind := self._unbind.pop(stage, None)) is not None:
             unbind()
         if self._device.type == "cuda":
+            torch.cuda.ipc_collect()  # what peers have read counts as theirs until then
             torch.cuda.empty_cache()
 
     def forget_host_copy(self, path: str) -> None:

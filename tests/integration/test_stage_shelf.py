@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -72,6 +73,41 @@ def test_unloading_frees_the_device_copy(
     parts = shelf._sketches[spec.stage(StageKind.DECODE)]
     shelf.unload(spec.stage(StageKind.DECODE))
     assert all(tensor.device.type == "meta" for tensor in tensors(parts.modules).values())
+
+
+def test_a_peer_is_copied_where_it_can_be_reached_and_the_host_copy_where_not(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent: dict[bytes, list[torch.Tensor]] = {}
+
+    def lend(segments: list[torch.Tensor]) -> bytes:
+        lent[b"lent"] = segments
+        return b"lent"
+
+    def reach(key: bytes) -> list[torch.Tensor]:
+        if key not in lent:
+            raise RuntimeError("no such device")
+        return lent[key]
+
+    monkeypatch.setattr(shelves, "lend_segments", lend)
+    monkeypatch.setattr(shelves, "open_segments", reach)
+    holder, borrower = StageShelf(CPU), StageShelf(CPU)
+    folder, path = model_folder("sd"), str(tmp_path / "c")
+    wanted = order(folder, StageKind.DECODE, HostCopy(path, is_filled=False, size_bytes=1 << 30))
+    assert borrower.lend(wanted.stage) == b""
+    filled = holder.load(wanted).filled_bytes
+    full = HostCopy(path, is_filled=True, size_bytes=filled)
+    for peer, source in (
+        (holder.lend(wanted.stage), LoadSource.PEER),
+        (b"of a dead worker", LoadSource.HOST),
+    ):
+        again = msgspec.structs.replace(wanted, host=full, peer=peer)
+        assert borrower.load(again).source is source
+        mine, theirs = (tensors(s._sketches[wanted.stage].modules) for s in (borrower, holder))
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        first = next(iter(theirs))
+        assert mine[first].data_ptr() != theirs[first].data_ptr()
+        borrower.unload(wanted.stage)
 
 
 def test_without_room_for_a_host_copy_a_stage_is_loaded_all_the_same(
