@@ -14,6 +14,7 @@ import msgspec
 
 from engine.types import Modality, StageKind
 
+TEAM_SIZES = (1, 2, 4, 8)
 ComponentConfigs = Mapping[str, Mapping[str, Any]]
 
 
@@ -23,7 +24,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     `size_multiple_px(configs)` is what width and height must divide by, `max_side_px(configs)`
     the longest side that the denoiser's position embedding reaches (None: no such bound).
     `floors_strength` is how the library rounds the steps that a source's strength leaves: down for
-    the older pipelines, up for those after SD3.
+    the older pipelines, up for those after SD3. `degrees` are the numbers of devices that a
+    diffuse can be shared out among.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     uses_negative_prompt: bool
     modality: Modality = Modality.IMAGE
     floors_strength: bool = False
+    degrees: tuple[int, ...] = TEAM_SIZES
 
 
 def vae_scale_factor(configs: ComponentConfigs) -> int:
@@ -110,6 +113,7 @@ STABLE_DIFFUSION = Family(
     default_steps=28,
     default_guidance=7.5,
     uses_negative_prompt=True,
+    degrees=(1, 2),  # the branches of guidance; nothing else is shared out
     floors_strength=True,
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import InvalidRequestError, PipelineError
-from engine.families import FAMILIES, Family, family_named, vae_scale_factor
+from engine.families import FAMILIES, TEAM_SIZES, Family, family_named, vae_scale_factor
 from engine.graph import Edge, StageGraph, StageNode
 from engine.types import (
     GenerationRequest,
@@ -65,7 +65,8 @@ class ServingCard(msgspec.Struct, frozen=True):
 class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engine knows of a model before any weights are loaded.
 
-    `weight_bytes` is what each stage's weights take in `dtype_bytes`-wide numbers.
+    `weight_bytes` is what each stage's weights take in `dtype_bytes`-wide numbers. `degrees` are
+    the numbers of devices that a diffuse can run on.
     """
 
     id: ModelId
@@ -82,6 +83,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     uses_negative_prompt: bool
     limits: Limits
     created_s: int
+    degrees: tuple[int, ...] = TEAM_SIZES
     description: str = ""
 
     def stage(self, kind: StageKind) -> StageKey:
@@ -226,6 +228,7 @@ def open_pipeline(
         default_steps=card.defaults.steps or family.default_steps,
         default_guidance=_first(card.defaults.guidance_scale, family.default_guidance),
         uses_negative_prompt=family.uses_negative_prompt,
+        degrees=family.degrees,
         limits=_limits(card, configs),
         created_s=int((folder / "model_index.json").stat().st_mtime),
         description=card.description,

@@ -98,7 +98,10 @@ class CostModel:
             ModelId(name): model for name, model in profiled.items() if name in self._specs
         }
         self._tables = ProfileTables(profile) if profile else None
-        self._degrees = {name: model.degrees for name, model in self._models.items()}
+        self._degrees = {
+            name: tuple(k for k in model.degrees if k in self._specs[name].degrees) or (1,)
+            for name, model in self._models.items()
+        }
         self._classes: dict[tuple[StageKey, Shape], _Class] = {}
         self._references: dict[tuple[ModelId, Shape, int], float] = {}
         self.change_s = profile.node.change_s if profile else 0.0
@@ -192,16 +195,20 @@ class CostModel:
         return profiled or all(self.estimate(stage, request).measured for stage in stages)
 
     def degrees(self, model: ModelId) -> tuple[int, ...]:
-        """Return the degrees at which the diffuse stage was profiled, ascending."""
+        """Return the degrees that a model can run at and that were profiled, ascending."""
         return self._degrees.get(model, (1,))
 
     def min_degree(self, model: ModelId, shape: Shape) -> int:
-        """Return the least degree at which memory holds a diffuse stage of this shape."""
+        """Return the least degree at which memory holds a diffuse stage of this shape.
+
+        Of a model that cannot be shared out so far, the largest that it can.
+        """
         stage = self._diffuse[model]
         known = self._classes.get((stage, shape)) or self._open(stage, shape)
         if known.min_degree is None:
             profiled = self._models.get(model)
-            known.min_degree = profiled.min_degree(shape) if profiled else 1
+            least = profiled.min_degree(shape) if profiled else 1
+            known.min_degree = min(least, self.degrees(model)[-1])
         return known.min_degree
 
     def best_degree(self, model: ModelId, shape: Shape) -> int:

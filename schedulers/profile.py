@@ -105,5 +105,6 @@ def _spec(profile: Profile, name: str) -> PipelineSpec:
         uses_negative_prompt=True,
         limits=_ANYTHING,
         created_s=0,
+        degrees=model.degrees,
         description=f"{name} as profiled on {profile.device}",
     )

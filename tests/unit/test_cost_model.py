@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from engine.messages import StageReport
@@ -193,6 +194,13 @@ class TestDegrees:
         for _ in range(20):
             observe(cost, cog(SMALL), 100.0, degree=1)
         assert (cost.best_degree(COG, SMALL), cost.reference_s(cog(SMALL))) == before
+
+    def test_a_degree_that_the_model_cannot_run_at_is_never_offered(self) -> None:
+        [spec] = specs_of(L20, ["cogvideox1.5-5b"])
+        cost = CostModel([msgspec.structs.replace(spec, degrees=(1, 2))], L20)
+        assert cost.degrees(COG) == (1, 2)
+        assert all(cost.min_degree(COG, shape) <= 2 for shape in L20.models[COG].shapes)
+        assert all(cost.best_degree(COG, shape) <= 2 for shape in L20.models[COG].shapes)
 
     def test_without_a_profile_there_is_one_degree(self) -> None:
         cost = CostModel([a_spec()])
