@@ -122,8 +122,8 @@ class FamilyCode(Protocol):
     the library's order of operations, so that results are bit-equal to the monolithic call.
     """
 
-    def encode(self, pipe: Any, request: GenerationRequest) -> dict[str, Tensor]:
-        """Return the conditioning tensors of a prompt."""
+    def encode(self, pipe: Any, requests: Sequence[GenerationRequest]) -> list[dict[str, Tensor]]:
+        """Return each request's conditioning tensors; all are guided, or none is."""
         ...
 
     def begin(
@@ -141,5 +141,5 @@ class FamilyCode(Protocol):
         ...
 
     def decode(self, pipe: Any, request: GenerationRequest, latents: Tensor) -> Tensor:
-        """Return pixels in [-1, 1], (1, 3, H, W)."""
+        """Return pixels in [-1, 1], (B, 3, H, W) or (B, 3, F, H, W), of outputs like `request`'s."""
         ...

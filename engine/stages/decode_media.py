@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from engine.stages.base import FamilyCode, Job, StageResult
+from engine.stages.batching import alike_together
 from engine.stages.denoise import LATENTS
 from engine.stages.finite import expect_finite
 from engine.stages.media import write_image, write_video
 from engine.stages.source import encode_source
-from engine.stages.team import Team
-from engine.types import Artifact, Modality, Purpose, StageTask
+from engine.stages.team import Team, at_most, collect, share
+from engine.stages.tiles import tiles_shared
+from engine.types import Artifact, GenerationRequest, Modality, Purpose, StageTask
+
+FRAMES = 2  # of (B, C, F, h, w)
 
 
 class DecodeMedia:
@@ -30,17 +34,39 @@ class DecodeMedia:
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
-        """Decode outputs and write them in their requests' formats, or encode sources."""
-        del team
-        return [self._run(job) for job in jobs]
+        """Decode outputs and write them in their requests' formats, or encode sources.
 
-    def _run(self, job: Job) -> StageResult:
-        task = job.task
-        if task.purpose is Purpose.IMAGE_ENCODE:
-            return StageResult(encode_source(self._pipe, task.request, job.inputs))
-        pixels = self._code.decode(self._pipe, task.request, job.inputs[LATENTS])
+        Outputs of one size are decoded as one batch, which may change their last bits.
+        """
+        return alike_together(jobs, _likeness, lambda alike: self._run(alike, team))
+
+    def _run(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
+        """Run jobs that are alike: sources one after another, outputs together."""
+        if jobs[0].task.purpose is Purpose.IMAGE_ENCODE:
+            sources = ((job.task.request, job.inputs) for job in jobs)
+            return [StageResult(encode_source(self._pipe, *source)) for source in sources]
+        pixels = self._decode([job.inputs[LATENTS] for job in jobs], jobs[0].task.request, team)
+        if team.rank > 0:  # the leader has them all
+            return [StageResult({}) for _job in jobs]
         expect_finite(pixels, "the decoded pixels")
-        return StageResult({}, _artifact(task, self._write(task, pixels)))
+        return [
+            StageResult({}, _artifact(job.task, self._write(job.task, pixels[i : i + 1])))
+            for i, job in enumerate(jobs)
+        ]
+
+    def _decode(self, latents: Sequence[Tensor], request: GenerationRequest, team: Team) -> Tensor:
+        """Return pixels of outputs of one size, whole on the leader only.
+
+        A team shares out the frames of a video, and the tiles of a picture that has several.
+        """
+        batch = latents[0] if len(latents) == 1 else torch.cat(list(latents))
+        if request.media.modality is Modality.VIDEO:
+            frames = batch.shape[FRAMES]
+            crew = at_most(team, frames)
+            part = self._code.decode(self._pipe, request, share(crew, batch, dim=FRAMES))
+            return collect(crew, part, dim=FRAMES, total=frames)
+        with tiles_shared(self._pipe.vae, team):
+            return self._code.decode(self._pipe, request, batch)
 
     def _write(self, task: StageTask, pixels: Tensor) -> bytes:
         request = task.request
@@ -49,6 +75,10 @@ class DecodeMedia:
             return write_video(frames, request.fps)
         image = self._pipe.image_processor.postprocess(pixels, output_type="pil")[0]
         return write_image(image, request.media, request.compression)
+
+
+def _likeness(job: Job) -> tuple[str, str]:
+    return job.task.purpose.value, str(job.task.request.shape)
 
 
 def _artifact(task: StageTask, content: bytes) -> Artifact:

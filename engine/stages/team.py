@@ -106,6 +106,19 @@ def gather(team: Team, part: Tensor, dim: int, total: int) -> Tensor:
     return torch.cat(team.exchange([part] * team.size, shapes), dim)
 
 
+def collect(team: Team, part: Tensor, dim: int, total: int) -> Tensor:
+    """Return on the leader the whole of which every member has its `share`; elsewhere the part."""
+    if team.size == 1:
+        return part
+    leads, nothing = team.rank == 0, part.new_empty(0)
+    parts = [part if rank == 0 else nothing for rank in range(team.size)]
+    shapes = [
+        resized(part.shape, dim, length) if leads else (0,) for length in sizes(total, team.size)
+    ]
+    received = team.exchange(parts, shapes)
+    return torch.cat(received, dim) if leads else part
+
+
 def at_most(team: Team, items: int) -> Team:
     """Return the team, or a team of one if there are not enough items for all members."""
     return team if items >= team.size else Solo()

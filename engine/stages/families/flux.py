@@ -7,7 +7,7 @@ image-to-image and inpaint pipelines.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.stages.attention import attention_across
 from engine.stages.base import Evaluation, Repaint
+from engine.stages.batching import each
 from engine.stages.source import MASK, MOMENTS, KeptLatents, draw_latents, draw_like
 from engine.stages.team import Team, at_most, gather, share
 from engine.types import GenerationRequest
@@ -25,12 +26,13 @@ from engine.types import GenerationRequest
 class Flux:
     """The three stages of `FluxPipeline`."""
 
-    def encode(self, pipe: Any, request: GenerationRequest) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, requests: Sequence[GenerationRequest]) -> list[dict[str, Tensor]]:
         """Return T5 embeddings, the pooled CLIP embedding and the text position ids."""
         prompt, pooled, text_ids = pipe.encode_prompt(
-            prompt=request.prompt, prompt_2=None, device=pipe.device
+            prompt=[request.prompt for request in requests], prompt_2=None, device=pipe.device
         )
-        return {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled, "text_ids": text_ids}
+        embeddings = each({"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}, len(requests))
+        return [tensors | {"text_ids": text_ids} for tensors in embeddings]
 
     def begin(
         self,

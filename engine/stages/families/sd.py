@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from engine.stages.base import Evaluation, Repaint
+from engine.stages.batching import each
 from engine.stages.families.frames import branches_and_frames, frames_shared
 from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
 from engine.stages.team import Team, gather, share, sizes
@@ -29,13 +30,19 @@ _FRAMES = 2  # of (B, C, F, h, w)
 class StableDiffusion:
     """The three stages of `StableDiffusionPipeline`."""
 
-    def encode(self, pipe: Any, request: GenerationRequest) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, requests: Sequence[GenerationRequest]) -> list[dict[str, Tensor]]:
         """Return prompt embeddings, negative ones too if guidance is on."""
         prompt, negative = pipe.encode_prompt(
-            request.prompt, pipe.device, 1, request.guidance_scale > 1, request.negative_prompt
+            [request.prompt for request in requests],
+            pipe.device,
+            1,
+            requests[0].guidance_scale > 1,
+            [request.negative_prompt or "" for request in requests],
         )
         embeddings = {"prompt_embeds": prompt}
-        return embeddings if negative is None else embeddings | {"negative_prompt_embeds": negative}
+        if negative is not None:
+            embeddings["negative_prompt_embeds"] = negative
+        return each(embeddings, len(requests))
 
     def begin(
         self,

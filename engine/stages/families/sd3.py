@@ -8,7 +8,7 @@ autoencoder's shift).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.stages.attention import attention_across
 from engine.stages.base import Evaluation, Repaint
+from engine.stages.batching import each
 from engine.stages.hooks import output_changed
 from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
 from engine.stages.team import Team, at_most, gather, share
@@ -38,18 +39,19 @@ _NAMES = (
 class StableDiffusion3:
     """The three stages of `StableDiffusion3Pipeline`."""
 
-    def encode(self, pipe: Any, request: GenerationRequest) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, requests: Sequence[GenerationRequest]) -> list[dict[str, Tensor]]:
         """Return prompt and pooled embeddings, negative ones too if guidance is on."""
         embeddings = pipe.encode_prompt(
-            prompt=request.prompt,
+            prompt=[request.prompt for request in requests],
             prompt_2=None,
             prompt_3=None,
-            negative_prompt=request.negative_prompt,
-            do_classifier_free_guidance=request.guidance_scale > 1,
+            negative_prompt=[request.negative_prompt or "" for request in requests],
+            do_classifier_free_guidance=requests[0].guidance_scale > 1,
             device=pipe.device,
         )
         named = zip(_NAMES, embeddings, strict=True)
-        return {name: tensor for name, tensor in named if tensor is not None}
+        tensors = {name: tensor for name, tensor in named if tensor is not None}
+        return each(tensors, len(requests))
 
     def begin(
         self,
