@@ -77,6 +77,9 @@ dashboards: $(VENV)/.dev ## Write deploy/'s Grafana dashboard and alert rules an
 check-deploy: dashboards ## Have promtool check the alert rules (needs Prometheus' promtool)
 	promtool check config deploy/prometheus/prometheus.yaml
 
+bench-degrees: $(VENV)/.dev ## How far a diffuse on several devices is from one on one
+	$(BIN)/python benchmarks/engine/degrees.py $(ARGS)
+
 bench-loading: $(VENV)/.dev ## Loads of stages from files and from the host copy, against from_pretrained
 	$(BIN)/python benchmarks/engine/loading.py $(ARGS)
 

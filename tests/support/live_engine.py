@@ -64,12 +64,15 @@ class LiveEngine:
         await self.until(lambda: not self.core.readiness(), timeout_s=240)
 
     async def idle(self) -> None:
-        """Wait until no team works and audit what is left: nothing."""
-        await self.until(lambda: not self.core.cluster.teams.busy)
+        """Wait until no team works and nothing is loaded, and audit what is left: nothing."""
+        slots = self.executor._slots.values()
+        await self.until(
+            lambda: not self.core.cluster.teams.busy
+            and not any(slot.mailbox.is_waited_for for slot in slots)
+        )
         self.core.check_integrity()
         assert self.core._requests == {}
         assert self.core._launcher.running() == ()
-        assert not any(slot.mailbox.is_waited_for for slot in self.executor._slots.values())
         assert self.executor._handoffs.used_bytes == 0
         assert list(self.executor._handoffs.folder.iterdir()) == []
 
