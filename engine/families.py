@@ -25,7 +25,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     the longest side that the denoiser's position embedding reaches (None: no such bound).
     `floors_strength` is how the library rounds the steps that a source's strength leaves: down for
     the older pipelines, up for those after SD3. `degrees` are the numbers of devices that a
-    diffuse can be shared out among.
+    diffuse can be shared out among, `decodes_frames` tells whether a film is decoded frame by frame.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     modality: Modality = Modality.IMAGE
     floors_strength: bool = False
     degrees: tuple[int, ...] = TEAM_SIZES
+    decodes_frames: bool = False
 
 
 def vae_scale_factor(configs: ComponentConfigs) -> int:
@@ -131,6 +132,7 @@ ANIMATEDIFF = Family(
     default_guidance=7.5,
     uses_negative_prompt=True,
     modality=Modality.VIDEO,
+    decodes_frames=True,
     floors_strength=True,
 )
 

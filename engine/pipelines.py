@@ -66,7 +66,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engine knows of a model before any weights are loaded.
 
     `weight_bytes` is what each stage's weights take in `dtype_bytes`-wide numbers. `degrees` are
-    the numbers of devices that a diffuse can run on.
+    the numbers of devices that a diffuse can run on; `decodes_frames` tells that a team can share
+    out the frames of a decode.
     """
 
     id: ModelId
@@ -84,6 +85,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     created_s: int
     degrees: tuple[int, ...] = TEAM_SIZES
+    decodes_frames: bool = False
     description: str = ""
 
     def stage(self, kind: StageKind) -> StageKey:
@@ -229,6 +231,7 @@ def open_pipeline(
         default_guidance=_first(card.defaults.guidance_scale, family.default_guidance),
         uses_negative_prompt=family.uses_negative_prompt,
         degrees=family.degrees,
+        decodes_frames=family.decodes_frames,
         limits=_limits(card, configs),
         created_s=int((folder / "model_index.json").stat().st_mtime),
         description=card.description,

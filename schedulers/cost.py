@@ -198,6 +198,10 @@ class CostModel:
         """Return the degrees that a model can run at and that were profiled, ascending."""
         return self._degrees.get(model, (1,))
 
+    def decodes_frames(self, model: ModelId) -> bool:
+        """Return whether a model decodes a film frame by frame, so that a team can share them out."""
+        return self._specs[model].decodes_frames
+
     def min_degree(self, model: ModelId, shape: Shape) -> int:
         """Return the least degree at which memory holds a diffuse stage of this shape.
 
@@ -314,6 +318,8 @@ class CostModel:
                 found = self._tables.expect(stage, shape, degree, batch)
             else:
                 found = guess(self._specs[stage.model], stage.kind, shape, batch)
+            if degree > 1 and stage.kind is StageKind.DECODE and self.decodes_frames(stage.model):
+                found = _frames_shared(found, shape.frames, degree)
             _keep(known.expected, (degree, batch), found)
         return found
 
@@ -323,6 +329,12 @@ class CostModel:
             del self._classes[next(iter(self._classes))]
         known = self._classes[stage, shape] = _Class()
         return known
+
+
+def _frames_shared(alone: Expectation, frames: int, degree: int) -> Expectation:
+    """Expect of a decode that its duration is that of the longest share of the frames."""
+    share = -(-frames // degree) / frames
+    return msgspec.structs.replace(alone, fixed_s=alone.fixed_s * share)
 
 
 def _keep(kept: dict[_K, _V], key: _K, value: _V) -> None:

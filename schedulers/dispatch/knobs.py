@@ -32,6 +32,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         spill_wait: spill when the pool's wait exceeds this share of the decode itself.
         attempts: preemptions that are thought through per decision.
         batch: most encodes in one launch.
+        decode_degree: most devices that share out the frames of a film to decode.
         weights: share of the cluster per tenant, 1 if not named.
         fairness_half_life_s: how fast what a tenant has used is forgotten.
         prefetch: load the weights of stages that a busy device should hold beside what it runs.
@@ -58,6 +59,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     spill_wait: float = 0.5
     attempts: int = 48
     batch: int = 8
+    decode_degree: int = 1
     weights: Mapping[str, float] = {}
     fairness_half_life_s: float = 600.0
     prefetch: bool = False
@@ -66,6 +68,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse what would divide by zero or decide nothing."""
         least_one = {"batch": self.batch, "considered": self.considered}
+        least_one |= {"decode_degree": self.decode_degree}
         wrong = [name for name, value in least_one.items() if value < 1]
         above = {"least_gain": self.least_gain, "fairness_half_life_s": self.fairness_half_life_s}
         above |= {f"weights.{tenant}": weight for tenant, weight in self.weights.items()}
@@ -75,6 +78,5 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"{wrong[0]} is too small")
 
 
-# What worker processes can carry out today: one task a launch, on one device from start to end or
-# pause.
-WORKERS = Knobs(batch=1, resize=False, prefetch=True, merge=True)
+# On worker processes: no batches by default, since they change the last bits of results.
+WORKERS = Knobs(batch=1, decode_degree=8, prefetch=True, merge=True)

@@ -27,6 +27,7 @@ from engine.types import (
 )
 from schedulers.dispatch.auxiliary import place_decodes, place_encodes, place_previews
 from schedulers.dispatch.board import Layout, Node
+from schedulers.dispatch.decoding import widen_decodes
 from schedulers.dispatch.fairness import Accounts
 from schedulers.dispatch.feasibility import why_impossible
 from schedulers.dispatch.growth import scale_up
@@ -80,6 +81,7 @@ class TridentDispatcher:
         self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
         scale_up(decision)
         shrink(decision)
+        widen_decodes(decision)
         merge(decision)
         place_previews(decision, [task for task in ready if task.purpose is Purpose.PREVIEW])
         prefetch(decision)

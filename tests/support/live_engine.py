@@ -67,8 +67,10 @@ class LiveEngine:
         """Wait until no team works and nothing is loaded, and audit what is left: nothing."""
         slots = self.executor._slots.values()
         await self.until(
-            lambda: not self.core.cluster.teams.busy
-            and not any(slot.mailbox.is_waited_for for slot in slots)
+            lambda: (
+                not self.core.cluster.teams.busy
+                and not any(slot.mailbox.is_waited_for for slot in slots)
+            )
         )
         self.core.check_integrity()
         assert self.core._requests == {}

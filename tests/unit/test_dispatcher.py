@@ -247,7 +247,7 @@ class TestAuxiliaries:
         assert (launch.team, len(launch.tasks)) == (("n1g6",), 8)
 
     def test_an_encode_that_failed_in_a_batch_runs_alone(self) -> None:
-        tasks = [a_ready("again", attempt=2), a_ready("r", sequence=1)]
+        tasks = [a_ready("again", attempt=2, alone=True), a_ready("r", sequence=1)]
         [launch] = decide(tasks, a_cluster(2, pools=self.POOLS)).assignments
         assert [task.request.id for task in launch.tasks] == ["again"]
 

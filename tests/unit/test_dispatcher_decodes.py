@@ -1,0 +1,48 @@
+"""Films whose frames are decoded by several devices, and what is never shared out."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from engine.types import Shape, StageKind
+from schedulers.cost import CostModel
+from schedulers.dispatch.knobs import Knobs
+from schedulers.dispatch.trident import TridentDispatcher
+from tests.support.builders import a_request
+from tests.support.clusters import COG, LONG, PROFILE, SPECS, a_cluster, a_ready
+
+FILM = LONG
+DECODE = StageKind.DECODE
+
+
+def cost(*, decodes_frames: bool = True) -> CostModel:
+    spec = msgspec.structs.replace(SPECS[0], decodes_frames=decodes_frames)
+    return CostModel([spec], PROFILE, learn=False)
+
+
+def degree(shape: Shape, model: CostModel, *, idle: int = 8, decode_degree: int = 8) -> int:
+    dispatcher = TridentDispatcher(model, Knobs(decode_degree=decode_degree))
+    view = a_cluster(per_node=idle)
+    [launch] = dispatcher.plan([a_ready("r", shape, DECODE)], view).assignments
+    return launch.degree
+
+
+@pytest.mark.parametrize(("idle", "expected"), [(8, 8), (5, 4), (1, 1)])
+def test_a_long_film_is_shared_out_among_what_is_idle(idle: int, expected: int) -> None:
+    assert degree(FILM, cost(), idle=idle) == expected
+
+
+def test_what_saves_too_little_or_is_no_film_of_single_frames_stays_on_one_device() -> None:
+    assert degree(Shape(32, 32, 17), cost()) == 1
+    assert degree(Shape(768, 1360), cost()) == 1
+    assert degree(FILM, cost(decodes_frames=False)) == 1
+    assert degree(FILM, cost(), decode_degree=1) == 1
+
+
+def test_a_share_of_the_frames_takes_that_share_of_the_time() -> None:
+    model, shape = cost(), msgspec.structs.replace(FILM, frames=9)
+    film = a_request(model=COG, shape=shape)
+    stage = SPECS[0].stage(DECODE)
+    alone, shared = (model.estimate(stage, film, degree=k).duration_s for k in (1, 4))
+    assert shared == pytest.approx(alone * 3 / 9)
