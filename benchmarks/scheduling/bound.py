@@ -13,7 +13,7 @@ that alone cannot be in time is dropped. The bound is therefore not attained; no
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -54,13 +54,47 @@ def attainment(pieces: Iterable[Piece], gpus: int) -> float:
 def windows(pieces: Iterable[Piece], gpus: int, *, count: int) -> float:
     """Return the bound of `attainment` with arrivals honoured, at `count` moments.
 
-    A request that arrives after a moment needs its work after that moment. So for every moment the
-    requests that arrive later are a problem of their own, and what they must drop is dropped in
-    the whole as well: the most that any suffix drops, over all requests.
+    Between two moments only those requests are looked at that arrive after the first and are due
+    before the second: all their work has to be done between them, so what they must drop is dropped
+    in the whole as well. Windows that do not overlap have no request in common, so the windows are
+    chosen that drop most together.
     """
-    listed = sorted(pieces, key=lambda piece: piece.arrival_s)
-    dropped = 0.0
-    for i in range(count):
-        later = listed[i * len(listed) // count :]
-        dropped = max(dropped, (1 - attainment(later, gpus)) * len(later)) if later else dropped
-    return 1 - dropped / len(listed) if listed else 0.0
+    by_deadline = sorted(pieces, key=lambda piece: piece.deadline_s)
+    if not by_deadline:
+        return 0.0
+    arrivals = sorted(piece.arrival_s for piece in by_deadline)
+    moments = sorted({arrivals[i * len(arrivals) // count] for i in range(count)})
+    moments.append(by_deadline[-1].deadline_s)
+    dropped = [0] * len(moments)  # from each moment to the end
+    for i in reversed(range(len(moments) - 1)):
+        within = _dropped(by_deadline, gpus, moments[i], moments[i + 1 :])
+        dropped[i] = max(n + dropped[i + 1 + j] for j, n in enumerate(within))
+    return 1 - dropped[0] / len(by_deadline)
+
+
+def _dropped(
+    by_deadline: Sequence[Piece], gpus: int, begin_s: float, ends_s: Sequence[float]
+) -> list[int]:
+    """Return how many requests of the windows from `begin_s` to each end cannot be on time."""
+    kept: list[float] = []  # a heap of negated work
+    total, dropped, counts = 0.0, 0, list[int]()
+    for piece in by_deadline:
+        if piece.arrival_s < begin_s:
+            continue
+        while piece.deadline_s > ends_s[len(counts)]:
+            counts.append(dropped)
+        heapq.heappush(kept, -piece.work)
+        total += piece.work
+        if total > gpus * (piece.deadline_s - begin_s):
+            total += heapq.heappop(kept)
+            dropped += 1
+    return counts + [dropped] * (len(ends_s) - len(counts))
+
+
+def all_done_s(pieces: Iterable[Piece], gpus: int) -> float:
+    """Return the moment before which the fluid machine cannot have done all work."""
+    work, latest_s = 0.0, 0.0
+    for piece in sorted(pieces, key=lambda piece: -piece.arrival_s):
+        work += piece.work
+        latest_s = max(latest_s, piece.arrival_s + work / gpus)
+    return latest_s

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scheduling.bound import Piece, attainment, load, windows
+from benchmarks.scheduling.bound import Piece, all_done_s, attainment, load, windows
 
 PIECES = st.lists(
     st.builds(
@@ -70,10 +70,25 @@ class TestWindows:
         assert attainment([*early, *late], gpus=1) == 1.0
         assert windows([*early, *late], 1, count=3) == pytest.approx(2 / 3)
 
+    def test_what_separate_bursts_must_drop_adds_up(self) -> None:
+        bursts = [Piece(at, at + 1.0, 1.0) for at in (0.0, 100.0, 200.0) for _ in range(2)]
+        assert windows(bursts, 1, count=6) == pytest.approx(1 / 2)
+
     @given(PIECES, st.integers(1, 5))
     def test_it_is_never_looser_and_still_a_bound(self, pieces: list[Piece], count: int) -> None:
         bound = windows(pieces, 1, count=count)
         assert _best(pieces) - 1e-9 <= bound <= attainment(pieces, 1) + 1e-9
+
+
+class TestAllDone:
+    """The earliest moment at which all work can be done."""
+
+    def test_work_that_comes_late_is_done_later(self) -> None:
+        assert all_done_s([Piece(0, 9, 8.0), Piece(3, 9, 4.0)], gpus=4) == 4.0
+        assert all_done_s([Piece(0, 9, 20.0), Piece(3, 9, 4.0)], gpus=4) == 6.0
+
+    def test_nothing_is_done_at_once(self) -> None:
+        assert all_done_s([], gpus=4) == 0.0
 
 
 class TestLoad:
