@@ -25,9 +25,11 @@ STATICS: Final = ("b1-sp1", "b1-sp2", "b1-sp4", "b1-sp8")
 DYNAMICS: Final = ("b2", "b3", "b4", "b5", "b6", "edf-best-fit", "deadline-rounds", "trident-paper")
 SEEDS: Final = (1, 2, 3)
 SMALL_SEEDS: Final = tuple(range(1, 21))
-SWITCHES: Final = ("preempt", "scale_up", "background", "spill", "prefetch", "deadline_order")
+SWITCHES: Final = ("preempt", "scale_up", "resize", "background", "spill", "deadline_order")
 BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), False)
 EXTRAS: Final[tuple[dict[str, bool | int], ...]] = (
+    {"demote": True},
+    {"prefetch": True},
     {"reserve": True},
     {"refuse": True},
     {"shrink": True},

@@ -7,12 +7,14 @@ import re
 from matplotlib.figure import Figure
 
 from benchmarks.scheduling.cells import BOUND, ROOT
+from benchmarks.scheduling.costs import decisions
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve
-from benchmarks.scheduling.shifts import shifts
+from benchmarks.scheduling.shifts import shifts, tight
 from benchmarks.scheduling.store import RESULTS
 from benchmarks.scheduling.tables import NAMES, TABLES, curves, knee_order
 from benchmarks.scheduling.targets import targets
 
+OWN_TABLES = {"targets": targets, "shifts": shifts, "tight": tight, "decisions": decisions}
 PAGE = ROOT / "docs/benchmarks.md"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#6A4C93")
 DPI = 110
@@ -21,7 +23,7 @@ DPI = 110
 def write_report() -> None:
     """Renew every table between its markers, and every plot."""
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in {"targets": targets, "shifts": shifts, **TABLES}.items():
+    for name, table in {**OWN_TABLES, **TABLES}.items():
         page = between(page, name, table())
     PAGE.write_text(page, encoding="utf-8")
     for model, found in curves().items():

@@ -1,4 +1,4 @@
-"""The experiment `shifts` as a table and as targets: how the orchestrator follows a new mix."""
+"""How the orchestrator follows a new mix, and what helps when memory is tight: tables and targets."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from benchmarks.scheduling.cells import Cell
+from benchmarks.scheduling.experiments import policy_name
 from benchmarks.scheduling.store import Entry
 from benchmarks.scheduling.tables import (
+    FIGURES_HEADER,
     NAMES,
     Seeds,
     average,
     entries,
+    figures_row,
     grouped,
     markdown,
     seconds,
@@ -50,6 +53,16 @@ def shifts() -> str:
         header = ("pools", "seeds", "on time", "mean s", *names, "loads", "switches at s")
         parts += [f"{title} (simulated)", markdown(header, rows)]
     return "\n\n".join(parts) or "Not simulated yet."
+
+
+def tight() -> str:
+    """Return spill and prefetch where they could matter."""
+    found = grouped(entries("tight"), lambda cell: (title_of(cell), policy_name(cell)))
+    rows = [
+        [title, *figures_row(name, seeds), f"{average(seeds, 'loads'):.0f}"]
+        for (title, name), seeds in sorted(found.items())
+    ]
+    return markdown(("where", *FIGURES_HEADER, "loads"), rows)
 
 
 def situations() -> dict[str, Seeds]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from benchmarks.scheduling.cells import BOUND, Cell
+from benchmarks.scheduling.costs import costs
 from benchmarks.scheduling.experiments import COG, FLUX, HUNYUAN, MODELS, SD3, policy_name
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve, knee
 from benchmarks.scheduling.shifts import followed
-from benchmarks.scheduling.store import RESULTS
 from benchmarks.scheduling.tables import (
     LONG_CLASS,
     NAMES,
@@ -34,7 +33,6 @@ DYNAMIC_TARGET: Final = 1.25
 HALF_A_POINT: Final = 0.005
 LAST_LONG_S: Final = 4200.0
 TRACE_WALL_S: Final = 120.0
-FLAT: Final = 0.1
 
 
 class Latency(NamedTuple):
@@ -221,21 +219,3 @@ def others() -> Iterator[list[str]]:
     if walls:
         met = verdict(met=max(walls) <= TRACE_WALL_S)
         yield ["wall time of the published trace", "120 s", f"{max(walls):.0f} s", met]
-
-
-def costs() -> Iterator[tuple[str, str, str, bool]]:
-    """Compare what decisions take, by the wall clock of a busy machine, and memory over a week."""
-    path = RESULTS / "decision_cost.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    for solver, gpus, aim_ms in (("ilp", 128, 100.0), ("greedy", 128, 10.0), ("ilp", 1024, 1000.0)):
-        found = [r for r in rows if (r["solver"], r["gpus"]) == (solver, gpus)]
-        if found:
-            worst = max(r["wall_ms"]["p99"] for r in found)
-            what = f"one decision ({solver}), {found[0]['waiting']} pending on {gpus} GPUs: P99"
-            yield what, f"{aim_ms:g} ms", f"{worst:.0f} ms", worst <= aim_ms
-    for entry in entries("scale"):
-        memory = entry.figures.get("memory_mib")
-        if memory:
-            grown = memory[-1] / memory[len(memory) // 4] - 1
-            what = "memory over a week of simulated time, from the second day to the last"
-            yield what, "flat", f"{grown:+.0%}", grown <= FLAT
