@@ -42,7 +42,7 @@ POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), 
 GOODPUT_GPUS: Final = {COG: 128, HUNYUAN: 128, FLUX: 32, SD3: 16}
 """Smaller for images: overload of as many requests takes minutes a point."""
 DYNAMIC_POOLS: Final = {COG: (4, 7, 10), HUNYUAN: (4, 6, 8), FLUX: (0, 2)}
-SHIFTING_POOLS: Final = (3, 7, 16, 23)
+SHIFTING_POOLS: Final = {32: (1, 2, 4, 7), 128: (3, 7, 16, 23)}
 PAIR: Final = f"{FLUX}+{HUNYUAN}"
 PAIR_SIZES: Final = ((22, 8, 1), (16, 8, 7), (14, 16, 1), (8, 16, 7), (6, 24, 1))
 """Primaries of Flux and of HunyuanVideo, and devices that only decode, of 31 beside one encoder."""
@@ -252,10 +252,12 @@ def shifts(scope: Scope) -> Iterator[Cell]:
             models = {FLUX: flux, HUNYUAN: hunyuan}
             by_hand = {"decode": decode, "encode": 1, "models": models}
             yield usual(PAIR, sizes=by_hand, **pair)
-        yield usual(COG, workload="drafts", seed=seed)
-        for size in SHIFTING_POOLS:
-            by_hand = {"decode": size, "encode": 1}
-            yield usual(COG, workload="drafts", seed=seed, sizes=by_hand)
+        for gpus, pools in SHIFTING_POOLS.items():
+            drafts = {"workload": "drafts", "gpus": gpus, "seed": seed}
+            yield usual(COG, **drafts)
+            for size in pools:
+                by_hand = {"decode": size, "encode": int(size % 8 == 7)}  # noqa: PLR2004 - fills a node
+                yield usual(COG, sizes=by_hand, **drafts)
 
 
 def tight(scope: Scope) -> Iterator[Cell]:
