@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from benchmarks.scheduling import bound
 from benchmarks.scheduling.bound import Piece, all_done_s, load, windows
 from engine.types import GenerationRequest, ModelId, RequestId, Shape
 from schedulers.cost import CostModel
@@ -87,13 +88,15 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @cache
-def fingerprint() -> str:
-    """Return a hash of all code and profiles that figures depend on."""
+def fingerprint(policy: str = "") -> str:
+    """Return a hash of all code and profiles that figures of a policy depend on."""
     digest = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in {".py", ".json"} and path.is_file():
                 digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    if policy == BOUND:
+        digest.update(Path(bound.__file__).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -50,7 +50,7 @@ class Results:
     def find(self, cell: Cell) -> Entry | None:
         """Return a cell that need not be simulated again; the experiment keeps a copy."""
         entry = self._everywhere.get(cell.key)
-        if entry is None or not (self._keep_stale or entry.code == fingerprint()):
+        if entry is None or not (self._keep_stale or entry.code == fingerprint(cell.policy)):
             return None
         if self.entries.get(cell.key) != entry:
             self.entries[cell.key] = entry
@@ -62,7 +62,7 @@ class Results:
         entry = Entry(
             cell=cell,
             figures=figures,
-            code=fingerprint(),
+            code=fingerprint(cell.policy),
             revision=revision(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
