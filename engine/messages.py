@@ -81,7 +81,7 @@ class Seat(msgspec.Struct, frozen=True):
 
 
 class JoinGroup(msgspec.Struct, frozen=True, tag=True):
-    """Meet the other members of a group in the background."""
+    """Meet the other members of a group in the background, as soon as this is heard."""
 
     seat: Seat
 

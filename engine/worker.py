@@ -76,8 +76,6 @@ class Worker:
         self._send(WorkerReady(device_memory_bytes(self._device)))
         while not isinstance(message := self._next(), Shutdown):
             match message:
-                case JoinGroup(seat):
-                    self._groups.join(seat)
                 case LeaveGroup(group):
                     self._groups.leave(group)
                 case RunStage():
@@ -103,12 +101,17 @@ class Worker:
         return self._inbox.popleft()
 
     def _accept(self, payload: bytes) -> None:
+        """Queue an order; what concerns the running launch, and meetings, come before their turn."""
         message = self._decoder.decode(payload)
-        if not isinstance(message, CancelTask | PauseTask):
-            self._inbox.append(message)
-        elif self._has(message.task):  # others are over: it came too late
-            noted = self._cancelled if isinstance(message, CancelTask) else self._pausing
-            noted.add(message.task)
+        match message:
+            case JoinGroup(seat):  # in the background: peers need not wait for what runs here
+                self._groups.join(seat)
+            case CancelTask(task) | PauseTask(task):
+                if self._has(task):  # others are over: it came too late
+                    noted = self._cancelled if isinstance(message, CancelTask) else self._pausing
+                    noted.add(task)
+            case _:
+                self._inbox.append(message)
 
     def _has(self, task: TaskId) -> bool:
         """Whether a task runs or waits its turn here."""

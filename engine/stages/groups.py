@@ -25,11 +25,11 @@ from torch import Tensor
 from engine.messages import Seat
 from engine.stages.team import Shape, Solo, Team, TeamBroke, packed, unpacked
 
-MEETING_S = 120.0  # a peer may first have to load weights or to finish what it runs
+MEETING_S = 900.0  # a peer may first have to load weights, or to finish a step or a decode
 SILENCE_S = 300.0  # the last resort: a peer that neither answers nor closes its connection
 _dist: Any = torch.distributed  # its stores and groups have no types
 _CONNECT_S = 10.0  # once all members are there
-_LOOK_S = 0.005
+_LOOK_S, _LOOK_RARELY_S = 0.002, 0.1
 log = structlog.get_logger(__name__)
 
 
@@ -79,7 +79,7 @@ class Membership:
         """Wait for the other members and connect to them."""
         try:
             self._team.set_result(self._connect())
-        except (TeamBroke, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits for the team is told
             self._team.set_exception(TeamBroke(f"{self._seat.group} could not meet: {error}"))
 
     def _connect(self) -> Wire:
@@ -96,13 +96,14 @@ class Membership:
         """Return when all members are there: connecting waits for them deaf to everything."""
         store.set(f"here/{self._seat.rank}", "")
         here = [f"here/{rank}" for rank in range(self._seat.size)]
-        until_s = time.monotonic() + MEETING_S
+        until_s, pause_s = time.monotonic() + MEETING_S, _LOOK_S
         while not store.check(here):
             if self._broken.is_set() or time.monotonic() > until_s:
                 missing = [rank for rank, key in enumerate(here) if not store.check([key])]
                 message = f"ranks {missing} did not come"
                 raise TeamBroke(message)
-            time.sleep(_LOOK_S)
+            time.sleep(pause_s)
+            pause_s = min(1.2 * pause_s, _LOOK_RARELY_S)
 
     def team(self) -> Team:
         """Return the connected team, or raise why it never was one."""
