@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 ALIGNMENT_BYTES = 256  # what CUDA allocations have; kernels with vector loads rely on it
+CACHE_LINE_BYTES = 64  # and what torch aligns CPU memory to
 SEGMENT_BYTES = 256 << 20
 
 
@@ -65,19 +66,31 @@ def _slots(modules: Mapping[str, nn.Module]) -> Iterator[_Slot]:
             yield _Slot(key, name, is_parameter=False, tensor=buffer)
 
 
-def layout_of(modules: Mapping[str, nn.Module], segment_bytes: int = SEGMENT_BYTES) -> Layout:
-    """Lay out every parameter and buffer, also those that no checkpoint holds."""
+def layout_of(
+    modules: Mapping[str, nn.Module],
+    segment_bytes: int = SEGMENT_BYTES,
+    *,
+    for_cpu: bool = False,
+) -> Layout:
+    """Lay out every parameter and buffer, also those that no checkpoint holds.
+
+    `for_cpu` keeps where each tensor begins within a cache line: kernels of CPUs round differently
+    by that, and a stage must draw what it draws when it is loaded from its files.
+    """
     spots: dict[int, tuple[int, int]] = {}
     places: list[Place] = []
     segments: list[int] = []
     for slot in _slots(modules):
         tensor = slot.tensor
         if id(tensor) not in spots:
-            size = -(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            if not segments or segments[-1] + size > segment_bytes:
+            unit, rest = (CACHE_LINE_BYTES, _rest(tensor)) if for_cpu else (ALIGNMENT_BYTES, 0)
+            end = segments[-1] if segments else 0
+            offset = end + (rest - end) % unit
+            if not segments or offset + tensor.nbytes > segment_bytes:
                 segments.append(0)
-            spots[id(tensor)] = (len(segments) - 1, segments[-1])
-            segments[-1] += size
+                offset = rest
+            spots[id(tensor)] = (len(segments) - 1, offset)
+            segments[-1] = offset + tensor.nbytes
         dtype = str(tensor.dtype).removeprefix("torch.")
         places.append(
             Place(
@@ -89,7 +102,16 @@ def layout_of(modules: Mapping[str, nn.Module], segment_bytes: int = SEGMENT_BYT
                 *spots[id(tensor)],
             )
         )
-    return Layout(tuple(places), tuple(segments))
+    return Layout(tuple(places), tuple(_rounded(size) for size in segments))
+
+
+def _rest(tensor: Tensor) -> int:
+    rest = tensor.data_ptr() % CACHE_LINE_BYTES
+    return 0 if rest % tensor.dtype.itemsize else rest
+
+
+def _rounded(size: int) -> int:
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def pack(modules: Mapping[str, nn.Module], layout: Layout, segments: Sequence[Tensor]) -> None:

@@ -39,14 +39,14 @@ class HostSegments:
 
 
 def write_copy(
-    path: Path, modules: Mapping[str, nn.Module], limit_bytes: int
+    path: Path, modules: Mapping[str, nn.Module], limit_bytes: int, *, for_cpu: bool = False
 ) -> HostSegments | None:
     """Move the modules' tensors into a new host copy and let the modules use it.
 
     Returns None, and leaves the modules alone, if it would take more than `limit_bytes` or the
     memory file system has no room.
     """
-    layout = layout_of(modules)
+    layout = layout_of(modules, for_cpu=for_cpu)
     if layout.size_bytes > limit_bytes or not _allocate(path, layout.size_bytes):
         return None
     copy = HostSegments(layout, path)

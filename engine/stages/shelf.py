@@ -90,7 +90,8 @@ class StageShelf:
         self, order: LoadStage, host: HostCopy, stopped: Callable[[], bool]
     ) -> Loaded:
         parts = self._read(order)
-        copy = write_copy(Path(host.path), parts.modules, host.size_bytes)
+        for_cpu = self._device.type == "cpu"
+        copy = write_copy(Path(host.path), parts.modules, host.size_bytes, for_cpu=for_cpu)
         if copy is None:
             self.stages[order.stage] = parts.to(self._device)
             return Loaded(LoadSource.FILE)

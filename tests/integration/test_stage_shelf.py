@@ -61,6 +61,7 @@ def test_a_load_from_the_host_copy_gives_the_tensors_that_the_files_hold(
             assert torch.equal(found[name], tensor), name
             assert found[name].dtype == tensor.dtype
             assert not found[name].requires_grad
+            assert found[name].data_ptr() % 64 == tensor.data_ptr() % 64, name
 
 
 def test_unloading_frees_the_device_copy(
@@ -141,6 +142,22 @@ def in_chunks_of(size: int) -> Callable[..., list[torch.Tensor]]:
         return copy_to_device(segments, device, stopped, chunk_bytes=size)
 
     return copy
+
+
+def test_on_a_cpu_tensors_begin_where_they_did_within_a_cache_line() -> None:
+    module = nn.Linear(3, 3)
+    memory = torch.empty(1024)
+    for shift, name in ((3, "weight"), (21, "bias")):  # as in a file that is mapped
+        start = (64 - memory.data_ptr() % 64) // 4 % 16 + shift
+        place = memory.narrow(0, start + 100 * shift // 21, getattr(module, name).numel())
+        setattr(module, name, nn.Parameter(place.view_as(getattr(module, name))))
+    rests = [parameter.data_ptr() % 64 for parameter in module.parameters()]
+    assert any(rests)
+    layout = layout_of({"m": module}, for_cpu=True)
+    segments = [torch.empty(size, dtype=torch.uint8) for size in layout.segments]
+    pack({"m": module}, layout, segments)
+    bind({"m": module}, layout, copy_to_device(segments, CPU, lambda: False))
+    assert [parameter.data_ptr() % 64 for parameter in module.parameters()] == rests
 
 
 class Tied(nn.Module):
