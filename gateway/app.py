@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 from litestar import Litestar, Router
 from litestar.di import Provide
 from uuid_utils.compat import uuid7
@@ -30,6 +31,8 @@ from gateway.api.models import ModelController
 from gateway.api.videos import VideoController
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import Authenticate
+from gateway.auth.key_store import KeyStore, KnownKeys
+from gateway.auth.keys import OPEN_MODE
 from gateway.db.secrets import Secrets
 from gateway.db.session import Database
 from gateway.errors import EXCEPTION_HANDLERS
@@ -38,6 +41,7 @@ from gateway.job_views import JobViews
 from gateway.jobs.carriers import events_for
 from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.leases import JobLeases
+from gateway.jobs.retention import Retention
 from gateway.jobs.run import Runner
 from gateway.jobs.service import JobService
 from gateway.jobs.store import JobStore
@@ -45,7 +49,7 @@ from gateway.jobs.sweep import Sweeper
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
 from gateway.remote import RemoteEngines
 from gateway.runner import Telemetry, embedded_engine
-from gateway.settings import Settings
+from gateway.settings import Settings, is_loopback
 from gateway.stopping import end_with_parent, on_stop_signal
 from gateway.storage.blobs import BlobStore
 from gateway.storage.signing import Signer, offered_secret
@@ -63,6 +67,9 @@ if TYPE_CHECKING:
     from gateway.jobs.events import JobEvents
 
 
+_log = structlog.get_logger(__name__)
+
+
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything with a life of its own, made once and handed to the routes.
 
@@ -76,6 +83,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     jobs: JobService
     blobs: BlobStore
     signer: Signer
+    authenticate: Authenticate
     artifacts: ArtifactService
     images: ImageService
     videos: VideoService
@@ -113,7 +121,7 @@ def create_app(
             ModelController,
             FileController,
         ],
-        guards=[Authenticate(settings.keys)],
+        guards=[parts.authenticate.guard],
     )
     return Litestar(
         route_handlers=[HealthController, MetricsController]
@@ -147,8 +155,10 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     database = Database(settings.database_url)
     events = events_for(settings.database_url, shared=settings.role != "both")
     registry = EngineRegistry(database)
-    leases = JobLeases(database, owner=_owner(), lease_s=settings.lease_s)
-    blobs = BlobStore.in_folder(settings.data_dir / "artifacts")
+    leases = JobLeases(
+        database, owner=_owner(), lease_s=settings.lease_s, retention_s=settings.retention_s
+    )
+    blobs = BlobStore.at(settings.artifacts_place)
     runner = remote = None
     if settings.role == "gateway":
         remote = RemoteEngines(registry, clock, silent_after_s=settings.lease_s)
@@ -193,11 +203,21 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     return Parts(
         database=database,
         events=events,
-        sweeper=Sweeper(leases=leases, events=events, clock=clock),
+        sweeper=Sweeper(
+            leases=leases,
+            retention=Retention(database, blobs, history_s=settings.history_s),
+            events=events,
+            clock=clock,
+        ),
         catalogue=catalogue,
         jobs=jobs,
         blobs=blobs,
         signer=signer,
+        authenticate=Authenticate(
+            settings.keys,
+            KnownKeys(KeyStore(database), clock),
+            may_be_open=is_loopback(settings.host),
+        ),
         artifacts=artifacts,
         images=images,
         videos=videos,
@@ -263,6 +283,8 @@ def _lifespan(
             await parts.database.open()
             offered = offered_secret(settings.data_dir / "signing.key")
             parts.signer.use(await Secrets(parts.database).get_or_make("links", offered))
+            if settings.role != "engine" and await parts.authenticate.is_open():
+                _log.warning("open_mode", advice=OPEN_MODE)
             await stack.enter_async_context(parts.events.connected())
             await stack.enter_async_context(parts.sweeper.sweeping())
             if parts.remote is not None:

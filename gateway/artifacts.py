@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import ForbiddenError, MissingError
+import msgspec
+
+from gateway.byte_ranges import ByteSpan, UnsatisfiableError, span_of
+from gateway.errors import ForbiddenError, MissingError, RangeError
 from gateway.storage.blobs import BlobMissingError
 from gateway.storage.signing import Verdict
 
 if TYPE_CHECKING:
     from engine.ports import Clock
-    from gateway.byte_ranges import ByteSpan
     from gateway.jobs.record import ArtifactId, JobId, StoredArtifact
     from gateway.jobs.store import JobStore
     from gateway.storage.blobs import BlobStore
@@ -20,6 +22,13 @@ _REFUSALS: Final = {
     Verdict.FORGED: "This link is not valid; use the url of an answer exactly as it was given.",
     Verdict.EXPIRED: "This link has expired; generate the image again.",
 }
+
+
+class Bytes(msgspec.Struct, frozen=True):
+    """What to send of a file: `content` is all of it if `span` is None."""
+
+    content: bytes
+    span: ByteSpan | None
 
 
 class ArtifactService:
@@ -35,10 +44,13 @@ class ArtifactService:
         self._clock = clock
         self._url_ttl_s = url_ttl_s
 
-    def link(self, artifact: StoredArtifact) -> SignedLink:
-        """Return a fresh link."""
+    def url(self, artifact: StoredArtifact, base_url: str) -> str:
+        """Return a fresh link: the store's own if it makes such, else one to us at `base_url`."""
+        direct = self._blobs.sign(artifact.blob, ttl_s=self._url_ttl_s)
+        if direct is not None:
+            return direct
         expires_s = int(self._clock.now()) + self._url_ttl_s
-        return self._signer.sign(artifact.id, expires_s=expires_s)
+        return base_url + self._signer.sign(artifact.id, expires_s=expires_s).path
 
     async def follow(self, link: SignedLink) -> StoredArtifact:
         """Return what a link leads to; the signature is the authorisation.
@@ -61,19 +73,23 @@ class ArtifactService:
         Raises:
             MissingError: somebody removed them.
         """
-        try:
-            return await self._blobs.get(artifact.blob)
-        except BlobMissingError as error:
-            raise _missing(artifact.id) from error
+        return (await self.read(artifact, None)).content
 
-    async def part(self, artifact: StoredArtifact, span: ByteSpan) -> bytes:
-        """Return some of an artifact's bytes.
+    async def read(self, artifact: StoredArtifact, wanted: str | None) -> Bytes:
+        """Return an artifact's bytes, or the part of them that a Range header wants.
 
         Raises:
-            MissingError: somebody removed them.
+            RangeError: the range lies outside the file.
+            MissingError: somebody removed the bytes.
         """
         try:
-            return await self._blobs.get_range(artifact.blob, start=span.start, end=span.end)
+            span = span_of(wanted, artifact.size_bytes)
+            if span is None:
+                return Bytes(await self._blobs.get(artifact.blob), None)
+            part = await self._blobs.get_range(artifact.blob, start=span.start, end=span.end)
+            return Bytes(part, span)
+        except UnsatisfiableError as error:
+            raise RangeError(str(error), size_bytes=artifact.size_bytes) from error
         except BlobMissingError as error:
             raise _missing(artifact.id) from error
 

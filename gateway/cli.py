@@ -21,12 +21,15 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 
 from engine import Modality, PipelineError
+from gateway.auth.keys import OPEN_MODE
 from gateway.cli_database import migrate, need_database
+from gateway.cli_keys import keys
 from gateway.cli_simulate import capacity, simulate
 from gateway.refusal import RefusalError
 from gateway.runner import open_models
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings, SettingsError, is_loopback
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
+from gateway.storage.blobs import BlobStore
 from observability.logging import configure_logging, granian_log_config
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ def main() -> None:
 main.add_command(simulate)
 main.add_command(capacity)
 main.add_command(migrate)
+main.add_command(keys)
 
 
 @main.command()
@@ -77,15 +81,20 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     os.environ.update({name: value for name, value in wanted.items() if value})
     try:
         settings = Settings.from_env()
+        _need_data_dir(settings.data_dir)
+        BlobStore.at(settings.artifacts_place)
+        has_keys = need_database(settings.database_url) or bool(settings.keys)
+        _need_keys(settings, has_keys=has_keys)
         specs = _models(settings)
     except (SettingsError, PipelineError) as error:
         raise RefusalError(str(error)) from error
-    _need_data_dir(settings.data_dir)
-    need_database(settings.database_url)
+    except ValueError as error:
+        message = f"TRIDENT_ARTIFACTS: {error}"
+        raise RefusalError(message) from error
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    _serve(settings, specs)
+    _serve(settings, specs, has_keys=has_keys)
 
 
 def _models(settings: Settings) -> tuple[PipelineSpec, ...]:
@@ -112,7 +121,7 @@ class _Server(MPServer):
         super().signal_handler_interrupt(*args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
+def _serve(settings: Settings, specs: tuple[PipelineSpec, ...], *, has_keys: bool) -> None:
     server = _Server(
         "gateway.app:create_app_from_env",
         factory=True,
@@ -128,7 +137,7 @@ def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
 
     @server.on_startup
     def greet() -> None:
-        click.echo(greeting(settings, specs), err=True)
+        click.echo(greeting(settings, specs, has_keys=has_keys), err=True)
 
     try:
         server.serve()
@@ -137,8 +146,15 @@ def _serve(settings: Settings, specs: tuple[PipelineSpec, ...]) -> None:
             raise
 
 
-def greeting(settings: Settings, specs: Sequence[PipelineSpec]) -> str:
+def greeting(settings: Settings, specs: Sequence[PipelineSpec], *, has_keys: bool = False) -> str:
     """Return what a newcomer needs once the server listens."""
+    text = _greeting(settings, specs, has_keys=has_keys)
+    if has_keys or settings.role == "engine":
+        return text
+    return f"{text}\nOPEN: {OPEN_MODE}"
+
+
+def _greeting(settings: Settings, specs: Sequence[PipelineSpec], *, has_keys: bool) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     names = ", ".join(spec.id for spec in specs)
@@ -148,12 +164,12 @@ def greeting(settings: Settings, specs: Sequence[PipelineSpec]) -> str:
         return f"TridentServe engine runs jobs (models: {names}); its health is at {url}/readyz."
     return (
         f"TridentServe listens on {url} (models: {names}; {settings.devices} x {settings.device}). "
-        f"Try:\n{_example(url, settings, specs)}"
+        f"Try:\n{_example(url, specs, has_keys=has_keys)}"
     )
 
 
-def _example(url: str, settings: Settings, specs: Sequence[PipelineSpec]) -> str:
-    key = "-H 'Authorization: Bearer YOUR_KEY' " if settings.keys else ""
+def _example(url: str, specs: Sequence[PipelineSpec], *, has_keys: bool) -> str:
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if has_keys else ""
     images = [spec.id for spec in specs if spec.modality is Modality.IMAGE]
     if not images:
         body = f'{{"model": "{specs[0].id}", "prompt": "a red circle moving right"}}'
@@ -184,6 +200,17 @@ def bundled_models() -> tuple[Path, ...]:
         "make one to try things with: trident model new my-model."
     )
     raise RefusalError(message)
+
+
+def _need_keys(settings: Settings, *, has_keys: bool) -> None:
+    """Refuse to serve strangers without keys."""
+    if not has_keys and settings.role != "engine" and not is_loopback(settings.host):
+        message = (
+            f"Without API keys the server only listens on this machine, but TRIDENT_HOST is "
+            f"{settings.host}. Make a key with: trident keys create --tenant NAME (or set "
+            f"TRIDENT_API_KEYS=tenant:key or TRIDENT_API_KEYS_FILE), or use --host 127.0.0.1."
+        )
+        raise RefusalError(message)
 
 
 def _need_engine() -> None:

@@ -8,6 +8,7 @@ import os
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.auth.key_store import KeyStore
 from gateway.db import schema
 from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
@@ -34,14 +35,16 @@ def database_from(url: str | None, data_dir: str | None) -> DatabaseUrl:
     return settings.database_url
 
 
-def need_database(url: DatabaseUrl) -> None:
+def need_database(url: DatabaseUrl) -> bool:
     """Find out before anything starts whether a server could use the database.
+
+    Returns whether there are API keys in it.
 
     Raises:
         RefusalError: it cannot be reached, or its layout is not up to date.
     """
     try:
-        asyncio.run(_open(url))
+        return asyncio.run(_open(url))
     except schema.SchemaError as error:
         raise RefusalError(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
@@ -49,10 +52,11 @@ def need_database(url: DatabaseUrl) -> None:
         raise RefusalError(message) from error
 
 
-async def _open(url: DatabaseUrl) -> None:
+async def _open(url: DatabaseUrl) -> bool:
     database = Database(url)
     try:
         await database.open()
+        return await KeyStore(database).any()
     finally:
         await database.close()
 

@@ -91,9 +91,9 @@ class ImageService:
         )
 
     def link(self, job: Job, base_url: str) -> tuple[Image, ...]:
-        """Return the images as links under `base_url`."""
+        """Return the images as links, under `base_url` unless the store makes its own."""
         return tuple(
-            Image(url=base_url + self._artifacts.link(artifact).path) for artifact in job.artifacts
+            Image(url=self._artifacts.url(artifact, base_url)) for artifact in job.artifacts
         )
 
 

@@ -129,7 +129,7 @@ class JobViews:
         return wire_job(job, self._link(viewer), backlog=backlog, prediction=prediction)
 
     def _link(self, viewer: Viewer) -> Link:
-        return lambda artifact: self._artifacts.link(artifact).url(viewer.base_url)
+        return lambda artifact: self._artifacts.url(artifact, viewer.base_url)
 
     async def _outlook(self, job: Job) -> tuple[Backlog | None, Prediction | None]:
         """Return what is before a job and when it should be finished; nothing if it is over."""

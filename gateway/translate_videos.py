@@ -130,7 +130,7 @@ def video_of(job: Job) -> Video:
         progress=_FINISHED if completed else min(job.progress, _FINISHED - 1),
         created_at=int(request.arrival_s),
         completed_at=int(job.finished_s) if completed and job.finished_s is not None else None,
-        expires_at=None,
+        expires_at=None if job.content_expires_s is None else int(job.content_expires_s),
         model=request.model,
         prompt=request.prompt,
         size=f"{request.shape.width_px}x{request.shape.height_px}",

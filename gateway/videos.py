@@ -11,8 +11,7 @@ import msgspec
 
 from engine import InvalidRequestError, Modality
 from gateway.admission import Terms
-from gateway.byte_ranges import ByteSpan, UnsatisfiableError, span_of
-from gateway.errors import MissingError, RangeError, RequestError
+from gateway.errors import MissingError, RequestError
 from gateway.jobs.record import Job, JobId, StoredArtifact, job_of_video
 from gateway.jobs.state import JobStatus
 from gateway.jobs.store import PageQuery
@@ -32,14 +31,6 @@ class Page(msgspec.Struct, frozen=True):
 
     jobs: tuple[Job, ...]
     has_more: bool
-
-
-class Bytes(msgspec.Struct, frozen=True):
-    """What to send of a file: `content` is all of it if `span` is None."""
-
-    artifact: StoredArtifact
-    content: bytes
-    span: ByteSpan | None
 
 
 class VideoService:
@@ -140,22 +131,10 @@ class VideoService:
         if job.status is not JobStatus.COMPLETED:
             message = f"Video {video} has no content: it is not completed. Look at its 'status'."
             raise RequestError(message, code="video_not_completed")
+        if not job.artifacts:
+            message = f"The content of video {video} has expired; its 'expires_at' has passed."
+            raise MissingError(message, code="content_expired")
         return job.artifacts[0]
-
-    async def read(self, artifact: StoredArtifact, wanted: str | None) -> Bytes:
-        """Return a file's bytes, or the part of them that a Range header wants.
-
-        Raises:
-            RangeError: the range lies outside the file.
-            MissingError: somebody removed the bytes.
-        """
-        try:
-            span = span_of(wanted, artifact.size_bytes)
-        except UnsatisfiableError as error:
-            raise RangeError(str(error), size_bytes=artifact.size_bytes) from error
-        if span is None:
-            return Bytes(artifact, await self._artifacts.content(artifact), None)
-        return Bytes(artifact, await self._artifacts.part(artifact, span), span)
 
 
 def _job_of(video: str) -> JobId:

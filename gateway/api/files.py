@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from litestar import Controller, Request, Response, get
+from litestar import Controller, HttpMethod, Request, Response, route
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
+from gateway.api.content import content_response
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import PUBLIC
-from gateway.jobs.record import ArtifactId, StoredArtifact
+from gateway.jobs.record import ArtifactId
 from gateway.storage.signing import SignedLink
 
 _MAX_DIGITS: Final = 12
@@ -23,7 +24,12 @@ class FileController(Controller):
     tags = ("files",)
     opt = {PUBLIC: True}  # noqa: RUF012 - litestar reads it from the class
 
-    @get("/{artifact_id:str}/content", media_type="application/octet-stream")
+    @route(
+        "/{artifact_id:str}/content",
+        http_method=[HttpMethod.GET, HttpMethod.HEAD],
+        status_code=200,
+        media_type="application/octet-stream",
+    )
     async def content(
         self,
         request: Request[Any, Any, Any],
@@ -32,27 +38,19 @@ class FileController(Controller):
         expires: FromQuery[str] = "",
         signature: FromQuery[str] = "",
     ) -> Response[bytes]:
-        """Return the bytes of an artifact."""
+        """Return the bytes of an artifact, or a range of them."""
         link = _link_of(artifact_id, expires, signature)
         artifact = await artifacts.follow(link)
-        headers = _headers(artifact, max_age_s=artifacts.seconds_left(link))
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(b"", status_code=304, headers=headers)
-        content = await artifacts.content(artifact)
-        return Response(content, media_type=artifact.media_type, headers=headers)
+        return await content_response(
+            request,
+            artifact,
+            artifacts,
+            name=artifact.blob.rpartition("/")[2],
+            cache_control=f"private, max-age={artifacts.seconds_left(link)}, immutable",
+        )
 
 
 def _link_of(artifact_id: str, expires: str, signature: str) -> SignedLink:
     """Read a link leniently: what is malformed cannot have a valid signature."""
     is_time = expires.isascii() and expires.isdecimal() and len(expires) <= _MAX_DIGITS
     return SignedLink(ArtifactId(artifact_id), int(expires) if is_time else 0, signature)
-
-
-def _headers(artifact: StoredArtifact, *, max_age_s: int) -> dict[str, str]:
-    name = artifact.blob.rpartition("/")[2]
-    return {
-        "etag": f'"{artifact.sha256}"',
-        "cache-control": f"private, max-age={max_age_s}, immutable",
-        "content-disposition": f'inline; filename="{name}"',
-        "x-content-type-options": "nosniff",
-    }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from litestar import Controller, Request, Response, delete, get, post
+from litestar import Controller, HttpMethod, Request, Response, delete, get, post, route
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
 from gateway.api.body import FORM, JSON, asks, json_or_form_body, query, takes
 from gateway.api.caller import caller_of
+from gateway.api.content import content_response
+from gateway.artifacts import ArtifactService
 from gateway.errors import RequestError
 from gateway.http import MAX_FORM_BYTES
-from gateway.jobs.record import StoredArtifact
 from gateway.schemas.videos import (
     Video,
     VideoBody,
@@ -84,8 +85,10 @@ class VideoController(Controller):
         await videos.delete(video_id, request.user.tenant)
         return VideoDeleted(id=video_id)
 
-    @get(
+    @route(
         "/{video_id:str}/content",
+        http_method=[HttpMethod.GET, HttpMethod.HEAD],
+        status_code=200,
         media_type="video/mp4",
         operation_class=asks(VideoContentQuery),
         dependencies={"wanted": Provide(query(VideoContentQuery), sync_to_thread=False)},
@@ -96,20 +99,16 @@ class VideoController(Controller):
         video_id: FromPath[str],
         wanted: NamedDependency[VideoContentQuery],
         videos: NamedDependency[VideoService],
+        artifacts: NamedDependency[ArtifactService],
     ) -> Response[bytes]:
         """Return the bytes of a completed video, or a range of them."""
         artifact = await videos.file(video_id, wanted.variant, request.user.tenant)
-        headers = _headers(video_id, artifact)
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(b"", status_code=304, headers=headers)
-        part = await videos.read(artifact, _wanted_range(request, headers["etag"]))
-        if part.span is not None:
-            headers["content-range"] = part.span.content_range(artifact.size_bytes)
-        return Response(
-            part.content,
-            status_code=200 if part.span is None else 206,
-            media_type=artifact.media_type,
-            headers=headers,
+        return await content_response(
+            request,
+            artifact,
+            artifacts,
+            name=f"{video_id}.mp4",
+            cache_control="private, no-cache",  # it may be deleted
         )
 
     @post(["/edits", "/extensions", "/characters"], include_in_schema=False)
@@ -122,23 +121,6 @@ class VideoController(Controller):
         """Refuse remixes by name."""
         del video_id
         raise _not_yet(request)
-
-
-def _headers(video_id: str, artifact: StoredArtifact) -> dict[str, str]:
-    return {
-        "accept-ranges": "bytes",
-        "etag": f'"{artifact.sha256}"',
-        "cache-control": "private, no-cache",  # it may be deleted
-        "content-disposition": f'inline; filename="{video_id}.mp4"',
-        "x-content-type-options": "nosniff",
-    }
-
-
-def _wanted_range(request: Request[Any, Any, Any], etag: str) -> str | None:
-    """Return the Range header, unless it is about a version that we do not have."""
-    if request.headers.get("if-range", etag) != etag:
-        return None
-    return request.headers.get("range")
 
 
 def _not_yet(request: Request[Any, Any, Any]) -> RequestError:

@@ -16,29 +16,46 @@ from gateway.errors import UnauthenticatedError
 if TYPE_CHECKING:
     from litestar.connection import ASGIConnection
     from litestar.handlers import BaseRouteHandler
+    from litestar.types import Guard
+
+    from gateway.auth.key_store import KnownKeys
 
 PUBLIC: Final = "public"  # handler opt: needs no key because it checks a signature itself
 
 
 class Authenticate:
-    """Makes the caller's `Principal` the request's user, or raises `UnauthenticatedError`."""
+    """Makes the caller's `Principal` the request's user, or raises `UnauthenticatedError`.
 
-    def __init__(self, keys: KeyRing) -> None:
-        """Take the accepted keys; without any, every caller is the default tenant."""
+    Keys are in the settings and in the database. Without any at all, a server that only this
+    machine can reach takes every caller for the default tenant; any other server takes nobody.
+    """
+
+    def __init__(self, keys: KeyRing, known: KnownKeys, *, may_be_open: bool) -> None:
+        """Take the accepted keys, and whether strangers could reach us."""
         self._keys = keys
+        self._known = known
+        self._may_be_open = may_be_open
 
-    def __call__(
-        self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
-    ) -> None:
-        """Authenticate, unless the handler is public."""
-        if handler.opt.get(PUBLIC):
-            return
-        principal = self._authenticate(connection.headers.get("authorization"))
-        connection.scope["user"] = principal
-        structlog.contextvars.bind_contextvars(tenant=principal.tenant)
+    @property
+    def guard(self) -> Guard:
+        """The check as a function: litestar copies guards, and an object would be copied whole."""
 
-    def _authenticate(self, authorization: str | None) -> Principal:
-        if not self._keys:
+        async def check(
+            connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
+        ) -> None:
+            if not handler.opt.get(PUBLIC):
+                principal = await self._authenticate(connection.headers.get("authorization"))
+                connection.scope["user"] = principal
+                structlog.contextvars.bind_contextvars(tenant=principal.tenant)
+
+        return check
+
+    async def is_open(self) -> bool:
+        """Return whether no key is needed."""
+        return self._may_be_open and not self._keys and not await self._known.any()
+
+    async def _authenticate(self, authorization: str | None) -> Principal:
+        if await self.is_open():
             return Principal(DEFAULT_TENANT)
         scheme, _, key = (authorization or "").partition(" ")
         key = key.strip()
@@ -48,7 +65,7 @@ class Authenticate:
                 "Bearer scheme: Authorization: Bearer YOUR_KEY."
             )
             raise UnauthenticatedError(message)
-        principal = self._keys.principal(key)
+        principal = self._keys.principal(key) or await self._known.principal(key)
         if principal is None:
             message = f"Incorrect API key provided: {mask(key)}. Ask the operator for a valid one."
             raise UnauthenticatedError(message)

@@ -14,6 +14,10 @@ import msgspec
 
 from gateway.auth.principal import DEFAULT_TENANT, Principal, TenantId
 
+OPEN_MODE: Final = (
+    "No API key is set: every program on this machine may use this server, as tenant 'default'. "
+    "Make a key with: trident keys create --tenant NAME"
+)
 MIN_KEY_LENGTH: Final = 8
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SHOWN: Final = 4
@@ -67,6 +71,18 @@ def parse_keys(text: str) -> KeyRing:
         message = "the same key is listed twice; give each tenant a key of its own."
         raise ValueError(message)
     return KeyRing(keys)
+
+
+def parse_tenant(text: str) -> TenantId:
+    """Return a tenant's name.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    if not _TENANT.fullmatch(text):
+        message = f"{text!r} is no name of a tenant; use up to 64 letters, digits, '_', '.', '-'."
+        raise ValueError(message)
+    return TenantId(text)
 
 
 def _parse_key(entry: str, number: int) -> ApiKey:

@@ -38,6 +38,7 @@ class JobRow(UUIDv7AuditBase):
     for its owner; it stays for whoever ran it. A new column needs a migration.
 
     Attributes:
+        expires_at_s: when a waiting job is given up; of one that is over, when its files are removed.
         predicted_s, work_s: what the cost model expected at admission: seconds alone on idle
             devices, and device-seconds.
         waiters: callers who wait for the answer; 0 if nobody does, as for videos.
@@ -54,6 +55,7 @@ class JobRow(UUIDv7AuditBase):
         Index("ix_job_tenant", "tenant", "id"),
         Index("ix_job_list", "tenant", "modality", "id"),
         Index("ix_job_finished", "status", "finished_s"),
+        Index("ix_job_expiry", "status", "expires_at_s"),
         Index("ix_job_fingerprint", "tenant", "fingerprint"),
         Index("uq_job_idempotency_key", "tenant", "idempotency_key", unique=True),
     )

@@ -120,7 +120,8 @@ def _was_given_up(row: JobRow) -> bool:
     """Whether nobody will ever get an answer from this job, so that a retry needs a new one."""
     over_for_nothing = row.status in {JobStatus.CANCELLED, JobStatus.EXPIRED}
     stopping = row.cancel_requested and row.status in ACTIVE
-    return over_for_nothing or stopping or row.deleted_s is not None
+    is_gone = row.deleted_s is not None or row.content_removed_s is not None
+    return over_for_nothing or stopping or is_gone
 
 
 def _before(now_s: float, life_s: float) -> datetime:

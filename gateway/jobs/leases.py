@@ -24,7 +24,7 @@ from gateway.jobs.record import (
     job_id_of,
     key_of,
 )
-from gateway.jobs.state import TERMINAL, JobStatus, lost_its_holder, sources
+from gateway.jobs.state import JobStatus, lost_its_holder, sources
 from gateway.jobs.store import job_of
 
 if TYPE_CHECKING:
@@ -47,11 +47,19 @@ class Renewal(msgspec.Struct, frozen=True):
 class JobLeases:
     """Leases of one runner, known to the table as `owner`."""
 
-    def __init__(self, database: Database, owner: str, *, lease_s: float = 30.0) -> None:
-        """Lease for `lease_s` seconds at a time."""
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        *,
+        lease_s: float = 30.0,
+        retention_s: float = 7 * 86_400.0,
+    ) -> None:
+        """Lease for `lease_s` seconds at a time; keep what jobs made for `retention_s`."""
         self._database = database
         self.owner = owner
         self.lease_s = lease_s
+        self._retention_s = retention_s
 
     async def take(self, limit: int, *, models: Sequence[str], now_s: float) -> list[Job]:
         """Lease up to `limit` waiting jobs of `models`, earliest deadline first."""
@@ -185,10 +193,18 @@ class JobLeases:
             rows = (await session.scalars(overdue.with_for_update(skip_locked=True))).all()
             for row in rows:
                 _recover(row, now_s)
+                if row.finished_s is not None:
+                    row.expires_at_s = row.finished_s + self._retention_s
             return [job_of(row) for row in rows]
 
     def _mine(self) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
         return JobRow.lease_owner == self.owner, JobRow.status == JobStatus.IN_PROGRESS
+
+    def _ending(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what changes besides when a job is over: nothing is kept, and the files expire."""
+        if (finished_s := values.get("finished_s")) is None:
+            return {}
+        return {"checkpoint": None, "expires_at_s": finished_s + self._retention_s}
 
     async def _settle(
         self,
@@ -205,7 +221,7 @@ class JobLeases:
                 JobRow.status.in_(sources(status)),
                 *_undeleted(status),
             )
-            .values(status=status.value, **_NO_LEASE, **_nothing_kept(status), **values)
+            .values(status=status.value, **_NO_LEASE, **self._ending(values), **values)
             .returning(JobRow.id)
         )
         async with self._database.writing() as session:
@@ -213,10 +229,6 @@ class JobLeases:
             if held:
                 session.add_all(artifacts)
             return held
-
-
-def _nothing_kept(status: JobStatus) -> dict[str, None]:
-    return {"checkpoint": None} if status in TERMINAL else {}
 
 
 def _json(value: object) -> str:

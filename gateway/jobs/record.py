@@ -169,6 +169,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it was when it was read; `progress` is in percent of its denoise steps.
 
     `kept` is empty once the job is over; `schedule` and `predicted_s` are as in `JobRow`.
+    `expires_at_s` is when a waiting job is given up; `content_expires_s`, when the files of a
+    completed one are removed.
     """
 
     id: JobId

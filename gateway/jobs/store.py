@@ -290,6 +290,7 @@ def job_of(row: JobRow) -> Job:
         kept=msgspec.json.decode(row.checkpoint or "[]", type=tuple[KeptStage, ...]),
         schedule=msgspec.json.decode(row.schedule or "[]", type=tuple[StageDecision, ...]),
         content_removed_s=row.content_removed_s,
+        content_expires_s=row.expires_at_s if row.status == JobStatus.COMPLETED else None,
     )
 
 

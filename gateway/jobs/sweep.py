@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.ports import Clock
     from gateway.jobs.events import JobEvents
     from gateway.jobs.leases import JobLeases
+    from gateway.jobs.retention import Retention
 
 _SWEEPS_PER_LEASE: Final = 3
 
@@ -29,9 +30,12 @@ _log = structlog.get_logger(__name__)
 class Sweeper:
     """Sweeps now and then, in the background."""
 
-    def __init__(self, *, leases: JobLeases, events: JobEvents, clock: Clock) -> None:
+    def __init__(
+        self, *, leases: JobLeases, retention: Retention, events: JobEvents, clock: Clock
+    ) -> None:
         """Sweep three times per lease."""
         self._leases = leases
+        self._retention = retention
         self._events = events
         self._clock = clock
         self._interval_s = leases.lease_s / _SWEEPS_PER_LEASE
@@ -57,6 +61,11 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Do all that is due."""
-        for changed in await self._leases.recover(now_s=self._clock.now()):
+        now_s = self._clock.now()
+        for changed in await self._leases.recover(now_s=now_s):
             _log.warning("job_recovered", job_id=changed.id, status=changed.status.value)
             self._events.publish(event_of(changed))
+        removed = await self._retention.remove_content(now_s=now_s)
+        forgotten = await self._retention.forget(now_s=now_s)
+        if removed or forgotten:
+            _log.info("retention_swept", content_removed=removed, jobs_forgotten=forgotten)

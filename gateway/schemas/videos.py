@@ -60,8 +60,8 @@ class VideoError(msgspec.Struct, frozen=True):
 class Video(msgspec.Struct, frozen=True, kw_only=True):
     """A video job: all of OpenAI's keys are always there.
 
-    `frames`, `fps` and `seed` are extensions of ours. `expires_at` is null as long as finished
-    videos are kept until they are deleted.
+    `frames`, `fps` and `seed` are extensions of ours. `expires_at` is when a finished video's
+    files are removed.
     """
 
     id: str

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import obstore
-from obstore.store import LocalStore
+from obstore.exceptions import BaseError
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -26,6 +28,22 @@ class BlobStore:
     def __init__(self, store: ObjectStore) -> None:
         """Wrap any obstore store."""
         self._store = store
+
+    @classmethod
+    def at(cls, place: str) -> BlobStore:
+        """Keep blobs where a path or a URL such as `s3://bucket/prefix` says.
+
+        Keys, region and endpoint of an S3-compatible store come from the usual `AWS_` variables.
+
+        Raises:
+            ValueError: there can be no store at this place.
+        """
+        if "://" not in place:
+            return cls.in_folder(Path(place).expanduser())
+        try:
+            return cls(from_url(place))
+        except BaseError as error:
+            raise ValueError(str(error)) from error
 
     @classmethod
     def in_folder(cls, folder: Path) -> BlobStore:
@@ -59,6 +77,12 @@ class BlobStore:
         except FileNotFoundError as error:
             raise _missing(key) from error
         return bytes(content)
+
+    def sign(self, key: str, *, ttl_s: float) -> str | None:
+        """Return a URL that gives a blob to whoever has it; None if the store has no such URLs."""
+        if not isinstance(self._store, (S3Store, GCSStore, AzureStore)):
+            return None
+        return obstore.sign(self._store, "GET", key, timedelta(seconds=ttl_s))
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove blobs; what is not there is no error."""

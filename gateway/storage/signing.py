@@ -42,10 +42,6 @@ class SignedLink(msgspec.Struct, frozen=True):
         query = f"expires={self.expires_s}&signature={self.signature}"
         return f"/v1/files/{self.artifact}/content?{query}"
 
-    def url(self, base_url: str) -> str:
-        """Return the whole address, with scheme and host in front."""
-        return base_url + self.path
-
 
 class Signer:
     """Signs links and checks them."""

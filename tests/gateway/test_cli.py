@@ -24,7 +24,8 @@ INDEX = {
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("MODEL", "HOST", "PORT", "API_KEYS", "DEVICE", "DEVICES", "DEVICE_MEMORY"):
+    names = "MODEL HOST PORT API_KEYS DEVICE DEVICES DEVICE_MEMORY DATABASE ROLE ARTIFACTS"
+    for name in names.split():
         monkeypatch.setenv(f"TRIDENT_{name}", "")
     monkeypatch.setenv("TRIDENT_DATA_DIR", str(tmp_path / "data"))
 
@@ -60,8 +61,44 @@ def test_a_wrong_size_is_named() -> None:
     assert_refused(serve("--model", "/m", "--device-memory", "plenty"), "'plenty'", "512MiB")
 
 
-def test_an_open_server_for_everyone_is_refused() -> None:
-    assert_refused(serve("--model", "/m", "--host", "0.0.0.0"), "TRIDENT_API_KEYS")  # noqa: S104
+def test_an_open_server_for_everyone_is_refused_until_there_is_a_key(model: Path) -> None:
+    everyone = ("--model", str(model), "--host", "0.0.0.0", "--port", "1")  # noqa: S104
+    assert_refused(serve(*everyone), "TRIDENT_API_KEYS", "trident keys create")
+    made = keys("create", "--tenant", "acme")
+    assert made.exit_code == 0, made.output
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))  # noqa: S104
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert_refused(serve(*everyone[:-1], port), f"port {port}")
+
+
+def keys(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["keys", *arguments])
+
+
+def test_keys_are_made_listed_and_revoked_and_shown_once(tmp_path: Path) -> None:
+    made = keys("create", "--tenant", "acme", "--name", "staff")
+    secret = made.stdout.strip()
+    assert secret.startswith("sk-trident-")
+    listed = keys("list").output
+    identifier = listed.split()[0]
+    assert f"{identifier}  active   acme  ...{secret[-4:]}" in listed
+    assert listed.rstrip().endswith("staff")
+    assert secret not in listed
+    assert secret.encode() not in (tmp_path / "data/trident.db").read_bytes()
+    assert keys("revoke", identifier).exit_code == 0
+    assert f"{identifier}  revoked  acme" in keys("list").output
+    assert_refused(keys("revoke", identifier), identifier, "keys list")
+
+
+def test_a_malformed_tenant_is_named() -> None:
+    assert_refused(keys("create", "--tenant", "a b"), "'a b'")
+
+
+def test_a_wrong_artifact_store_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIDENT_ARTIFACTS", "gopher://x/y")
+    assert_refused(serve("--model", str(model)), "TRIDENT_ARTIFACTS")
 
 
 def test_a_taken_port_is_named(model: Path) -> None:
@@ -91,6 +128,8 @@ def test_the_greeting_has_the_url_and_a_line_to_try(tmp_path: Path) -> None:
     assert "models: motion, shapes" in text
     assert "curl -s http://127.0.0.1:8123/v1/images/generations" in text
     assert '"model": "shapes"' in text
+    assert "OPEN: No API key is set" in text
+    assert "OPEN" not in cli.greeting(settings, [spec_of("shapes")], has_keys=True)
 
 
 def test_the_greeting_of_a_server_that_only_makes_videos_shows_a_video(tmp_path: Path) -> None:
