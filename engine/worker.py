@@ -1,7 +1,7 @@
 """A worker process: loads, runs and unloads stages on one device, strictly in order.
 
 This is its shell: the socket, the order of orders, the signs of life. What a task does is in
-`engine.stages.running`. Started by an executor as `python -m engine.worker`; torch begins here.
+`engine.stages.running`. Started by an executor as `python -m engine.worker`, or forked by `engine.nursery`; torch begins here.
 It knows no other worker and no policy. It ends when it is told to, or when its standard input
 ends because the controller died.
 """
@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -164,13 +165,13 @@ def _beat(endpoint: str, identity: str, groups: Groups) -> NoReturn:
             groups.break_up(decoder.decode(socket.recv()).group)
 
 
-def main() -> None:
-    """Parse the executor's arguments and serve."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the executor's arguments (by default the command line's) and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("endpoint", "identity", "device", "handoff-folder", "group-folder"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--threads", type=int, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups; we obey stdin
         signal.signal(number, signal.SIG_IGN)
     configure_logging(os.environ.get("TRIDENT_LOG_FORMAT", "auto"))

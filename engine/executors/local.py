@@ -28,11 +28,12 @@ from engine.errors import (
     TeamBrokenError,
     WorkerLostError,
 )
+from engine.executors.forking import Forker, Starter
 from engine.executors.groups import GroupTable
 from engine.executors.launches import Launches
 from engine.executors.loads import Loads
 from engine.executors.mailbox import Mailbox
-from engine.executors.slot import BEAT_SUFFIX, LOAD_SUFFIX, WorkerSettings, WorkerSlot
+from engine.executors.slot import BEAT_SUFFIX, LOAD_SUFFIX, WorkerSettings, WorkerSlot, environment
 from engine.handoff import HandoffStore, PrivateFolder, handoff_path, preview_of
 from engine.messages import (
     BreakGroup,
@@ -127,8 +128,11 @@ class LocalExecutor:
             group_folder,
             threads or max(1, (os.cpu_count() or 1) // devices),
         )
+        inherited = environment(settings.threads)
+        forks = device_kind == "cpu"
+        self._spawner = Forker(self._folder.path, inherited) if forks else Starter(inherited)
         names = [DeviceId(f"{device_kind}:{i}") for i in range(devices)]
-        self._slots = {name: WorkerSlot(name, settings) for name in names}
+        self._slots = {name: WorkerSlot(name, settings, self._spawner) for name in names}
         self._groups = GroupTable(self, names)
         self._launches = Launches(self, self._groups)
         self._loads = Loads(
@@ -386,6 +390,7 @@ class LocalExecutor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         await asyncio.gather(*(slot.stop() for slot in self._slots.values()))
+        await self._spawner.close()
         self._context.destroy(linger=0)
         self._handoffs.close()
         self._folder.close()

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import WorkerLostError
+from engine.executors.forking import Spawner, WorkerProcess
 from engine.executors.mailbox import Mailbox
 from engine.types import DeviceId
 
-WORKER_MODULE = "engine.worker"
 BEAT_SUFFIX, LOAD_SUFFIX = "/beat", "/load"  # of the identities of a worker's other sockets
 START_S = 120.0  # imports and the first beat
 SILENCE_S = 20.0  # between two beats; they come every second
@@ -42,6 +41,12 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     threads: int
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Return what worker processes inherit of this one's environment."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {**inherited, **_QUIET, "OMP_NUM_THREADS": str(threads)}
+
+
 class WorkerSlot:
     """The process that serves a device now, and the calls that wait for it.
 
@@ -51,14 +56,15 @@ class WorkerSlot:
         loader_is_ready: whether its loader has reported.
     """
 
-    def __init__(self, device: DeviceId, settings: WorkerSettings) -> None:
+    def __init__(self, device: DeviceId, settings: WorkerSettings, spawner: Spawner) -> None:
         """Begin without a process."""
+        self._spawner = spawner
         self.device = device
         self.is_ready = self.loader_is_ready = False
         self.memory_bytes: int | None = None
         self.mailbox = Mailbox()
         self._settings = settings
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: WorkerProcess | None = None
         self._incarnation = 0
         self._spawned_s = self._beat_s = self._answer_s = 0.0
         self._why_killed: str | None = None
@@ -75,21 +81,16 @@ class WorkerSlot:
 
     async def spawn(self) -> None:
         """Start a process; raises OSError if the machine cannot."""
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", WORKER_MODULE),  # -P: no `engine` of the user's folder
-            *("--endpoint", self._settings.endpoint, "--identity", self.identity),
-            *("--device", self.device, "--handoff-folder", str(self._settings.handoff_folder)),
-            *("--group-folder", str(self._settings.group_folder)),
-            *("--threads", str(self._settings.threads)),
-            stdin=asyncio.subprocess.PIPE,  # never written: its end tells the worker that we died
-            env=self._environment(),
+        self._process = await self._spawner.spawn(
+            [
+                *("--endpoint", self._settings.endpoint, "--identity", self.identity),
+                *("--device", self.device, "--handoff-folder", str(self._settings.handoff_folder)),
+                *("--group-folder", str(self._settings.group_folder)),
+                *("--threads", str(self._settings.threads)),
+            ]
         )
         self._spawned_s = time.monotonic()
         self.excuse_silence()
-
-    def _environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        return {**inherited, **_QUIET, "OMP_NUM_THREADS": str(self._settings.threads)}
 
     async def wait(self) -> str:
         """Wait for the process to end, fail what waits for it, and return why it ended."""
@@ -146,8 +147,7 @@ class WorkerSlot:
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
-        if process.stdin is not None:
-            process.stdin.close()
+        process.end()
         try:
             async with asyncio.timeout(_SHUTDOWN_S):
                 await process.wait()

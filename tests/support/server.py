@@ -66,11 +66,11 @@ class Server:
 
     def _is_worker(self, pid: int) -> bool:
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            name = Path(f"/proc/{pid}/comm").read_bytes().strip()
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False
-        return b"engine.worker" in command and str(self.data_dir).encode() in environment
+        return name == b"trident-worker" and str(self.data_dir).encode() in environment
 
     def spans(self) -> list[dict]:
         """Return all spans the server has written to its trace file."""
