@@ -83,6 +83,14 @@ bench-degrees: $(VENV)/.dev ## How far a diffuse on several devices is from one 
 bench-loading: $(VENV)/.dev ## Loads of stages from files and from the host copy, against from_pretrained
 	$(BIN)/python benchmarks/engine/loading.py $(ARGS)
 
+bench-gpu: $(VENV)/.dev ## Stages of large models, copies, batches, pauses on one GPU (ten minutes; says why where there is none)
+	$(BIN)/python benchmarks/gpu/run.py $(ARGS)
+
+compare-sim: $(VENV)/.dev ## Profile this machine, replay requests on it and in the simulator; how far are they apart? (quiet machine, 6 minutes)
+	$(BIN)/trident profile --model models/shapes --devices 2 --threads 1 --minutes 2 --out benchmarks/results/profile_shapes.json
+	$(BIN)/trident bench --model models/shapes --devices 2 --threads 1 --profile benchmarks/results/profile_shapes.json \
+		--rate 2 --duration 120 --compare-sim --json benchmarks/results/compare_sim.json $(ARGS)
+
 bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (hours; ARGS=--quick: five minutes; goes on where it stopped)
 	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)
 	$(BIN)/python -m benchmarks.scheduling.run report

@@ -94,6 +94,10 @@ class EmbeddingCache:
         entry.users += 1
         run.skip(encode.id, entry.ref)
 
+    def holds(self, request: GenerationRequest) -> bool:
+        """Return whether a request that came now would find its embeddings; counts nothing."""
+        return bool(self._entries) and embedding_key(request) in self._entries
+
     def remember(self, task: StageTask, output: HandoffRef | None) -> None:
         """Keep what an encode has just made for its request."""
         if task.stage.kind is not StageKind.ENCODE or output is None:

@@ -229,7 +229,7 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
 
 
 def _telemetry(settings: Settings) -> Telemetry:
-    monitor, meters = StageMonitor(), Meters()
+    monitor, meters = StageMonitor(window_s=settings.planner_window_s), Meters()
     processors = (monitor, SpanMetrics(meters.meter))
     provider = build_provider(trace_file=settings.trace_file, processors=processors)
     return Telemetry(provider, monitor, meters)

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,22 +21,27 @@ from granian.server.mp import MPServer
 
 from engine import Modality, PipelineError
 from gateway.auth.keys import OPEN_MODE
+from gateway.cli_bench import bench
 from gateway.cli_database import migrate, need_database
 from gateway.cli_keys import keys
+from gateway.cli_options import need_places
+from gateway.cli_profile import profile
 from gateway.cli_simulate import capacity, simulate
+from gateway.machine import need_engine, need_gpus
 from gateway.refusal import RefusalError
-from gateway.runner import open_models
+from gateway.runner import open_models, open_profile
 from gateway.settings import Settings, SettingsError, is_loopback
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
 from gateway.storage.blobs import BlobStore
 from observability.logging import configure_logging, granian_log_config
+from schedulers.errors import SchedulerError
+from schedulers.policies import LIVE_POLICIES
 
 if TYPE_CHECKING:
     from engine import PipelineSpec
 
 BUNDLED: Final = ("shapes", "motion")
 _STOP_WITHIN_S: Final = 15
-_INSTALL_HINT: Final = "pip install 'tridentserve[engine]'"
 
 
 @click.group()
@@ -47,6 +51,8 @@ def main() -> None:
 
 
 main.add_command(simulate)
+main.add_command(profile)
+main.add_command(bench)
 main.add_command(capacity)
 main.add_command(migrate)
 main.add_command(keys)
@@ -68,6 +74,9 @@ main.add_command(keys)
 )
 @click.option("--database", metavar="URL", help="postgresql://... [a file in the data folder].")
 @click.option("--trace-file", metavar="PATH", help="Append spans to this file, one JSON a line.")
+@click.option("--policy", type=click.Choice(LIVE_POLICIES), help="What decides [trident].")
+@click.option("--profile", metavar="FILE", help="What stages take, as `trident profile` wrote it.")
+@click.option("--events", metavar="FILE", help="Write everything that happens, one JSON a line.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]), help="[auto]")
 def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> None:
     """Serve models until interrupted.
@@ -86,11 +95,13 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
         has_keys = need_database(settings.database_url) or bool(settings.keys)
         _need_keys(settings, has_keys=has_keys)
         specs = _models(settings)
-    except (SettingsError, PipelineError) as error:
+        open_profile(settings, specs)
+    except (SettingsError, PipelineError, SchedulerError) as error:
         raise RefusalError(str(error)) from error
     except ValueError as error:
         message = f"TRIDENT_ARTIFACTS: {error}"
         raise RefusalError(message) from error
+    need_places(settings.events_file)
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
@@ -104,8 +115,8 @@ def _models(settings: Settings) -> tuple[PipelineSpec, ...]:
     folders = settings.models or bundled_models()
     os.environ["TRIDENT_MODEL"] = os.pathsep.join(map(str, folders))
     specs = open_models(folders, device=settings.device)
-    _need_engine()
-    _need_gpus(settings)
+    need_engine()
+    need_gpus(settings.device, settings.devices)
     return specs
 
 
@@ -213,27 +224,6 @@ def _need_keys(settings: Settings, *, has_keys: bool) -> None:
         raise RefusalError(message)
 
 
-def _need_engine() -> None:
-    if find_spec("torch") is None:
-        message = f"The engine's packages are not installed here; run: {_INSTALL_HINT}"
-        raise RefusalError(message)
-
-
-def _need_gpus(settings: Settings) -> None:
-    """Ask torch in a process of its own, because this one must not import it."""
-    if settings.device != "cuda":
-        return
-    count = "import torch; print(torch.cuda.device_count())"
-    asked = subprocess.run([sys.executable, "-P", "-c", count], capture_output=True, check=False)
-    found = int(asked.stdout.decode().strip() or 0)
-    if found < settings.devices:
-        message = (
-            f"torch finds {found} GPUs here, but {settings.devices} are asked for; use "
-            "--devices, --device cpu, or a build of torch with CUDA."
-        )
-        raise RefusalError(message)
-
-
 def _need_data_dir(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -273,7 +263,7 @@ def model() -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 def new(path: Path, family: str, seed: int) -> None:
     """Make a small model with random weights at PATH: real architecture, no skill."""
-    _need_engine()
+    need_engine()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         message = f"{path} exists and is not an empty folder; name a new one."
         raise RefusalError(message)

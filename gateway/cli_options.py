@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from gateway.refusal import RefusalError
+from gateway.sizes import parse_size
 from schedulers.policies import SwitchValue
 from schedulers.sim.config import NodeFailure
 from schedulers.sim.workloads import WORKLOADS
@@ -83,6 +86,21 @@ class Failure(click.ParamType[Any]):
         return failure
 
 
+class BytesType(click.ParamType[int]):
+    """`24GiB`, `512MiB`."""
+
+    name = "bytes"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the bytes."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 ABOVE_0: Final = Number(min=0, min_open=True)
 _SHARED: Final = (
     click.option("--trace", type=PATH, metavar="FILE", help="CSV of requests to replay."),
@@ -130,3 +148,15 @@ def shared(command: _F) -> _F:
     for option in reversed(_SHARED):
         command = option(command)
     return command
+
+
+def need_places(*paths: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    wanted = [path for path in paths if path is not None]
+    if len(set(wanted)) < len(wanted):
+        raise RefusalError("Two outputs have one path; name different files.")
+    for path in wanted:
+        folder = path.absolute().parent
+        target = path if path.exists() else folder
+        if path.is_dir() or not folder.is_dir() or not os.access(target, os.W_OK):
+            raise RefusalError(f"Cannot write {path}; name a file in a folder that exists.")

@@ -7,7 +7,6 @@ the input is said before anything runs.
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ import click
 import msgspec
 import structlog
 
-from gateway.cli_options import ABOVE_0, PATH, Failure, Number, shared
+from gateway.cli_options import ABOVE_0, PATH, Failure, Number, need_places, shared
 from gateway.refusal import RefusalError
 from schedulers.errors import SchedulerError
 from schedulers.policies import TUNABLE, SwitchValue
@@ -129,7 +128,7 @@ def simulate(
     policies = _policies(compared) if compared is not None else (policy,)
     if compared is not None and events is not None:
         raise RefusalError("--events is of one policy; leave out --compare.")
-    _need_places(json_path, events, plot)
+    need_places(json_path, events, plot)
     with _refusals(), _quiet():
         if plot is not None:
             _need_plottable(plot)
@@ -210,7 +209,7 @@ def capacity(
     **others: Any,
 ) -> None:
     """Find the least cluster whose simulation reaches a target attainment."""
-    _need_places(json_path)
+    need_places(json_path)
     with _refusals(), _quiet():
         run = _run(gpus=gpus, rate_rps=rate_rps, **others)
         _need_tunable(run, (policy,))
@@ -325,18 +324,6 @@ def _need_tunable(run: _Run, policies: tuple[str, ...]) -> None:
     if (run.switches or run.dispatcher is not None) and TUNABLE.isdisjoint(policies):
         message = f"{', '.join(policies)} has no switches and one solver; leave out --switch and"
         raise RefusalError(f"{message} --dispatcher, which are for {', '.join(sorted(TUNABLE))}.")
-
-
-def _need_places(*paths: Path | None) -> None:
-    """Refuse before the simulation what could not be written after it."""
-    wanted = [path for path in paths if path is not None]
-    if len(set(wanted)) < len(wanted):
-        raise RefusalError("Two outputs have one path; name different files.")
-    for path in wanted:
-        folder = path.absolute().parent
-        target = path if path.exists() else folder
-        if path.is_dir() or not folder.is_dir() or not os.access(target, os.W_OK):
-            raise RefusalError(f"Cannot write {path}; name a file in a folder that exists.")
 
 
 def _need_plottable(plot: Path) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from gateway.auth.keys import KeyRing, parse_keys
 from gateway.db.url import DatabaseUrl
 from gateway.sizes import parse_size
+from schedulers.policies import LIVE_POLICIES
 
 LogFormat = Literal["auto", "json", "console"]
 Device = Literal["cpu", "cuda"]
@@ -66,6 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     slo_scale: float = 2.5
     log_format: LogFormat = "auto"
     trace_file: Path | None = None
+    policy: str = "trident"
+    profile: Path | None = None
+    events_file: Path | None = None
+    planner_window_s: float = 60.0
 
     @property
     def artifacts_place(self) -> str:
@@ -111,6 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             slo_scale=read.number("TRIDENT_SLO_SCALE", 2.5),
             log_format=read.choice("TRIDENT_LOG_FORMAT", _LOG_FORMATS, "auto"),
             trace_file=read.path("TRIDENT_TRACE_FILE"),
+            policy=read.choice("TRIDENT_POLICY", LIVE_POLICIES, "trident"),
+            profile=read.path("TRIDENT_PROFILE"),
+            events_file=read.path("TRIDENT_EVENTS"),
+            planner_window_s=read.number("TRIDENT_PLANNER_WINDOW_S", 60.0),
         )
 
 

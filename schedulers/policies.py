@@ -20,6 +20,7 @@ from schedulers.dispatch.trident import Starter, TridentDispatcher
 from schedulers.errors import SchedulerError
 from schedulers.planner.demand import Demand, uniform
 from schedulers.planner.handsized import HandSized, HandSizes
+from schedulers.planner.knobs import PlannerKnobs
 from schedulers.planner.orchestrator import Orchestrator
 from schedulers.static import EverywherePlanner
 
@@ -52,6 +53,8 @@ class Setup:
         switches: additions to turn on or off by name.
         sizes: a placement sized by hand, instead of the policy's planner.
         prior: the mix that is expected before anything was seen.
+        base: the dispatcher's knobs before switches; what the executor cannot do is off there.
+        planner: the planner's knobs.
     """
 
     def __init__(
@@ -64,8 +67,11 @@ class Setup:
         switches: Mapping[str, SwitchValue] | None = None,
         sizes: HandSizes | None = None,
         prior: Demand | None = None,
+        base: Knobs | None = None,
+        planner: PlannerKnobs | None = None,
     ) -> None:
         """Keep it."""
+        self.base, self.planner = base or Knobs(), planner or PlannerKnobs()
         self.sizes, self.prior = sizes, prior
         self.specs, self.cost, self.nodes = tuple(specs), cost, dict(nodes)
         self.solver, self.switches = solver, dict(switches or {})
@@ -86,7 +92,9 @@ class Setup:
         if self.solver is not None:
             wanted["solver"] = self.solver
         try:
-            return msgspec.convert({**msgspec.structs.asdict(Knobs()), **changes, **wanted}, Knobs)
+            return msgspec.convert(
+                {**msgspec.structs.asdict(self.base), **changes, **wanted}, Knobs
+            )
         except msgspec.ValidationError as error:
             raise SchedulerError(f"A switch has a wrong value: {error}.") from error
 
@@ -109,7 +117,12 @@ def _planner(setup: Setup, *, faithful: bool = False) -> Planner:
     if setup.sizes is not None:
         return HandSized(setup.specs, setup.sizes, nodes=setup.nodes)
     return Orchestrator(
-        setup.specs, setup.cost, nodes=setup.nodes, prior=setup.prior, faithful=faithful
+        setup.specs,
+        setup.cost,
+        nodes=setup.nodes,
+        prior=setup.prior,
+        policy=setup.planner,
+        faithful=faithful,
     )
 
 
@@ -137,6 +150,9 @@ def _mix(setup: Setup) -> Demand:
     shapes = {spec.id: (spec.default_shape,) for spec in setup.specs}
     return uniform(shapes, {spec.id: spec.default_steps for spec in setup.specs})
 
+
+# What worker processes can carry out today: no batches, one device per launch.
+LIVE_POLICIES = ("trident", "b1-sp1", "b2", "b3", "b4")
 
 POLICIES: dict[str, Callable[[Setup], Policy]] = {
     "trident": _trident,

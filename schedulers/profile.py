@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from schedulers.profiles.schema import (
     DegreeFloor,
     EdgeProfile,
     Entry,
+    Measurement,
     ModelProfile,
     NodeProfile,
     Profile,
@@ -33,6 +34,7 @@ __all__ = [
     "DegreeFloor",
     "EdgeProfile",
     "Entry",
+    "Measurement",
     "ModelProfile",
     "NodeProfile",
     "Profile",
@@ -42,6 +44,7 @@ __all__ = [
     "StageProfile",
     "load_profile",
     "specs_of",
+    "usable",
 ]
 
 BUNDLED = ("l20", "h100")
@@ -69,6 +72,27 @@ def load_profile(name_or_path: str) -> Profile:
         )
         raise ProfileError(message) from error
     return decode_profile(content, name_or_path)
+
+
+def usable(profile: Profile, fingerprints: Mapping[str, str]) -> Profile:
+    """Return the profile, if it is not of another version of a model that is served.
+
+    Args:
+        profile: as it was read.
+        fingerprints: of the served models' folders, by name.
+
+    Raises:
+        ProfileError: a model has changed since it was measured.
+    """
+    for name, model in profile.models.items():
+        served = fingerprints.get(name)
+        if served is not None and model.fingerprint not in (None, served):
+            message = (
+                f"Profile {profile.name} was measured on another version of model {name} "
+                f"({model.fingerprint}, served is {served}): measure again with `trident profile`."
+            )
+            raise ProfileError(message)
+    return profile
 
 
 def specs_of(profile: Profile, models: Sequence[str] | None = None) -> tuple[PipelineSpec, ...]:

@@ -138,6 +138,11 @@ class FakeExecutor:
         """Ids of all devices, dead ones included."""
         return tuple(self._infos)
 
+    @property
+    def busy(self) -> int:
+        """Devices that work now."""
+        return sum(len(work.team) for work in self._running.values())
+
     async def start(self, listener: DeviceListener) -> None:
         """Report every device as ready at once."""
         self._listener = listener

@@ -250,7 +250,15 @@ def _marks(names: Iterable[str], published: Sequence[str] = ()) -> dict[str, Pro
 
 def render(profile: Profile) -> str:
     """Return the file: JSON with short values on one line each."""
-    return _render(msgspec.to_builtins(profile), 0) + "\n"
+    content = msgspec.to_builtins(profile)
+    for holder, field in [
+        (content, "measurement"),
+        (content["node"], "slowdown"),
+        *((m, "fingerprint") for m in content["models"].values()),
+    ]:
+        if not holder[field]:  # said only of what was measured
+            del holder[field]
+    return _render(content, 0) + "\n"
 
 
 def _render(value: Any, depth: int) -> str:

@@ -60,7 +60,9 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         memory_bytes: of one device, of which `reserve_bytes` are never given to stages.
         change_s: what it costs to pause, resume or regroup a team at a step boundary.
-        provenance: of every other field.
+        provenance: of every other field but the last.
+        slowdown: times as long as executions take when 1, 2, .. devices work at once; measured,
+            empty if devices do not hinder each other.
     """
 
     gpus: Count
@@ -71,6 +73,7 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     network_bytes_per_s: Positive
     change_s: Duration
     provenance: Mapping[str, Provenance]
+    slowdown: tuple[Positive, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,6 +138,8 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         edges: hand-offs by the stage that they go into: `diffuse` and `decode`.
         min_degrees: degrees that memory forces, by size; empty if it forces none.
         provenance: of `default_steps` and `min_degrees`.
+        fingerprint: of the model folder that was measured (`engine.fingerprint`); None if nobody
+            says which version the figures are of.
     """
 
     modality: Modality
@@ -143,6 +148,7 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     edges: Mapping[StageKind, EdgeProfile]
     provenance: Mapping[str, Provenance]
     min_degrees: tuple[DegreeFloor, ...] = ()
+    fingerprint: str | None = None
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -167,6 +173,24 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return max(floors, default=1)
 
 
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the measured figures came about.
+
+    Attributes:
+        machine: processor or GPU, cores, system.
+        date: day and time of the last figure, ISO 8601.
+        repetitions: most executions behind one figure, which is their median.
+        load_average: runnable processes per minute while it was measured; other work slows it.
+    """
+
+    machine: str
+    date: str
+    repetitions: Count
+    versions: Mapping[str, str]
+    threads: Count
+    load_average: float
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that is known of some models on one kind of device."""
 
@@ -177,3 +201,4 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sources: tuple[Source, ...] = ()
     node: NodeProfile
     models: Mapping[str, ModelProfile]
+    measurement: Measurement | None = None

@@ -40,7 +40,7 @@ _DeviceEvent = RunEvent | LoadEvent | EvictEvent | DeviceLostEvent | DeviceReady
 def audit(events: Iterable[SimEvent]) -> list[str]:
     """Return what is wrong with a history, at most `MOST_PROBLEMS` sentences; empty if nothing.
 
-    Checked: a device does one thing at a time (a run or a load), only while it lives; weights
+    Checked: a device runs one launch at a time (loads may go on beside it), only while it lives; weights
     and activations fit its memory; the stages of a run are resident on its whole team, which is
     inside one node; a request goes through encode, all its steps once, and decode, in this order;
     it ends exactly once, and `on_time` agrees with its deadline.
@@ -118,10 +118,20 @@ class _Audit:
     ) -> None:
         if isinstance(event, DeviceLostEvent):
             self._lost.append(event)
+        if isinstance(event, DeviceReadyEvent) and event.memory_bytes:
+            self._join(event)
+            return
         if isinstance(event, LoadEvent | EvictEvent) and event.end < event.start:
             self._say(f"{_capital(_name(event))} ends before it starts.")
         if (device := self._device(event.device)) is not None:
             device.take(event)
+
+    def _join(self, event: DeviceReadyEvent) -> None:
+        """Take in a device that was not up when the history began."""
+        if event.device in self._devices:
+            self._say(f"Device {event.device} comes for the first time, but it is there.")
+        device = ClusterDevice(event.device, event.node, event.memory_bytes)
+        self._devices[event.device] = _Device(device, self._say, since_s=event.t)
 
     def _sort_run(self, run: RunEvent) -> None:
         name = _capital(_name(run))
@@ -157,8 +167,8 @@ class _Audit:
 class _Device:
     """Replays what happened on one device."""
 
-    def __init__(self, device: ClusterDevice, say: _Say) -> None:
-        self.node = device.node
+    def __init__(self, device: ClusterDevice, say: _Say, since_s: float = 0.0) -> None:
+        self.node, self._since_s = device.node, since_s
         self._id, self._capacity = device.id, device.memory_bytes
         self._weights: dict[_Held, int] = {(s.model, s.stage): s.bytes for s in device.stages}
         self._usable = set(self._weights)
@@ -214,10 +224,12 @@ class _Device:
                 self._begin(op)
 
     def _begin(self, op: _Op) -> None:
-        if not self._alive:
+        if not self._alive or op.at < self._since_s - TOLERANCE_S:
             self._say(op, f"is lost when {_name(op.event)} begins")
         for other in self._active:
-            self._say(op, f"does two things at once: {_name(other.event)} and {_name(op.event)}")
+            if isinstance(op.event, RunEvent) and isinstance(other.event, RunEvent):
+                both = f"{_name(other.event)} and {_name(op.event)}"
+                self._say(op, f"does two things at once: {both}")
         if op.held is not None and isinstance(op.event, LoadEvent):
             if op.held in self._weights:
                 self._say(op, f"already holds what {_name(op.event)} brings")
@@ -276,7 +288,7 @@ class _Request:
         self.ends: list[FinishEvent | RejectEvent] = []
         self._tell = say
         self._ready_s = arrival.t  # when the last run was over
-        self._encoded = self._decoded = False
+        self._encoded, self._decoded = arrival.encoded, False
         self._steps = 0
         self._holders: dict[DeviceId, float] = {}  # who made results, and when
 
@@ -312,6 +324,8 @@ class _Request:
             self._say(f"has {_name(run)} before {since} at {self._ready_s:.6g} s")
         if self.ends and run.start > self.ends[0].t + TOLERANCE_S:
             self._say(f"has {_name(run)} after its end at {self.ends[0].t:.6g} s")
+        if self.arrival.resumed:
+            return  # what came before is in another engine's file
         match run.stage:
             case StageKind.ENCODE:
                 self._expect(run, not self._encoded, "although it is encoded")
@@ -343,7 +357,7 @@ class _Request:
             self._say("ends before it arrives")
         if isinstance(end, RejectEvent):
             return
-        if not self._decoded:
+        if not (self._decoded or self.arrival.resumed):
             self._say("finishes without being decoded")
         if end.t < self._ready_s - TOLERANCE_S:
             self._say(f"finishes at {end.t:.6g} s, before its last run ends")

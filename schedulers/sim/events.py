@@ -1,8 +1,8 @@
-"""What happens in a simulation, one frozen struct per fact, and the file that keeps them.
+"""What happens in a simulation or a live engine, one frozen struct per fact, and their file.
 
 The schema is public (docs/simulator.md): whoever distrusts the summary can audit the file with a
 program of their own. Runs, loads and evictions are written when they end, so lines are ordered by
-the time of writing, not by `start`. Times are virtual seconds since the start of the simulation.
+the time of writing, not by `start`. Times are seconds since the start: virtual in a simulation.
 """
 
 from __future__ import annotations
@@ -48,13 +48,17 @@ class ClusterDevice(msgspec.Struct, frozen=True):
 
 
 class ClusterEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="cluster"):
-    """The first line: the devices, all of them ready."""
+    """The first line: the devices that are ready; those of a live engine come up later."""
 
     devices: tuple[ClusterDevice, ...]
 
 
 class ArriveEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="arrive", kw_only=True):
-    """A request came in; `deadline` is on the same clock as `t`."""
+    """A request came in; `deadline` is on the same clock as `t`.
+
+    `encoded`: what its prompt encodes to was kept from another request, so it needs no encode.
+    `resumed`: another engine did a part of it; what is missing here was done there.
+    """
 
     t: float
     request: RequestId
@@ -66,6 +70,8 @@ class ArriveEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="arrive", k
     deadline: float
     tenant: str = "default"
     priority: int = 0
+    encoded: bool = False
+    resumed: bool = False
 
 
 class RunEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="run", kw_only=True):
@@ -141,10 +147,12 @@ class DeviceLostEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="device
 
 
 class DeviceReadyEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="device_ready"):
-    """A device came back, empty."""
+    """A device came back, empty; or it came for the first time and says its node and memory."""
 
     t: float
     device: DeviceId
+    node: str = ""
+    memory_bytes: int = 0
 
 
 SimEvent = (
@@ -186,6 +194,10 @@ class EventFile:
         self._encoder.encode_into(event, self._line)
         self._line += b"\n"
         self._file.write(self._line)
+
+    def flush(self) -> None:
+        """Write out the buffer."""
+        self._file.flush()
 
     def close(self) -> None:
         """Write out the buffer; idempotent."""

@@ -31,15 +31,10 @@ from schedulers.cost import CostModel
 from schedulers.planner.demand import Demand, uniform
 from schedulers.policies import Policy, Setup, build_policy
 from schedulers.profile import load_profile, specs_of
+from schedulers.sim.chronicle import Chronicle
 from schedulers.sim.clock import VirtualClock, run_virtual
 from schedulers.sim.config import RunFacts, SimConfig
-from schedulers.sim.events import (
-    ArriveEvent,
-    DeviceLostEvent,
-    FinishEvent,
-    RejectEvent,
-    SimEvent,
-)
+from schedulers.sim.events import SimEvent
 from schedulers.sim.watching import TimedDispatcher, WatchedPlanner
 from schedulers.sim.world import World, cluster_of
 
@@ -81,7 +76,7 @@ class _Simulation:
     def __init__(
         self, config: SimConfig, on_event: OnEvent, on_progress: Callable[[float], None]
     ) -> None:
-        self._config, self._on_event, self._on_progress = config, on_event, on_progress
+        self._config, self._on_progress = config, on_progress
         profile = load_profile(config.profile)
         self._specs = specs_of(profile, config.models)
         self._infos = cluster_of(profile, config.gpus, config.nodes)
@@ -89,22 +84,26 @@ class _Simulation:
         self._truth = CostModel(self._specs, profile, learn=False)
         self._world = World(
             self._truth,
-            self._clock,
             rng,
             noise=config.noise,
             stragglers=config.stragglers,
-            on_event=on_event,
+            slowdown=profile.node.slowdown,
+            busy=lambda: self._executor.busy,
         )
+        weights = {
+            spec.stage(k): size for spec in self._specs for k, size in spec.weight_bytes.items()
+        }
+        self._chronicle = Chronicle(self._clock, weights, on_event)
         policy = self._policy(CostModel(self._specs, profile), profile)
-        self._dispatcher = TimedDispatcher(policy.dispatcher, self._world)
-        self._planner = WatchedPlanner(policy.planner, self._clock, on_event)
+        self._dispatcher = TimedDispatcher(policy.dispatcher, self._chronicle)
+        self._planner = WatchedPlanner(policy.planner, self._chronicle)
         self._executor = FakeExecutor(
             self._infos,
             clock=self._clock,
             duration_s=self._world.duration_s,
             lead_s=self._world.lead_s,
             load_s=self._world.load_s,
-            witness=self._world,
+            witness=self._chronicle,
             keep_launches=False,
         )
         self._core = self._engine(policy, profile.node.reserve_bytes)
@@ -143,8 +142,9 @@ class _Simulation:
         started = time.perf_counter()
         await self._core.start()
         await self._settle()
-        self._world.begin(self._core)
-        self._planner.begin()
+        memories = self._core.cluster.memories.values()
+        self._world.begin(memories)
+        self._chronicle.begin(memories)
         failures = [asyncio.create_task(self._fail(f)) for f in self._config.failures]
         for row in self._config.rows:
             await asyncio.sleep(max(0.0, row.arrival_s - self._clock.now()))
@@ -175,20 +175,7 @@ class _Simulation:
 
     def _arrive(self, row: TraceRow) -> None:
         request = self._request(row)
-        self._on_event(
-            ArriveEvent(
-                t=request.arrival_s,
-                request=request.id,
-                model=request.model,
-                height=row.height,
-                width=row.width,
-                frames=row.frames,
-                steps=row.steps,
-                deadline=request.deadline_s,
-                tenant=request.tenant,
-                priority=request.priority,
-            )
-        )
+        self._chronicle.arrived(request)
         work = asyncio.create_task(self._serve(request))
         self._open.add(work)
         work.add_done_callback(self._close)
@@ -226,10 +213,9 @@ class _Simulation:
         except EngineClosedError:
             raise  # a bug, not an outcome
         except EngineError as error:
-            self._on_event(RejectEvent(self._clock.now(), request.id, str(error)))
+            self._chronicle.rejected(request, str(error))
         else:
-            now_s = self._clock.now()
-            self._on_event(FinishEvent(now_s, request.id, now_s <= request.deadline_s))
+            self._chronicle.finished(request)
 
     async def _fail(self, failure: NodeFailure) -> None:
         """Let a node die for good."""
@@ -237,7 +223,7 @@ class _Simulation:
         names = sorted({info.node for info in self._infos})
         for info in self._infos:
             if info.node == names[failure.node]:
-                self._on_event(DeviceLostEvent(self._clock.now(), info.id))
+                self._chronicle.device_lost(info.id)
                 self._executor.kill(info.id, for_good=True)
 
 

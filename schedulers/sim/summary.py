@@ -165,7 +165,7 @@ class SummaryBuilder:
         self._lost_at: dict[DeviceId, float] = {}
         self._down_s = 0.0
         self._devices = self._loads = self._evictions = self._lost = self._failed_runs = 0
-        self._nodes = 0
+        self._nodes: set[str] = set()
         self._first_s: float | None = None
         self._last_arrival_s = self._end_s = 0.0
 
@@ -175,7 +175,7 @@ class SummaryBuilder:
         match event:
             case ClusterEvent():
                 self._devices = len(event.devices)
-                self._nodes = len({device.node for device in event.devices})
+                self._nodes = {device.node for device in event.devices}
             case ArriveEvent():
                 self._arrive(event)
             case RunEvent():
@@ -197,8 +197,12 @@ class SummaryBuilder:
             case DeviceLostEvent():
                 self._lost += 1
                 self._lost_at[event.device] = event.t
-            case DeviceReadyEvent():
+            case DeviceReadyEvent(memory_bytes=0):
                 self._down_s += event.t - self._lost_at.pop(event.device, event.t)
+            case DeviceReadyEvent():
+                self._devices += 1
+                self._nodes.add(event.node)
+                self._down_s += event.t
 
     def _arrive(self, event: ArriveEvent) -> None:
         self._waiting[event.request] = event
@@ -238,7 +242,7 @@ class SummaryBuilder:
             models=identity.models,
             workload=identity.workload,
             gpus=identity.gpus,
-            nodes=self._nodes,
+            nodes=len(self._nodes),
             seed=identity.seed,
             slo_scale=identity.slo_scale,
             rate_scale=identity.rate_scale,
@@ -301,7 +305,7 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 
 def render(summary: Summary) -> str:
-    """Return a summary for a reader; the first word says that it is simulated."""
+    """Return a summary for a reader; the first word says whether it is simulated."""
     lines = [_title(summary), _circumstances(summary), "", *_figures(summary)]
     lines += ["", *_group_table("class", summary.per_class)]
     if len(summary.per_tenant) > 1:
@@ -322,7 +326,8 @@ def seconds(value: float | None) -> str:
 
 def _title(summary: Summary) -> str:
     return (
-        f"SIMULATED: policy {summary.policy}, {summary.gpus} GPUs on {summary.nodes} nodes, "
+        f"{'SIMULATED' if summary.simulated else 'MEASURED'}: policy {summary.policy}, "
+        f"{summary.gpus} {'GPUs' if summary.simulated else 'devices'} on {summary.nodes} nodes, "
         f"profile {summary.profile}, {', '.join(summary.models)}"
     )
 
@@ -370,6 +375,9 @@ def _figures(summary: Summary) -> list[str]:
         f"P99 {summary.decision_ms_p99:.3g} ms",
         "simulated": f"{summary.simulated_s:.0f} s in {summary.wall_s:.1f} s",
     }
+    if not summary.simulated:
+        del rows["simulated"]
+        rows["took"] = f"{summary.wall_s:.0f} s"
     return [f"{name:<10} {text}" for name, text in rows.items()]
 
 

@@ -1,31 +1,29 @@
-"""Wrappers that count and time what a simulated engine's policies do, and change nothing."""
+"""Wrappers that count and time what an engine's policies do, and change nothing."""
 
 from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.types import Assignment, ClusterView, DispatchPlan, Placement, StageTask
 from schedulers.sim.config import RunFacts
-from schedulers.sim.events import SimEvent, SwitchEvent
 from schedulers.sim.summary import percentile
 
 if TYPE_CHECKING:
     from engine.messages import StageReport
     from engine.ports import Dispatcher, Planner
     from observability.snapshot import MonitorSnapshot
-    from schedulers.sim.clock import VirtualClock
-    from schedulers.sim.world import World
+    from schedulers.sim.chronicle import Chronicle
 
 
 class TimedDispatcher:
     """A dispatcher whose decisions are counted and timed, in real milliseconds."""
 
-    def __init__(self, inner: Dispatcher, world: World) -> None:
-        """Time `inner`; tell `world` which diffuses are about to be resized."""
-        self._inner, self._world = inner, world
+    def __init__(self, inner: Dispatcher, chronicle: Chronicle) -> None:
+        """Time `inner`; tell `chronicle` which diffuses are about to be resized."""
+        self._inner, self._chronicle = inner, chronicle
         self._decision_ms = array("d")
         self._pauses = self._resizes = 0
 
@@ -36,7 +34,7 @@ class TimedDispatcher:
         self._decision_ms.append(1e3 * (time.perf_counter() - started))
         self._pauses += len(plan.pauses)
         self._resizes += len(plan.resizes)
-        self._world.resizing.update(resize.task for resize in plan.resizes)
+        self._chronicle.resizing.update(resize.task for resize in plan.resizes)
         return plan
 
     def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
@@ -63,24 +61,19 @@ class TimedDispatcher:
 
 
 class WatchedPlanner:
-    """A planner whose switches become events; the first placement is no switch."""
+    """A planner whose switches are told; the first placement is no switch."""
 
-    def __init__(
-        self, inner: Planner, clock: VirtualClock, on_event: Callable[[SimEvent], None]
-    ) -> None:
+    def __init__(self, inner: Planner, chronicle: Chronicle) -> None:
         """Watch `inner`."""
-        self._inner, self._clock, self._on_event = inner, clock, on_event
-        self._begun = False
+        self._inner, self._chronicle = inner, chronicle
+        self._placed = False
         self.switches = 0
-
-    def begin(self) -> None:
-        """Count from here on."""
-        self._begun = True
 
     def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
         """Pass it on."""
         placement = self._inner.place(view, snapshot)
-        if placement is not None and self._begun:
+        if placement is not None and self._placed and self._chronicle.has_begun:
             self.switches += 1
-            self._on_event(SwitchEvent(self._clock.now(), placement.version))
+            self._chronicle.switched(placement.version)
+        self._placed = self._placed or placement is not None
         return placement

@@ -116,7 +116,7 @@ def test_two_models_of_one_name_are_refused(model: Path) -> None:
 def test_without_the_engines_packages_the_hint_says_what_to_install(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda _: None)
+    monkeypatch.setattr("gateway.machine.find_spec", lambda _: None)
     assert_refused(serve("--model", str(model)), "pip install 'tridentserve[engine]'")
     made = CliRunner().invoke(cli.main, ["model", "new", "somewhere"])
     assert_refused(made, "pip install 'tridentserve[engine]'")

@@ -21,7 +21,10 @@ from PIL import Image
 
 from tests.support.server import Server, running_server
 
-KEYS = {"TRIDENT_API_KEYS": "acme:sk-acme-0123456789,globex:sk-globex-0123456789"}
+KEYS = {
+    "TRIDENT_API_KEYS": "acme:sk-acme-0123456789,globex:sk-globex-0123456789",
+    "TRIDENT_EMBEDDING_CACHE": "0",  # every request goes through its three stages
+}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from schedulers.sim.events import (
     RunOutcome,
     SimEvent,
 )
-from tests.support.histories import MODEL, WEIGHT_BYTES, history
+from tests.support.histories import MEMORY_BYTES, MODEL, WEIGHT_BYTES, history
 
 SEEDS = st.integers(0, 10_000)
 Corruption = Callable[[list[SimEvent], RunEvent], SimEvent | tuple[SimEvent, ...]]
@@ -123,7 +123,7 @@ def _(_events: list[SimEvent], run: RunEvent) -> tuple[SimEvent, ...]:
     return (run, evict)
 
 
-@corruption("two things at once")
+@corruption("do not fit")
 def _(_events: list[SimEvent], run: RunEvent) -> tuple[SimEvent, ...]:
     missing = StageKind.DIFFUSE if run.stage is StageKind.ENCODE else StageKind.ENCODE
     load = LoadEvent(
@@ -132,7 +132,7 @@ def _(_events: list[SimEvent], run: RunEvent) -> tuple[SimEvent, ...]:
         device=run.devices[0],
         model=MODEL,
         stage=missing,
-        bytes=1,
+        bytes=MEMORY_BYTES,  # loads may go on beside a run, if there is room
     )
     return (run, load)
 

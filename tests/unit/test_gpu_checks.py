@@ -1,0 +1,50 @@
+"""The GPU checks on a CPU: the same code on a tiny model, and what is said without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks/gpu"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_report_says_why_nothing_was_measured(
+    run: ModuleType, tmp_path: Path
+) -> None:
+    run.main(["--out", str(tmp_path / "gpu.json")])
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert "no CUDA device" in report["not_measured"]
+    assert "checks" not in report
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tiny_model_goes_through_every_stage_check(run: ModuleType, tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--tiny", "--parts", "stages", "--only", "sd3"]
+    report = run.main([*arguments, "--out", str(tmp_path / "gpu.json")])
+    found = report["checks"]["stages of sd3"]["result"]
+    assert [row["batch"] for row in found["encode"]["batches"]] == [1, 2, 4]
+    assert found["diffuse"]["sizes"][0]["median_s"] > 0
+    assert found["decode"]["sizes"][0]["size"] == "64x64"
+    assert found["copies"]["of_limit"] > 0
+
+
+def test_a_check_that_fails_or_comes_too_late_is_told_and_hides_no_other(run: ModuleType) -> None:
+    report = run.Report(minutes=1.0)
+    assert report.check("broken", lambda: 1 / 0) is None
+    assert report.check("whole", lambda: 7) == 7
+    assert "ZeroDivisionError" in report.content["broken"]["failed"]
+    late = run.Report(minutes=-1.0)
+    assert late.check("late", lambda: 7) is None
+    assert "left_out" in late.content["late"]

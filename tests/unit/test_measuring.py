@@ -1,0 +1,230 @@
+"""`trident profile` on an executor that only counts time: what is measured, kept and written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from engine.executors.fake import FakeExecutor
+from engine.pipelines import PipelineSpec
+from engine.types import Assignment, DeviceId, Shape, StageKind
+from gateway.profiler import HighWater, Notebook, Profiler, sizes_of
+from schedulers.cost import CostModel
+from schedulers.expectations import guess
+from schedulers.profile import ProfileError, usable
+from schedulers.profiles.build import render
+from schedulers.profiles.checks import decode_profile
+from schedulers.profiles.measured import Figure, LoadFigure, NodeFigure, build_profile
+from schedulers.profiles.schema import Measurement, Profile, Provenance
+from tests.support.builders import MODEL, a_request, a_spec, devices
+
+RUN_S = {StageKind.ENCODE: 0.004, StageKind.DIFFUSE: 0.02, StageKind.DECODE: 0.004}
+MEASUREMENT = Measurement(
+    machine="a machine",
+    date="2026-01-01T00:00:00+00:00",
+    repetitions=2,
+    versions={"python": "3"},
+    threads=1,
+    load_average=0.0,
+)
+SAID: list[str] = []
+
+
+class LoopClock:
+    """The event loop's own time, which the fake executor's timers are set by."""
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def sleep(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+
+
+class Counting(FakeExecutor):
+    """Counts launches and can be told to break."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            devices(count),
+            clock=LoopClock(),
+            duration_s=lambda launch: RUN_S[launch.task.stage.kind],
+            load_s=lambda _stage, _peer: 0.001,
+        )
+        self.runs, self.breaks_at = 0, 1 << 30
+
+    async def run(self, assignment: Assignment) -> Any:
+        self.runs += 1
+        if self.runs > self.breaks_at:
+            raise KeyboardInterrupt
+        return await super().run(assignment)
+
+    def process_ids(self) -> dict[DeviceId, int]:
+        return {}
+
+
+async def measured(
+    executor: Counting,
+    notebook: Notebook,
+    *,
+    minutes: float = 10.0,
+    degrees: tuple[int, ...] = (1,),
+) -> Profiler:
+    profiler = Profiler(
+        cast("Any", executor),
+        notebook,
+        degrees=degrees,
+        repetitions=2,
+        minutes=minutes,
+        say=lambda what, _share: SAID.append(what),
+    )
+    await profiler.measure([a_spec()], [Shape(128, 128)])
+    return profiler
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Callable[[], Notebook]:
+    return lambda: Notebook(tmp_path / "p.part", {"machine": "here"})
+
+
+def a_profile(figures: list[Any], spec: PipelineSpec | None = None) -> Profile:
+    return build_profile(
+        figures,
+        [spec or a_spec()],
+        device="cpu",
+        devices=2,
+        reserve_bytes=0,
+        fingerprints={MODEL: "abc"},
+        measurement=MEASUREMENT,
+    )
+
+
+async def test_a_measured_profile_is_one_that_can_be_read_and_says_what_was_measured(
+    notebook: Callable[[], Notebook],
+) -> None:
+    pages = notebook()
+    await measured(Counting(2), pages)
+    profile = decode_profile(render(a_profile(pages.figures)).encode(), "written")
+    assert profile.measurement == MEASUREMENT
+    model = profile.models[MODEL]
+    assert set(model.shapes) == {Shape(64, 64), Shape(128, 128)}
+    diffuse = model.stages[StageKind.DIFFUSE].entries[0]
+    assert diffuse.provenance is Provenance.MEASURED
+    assert diffuse.duration_s == pytest.approx(RUN_S[StageKind.DIFFUSE] / 4, rel=0.5)
+    assert len(profile.node.slowdown) == 2
+    assert profile.node.slowdown[0] == 1.0
+    assert profile.node.provenance["change_s"] is Provenance.MEASURED
+
+
+async def test_bytes_that_nobody_could_measure_are_guessed_and_say_so(
+    notebook: Callable[[], Notebook],
+) -> None:
+    pages = notebook()
+    await measured(Counting(1), pages)
+    entry = a_profile(pages.figures).models[MODEL].stages[StageKind.DECODE].entries[0]
+    likely = guess(a_spec(), StageKind.DECODE, Shape(64, 64), 1).activation_bytes
+    assert entry.peak_activation_bytes == likely
+    assert entry.memory_provenance is Provenance.ASSUMED
+
+
+async def test_an_interrupted_measurement_goes_on_where_it_stopped(
+    notebook: Callable[[], Notebook],
+) -> None:
+    broken, whole = Counting(1), Counting(1)
+    broken.breaks_at = 20
+    with pytest.raises(KeyboardInterrupt):
+        await measured(broken, notebook())
+    kept = len(notebook().figures)
+    assert kept > 0
+    pages = notebook()
+    await measured(whole, pages)
+    fresh = Counting(1)
+    await measured(fresh, Notebook(Path("/dev/null"), {}))  # which keeps nothing
+    assert whole.runs < fresh.runs
+    assert a_profile(pages.figures).models[MODEL].shapes == (Shape(64, 64), Shape(128, 128))
+
+
+def test_figures_of_another_machine_are_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "p.part"
+    Notebook(path, {"machine": "here"}).add(
+        NodeFigure(memory_bytes=1, change_s=(), slowdown=(1.0,))
+    )
+    assert len(Notebook(path, {"machine": "here"}).figures) == 1
+    assert Notebook(path, {"machine": "there"}).figures == []
+
+
+async def test_without_time_only_the_default_size_is_measured_and_the_rest_is_named(
+    notebook: Callable[[], Notebook],
+) -> None:
+    pages = notebook()
+    profiler = await measured(Counting(1), pages, minutes=1e-6)
+    assert profiler.left_out == ["tiny 128x128, for want of time"]
+    assert {f.shape for f in pages.figures if isinstance(f, Figure)} == {Shape(64, 64)}
+
+
+async def test_wider_teams_are_entries_of_their_own(notebook: Callable[[], Notebook]) -> None:
+    pages = notebook()
+    await measured(Counting(2), pages, degrees=(1, 2))
+    profile = decode_profile(render(a_profile(pages.figures)).encode(), "written")
+    assert CostModel([a_spec()], profile).degrees(MODEL) == (1, 2)
+
+
+def test_sizes_are_the_default_and_what_the_model_can_draw() -> None:
+    spec = a_spec(default_shape=Shape(256, 256))
+    sizes = sizes_of(spec)
+    assert sizes[0] == Shape(256, 256)
+    assert Shape(512, 512) in sizes
+    assert all(shape.width_px % 16 == 0 for shape in sizes)
+    assert sizes_of(spec, [Shape(1000, 8)]) == (Shape(256, 256),)
+
+
+def test_a_profile_of_another_version_of_a_served_model_is_refused() -> None:
+    figures = [
+        *(a_figure(kind) for kind in StageKind),
+        *(a_load(kind) for kind in StageKind),
+        NodeFigure(memory_bytes=1 << 30, change_s=(), slowdown=(1.0,)),
+    ]
+    profile = a_profile(figures)
+    assert usable(profile, {MODEL: "abc"}) is profile
+    assert usable(profile, {"another": "xyz"}) is profile
+    with pytest.raises(ProfileError, match="another version of model tiny"):
+        usable(profile, {MODEL: "def"})
+
+
+def a_figure(kind: StageKind) -> Figure:
+    return Figure(
+        model=MODEL,
+        stage=kind,
+        shape=Shape(64, 64),
+        degree=1,
+        batch=1,
+        run_s=(0.1, 0.3, 0.2),
+        arrival_s=(0.01,),
+        send_s=(0.01,),
+        output_bytes=100,
+        peak_bytes=0,
+    )
+
+
+def a_load(kind: StageKind) -> Any:
+    return LoadFigure(model=MODEL, stage=kind, file_s=1.0, host_s=(0.1,))
+
+
+def test_the_high_water_mark_of_nobody_is_zero() -> None:
+    assert HighWater(None).bytes_since() == 0
+
+
+def test_the_cost_model_answers_with_the_median() -> None:
+    figures = [
+        *(a_figure(kind) for kind in StageKind),
+        *(a_load(kind) for kind in StageKind),
+        NodeFigure(memory_bytes=1 << 30, change_s=(0.5,), slowdown=(1.0,)),
+    ]
+    cost = CostModel([a_spec()], a_profile(figures))
+    assert cost.step_s(MODEL, Shape(64, 64), 1) == 0.2
+    assert cost.change_s == 0.5
+    decode = a_spec().stage(StageKind.DECODE)
+    assert cost.handoff_s(decode, a_request(), same_device=False, same_node=True) == 0.02
