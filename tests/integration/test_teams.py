@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
 
-from engine import Shape
+from engine import ModelId, Shape
 from engine.messages import StageReport
 from engine.types import (
     Artifact,
@@ -30,6 +31,10 @@ from engine.types import (
     StageKind,
     StageTask,
 )
+from schedulers.cost import CostModel
+from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.trident import TridentDispatcher
+from schedulers.profile import Profile, load_profile
 from tests.support.live_engine import LiveEngine, a_picture
 
 SHIPPED = Path(__file__).parents[2] / "models"
@@ -126,6 +131,17 @@ def differ_by(left: Artifact, right: Artifact) -> int:
     return int(np.abs(pictures[0] - pictures[1]).max())
 
 
+def that_scales(model: str) -> Profile:
+    """Return a profile by which a step on k devices takes the k-th part of a second."""
+    l20 = load_profile("l20")
+    profiled, kind = l20.models["sd3"], StageKind.DIFFUSE
+    replace = msgspec.structs.replace
+    entries = tuple(replace(e, duration_s=1 / e.degree) for e in profiled.stages[kind].entries)
+    diffuse = replace(profiled.stages[kind], entries=entries)
+    profiled = replace(profiled, stages={**profiled.stages, kind: diffuse})
+    return replace(l20, models={model: profiled})
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model_folder: Callable[[str], Path]) -> AsyncIterator[TeamEngine]:
     folders = [SHIPPED / m if m == "shapes" else model_folder(m) for m in MODELS]
@@ -197,3 +213,19 @@ async def test_a_pause_at_the_same_degree_changes_no_bit(engine: TeamEngine) -> 
     moved = await engine.draw("shapes", (A, B), (B, A), change_after=3, steps=20)
     assert engine.script.degrees == [2, 2]
     assert moved.artifacts[0].content == undisturbed.content
+
+
+async def test_the_dispatcher_puts_a_diffuse_on_two_devices_where_a_profile_says_that_it_pays(
+    engine: TeamEngine,
+) -> None:
+    [alone] = (await engine.draw("shapes", (A,), steps=20)).artifacts
+    cost = CostModel(list(engine.core.specs.values()), that_scales("shapes"))
+    policy = TridentDispatcher(cost, WORKERS)
+    engine.core._dispatcher = policy
+    try:
+        [artifact] = (await engine.draw("shapes", (A,), steps=20)).artifacts
+    finally:
+        engine.core._dispatcher = engine.script
+    assert cost.degrees(ModelId("shapes")) == (1, 2)  # of the profile's 1, 2, 4, 8
+    assert engine.script.degrees == [2]
+    assert differ_by(alone, artifact) <= 1
