@@ -19,6 +19,7 @@ from engine.errors import StageFailedError
 from engine.handoff_buffer import HandoffBuffer, handoff_name
 from engine.handoff_client import HandoffClient
 from engine.stages.base import Snapshot
+from engine.stages.flat import CACHE_LINE_BYTES
 from engine.types import HandoffRef, NodeId, TaskId
 
 _OUTLINE = "outline"
@@ -88,18 +89,23 @@ class FileTransport:
             )
             raise StageFailedError(message, retryable=False)
         tensors: dict[str, Tensor] = load(bytes(self._client.fetch(ref, fields)))
-        return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+        return {name: _aligned(tensor.to(self._device)) for name, tensor in tensors.items()}
 
     def _read(self, ref: HandoffRef, fields: Collection[str] | None) -> dict[str, Tensor]:
         path = self._buffer.find(ref.path)
         try:
             with safe_open(path, framework="pt", device=str(self._device)) as file:
                 names = file.keys() if fields is None else fields
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+                tensors = {name: _aligned(file.get_tensor(name)) for name in names}
         except FileNotFoundError as error:
             message = f"Hand-off of node {ref.node} is gone: {ref.path}."
             raise StageFailedError(message, retryable=False) from error
         return tensors
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor where kernels expect one, so that they round as if it had never been a file."""
+    return tensor.clone() if tensor.data_ptr() % CACHE_LINE_BYTES else tensor
 
 
 def _chosen(tensors: dict[str, Tensor], fields: Collection[str] | None) -> dict[str, Tensor]:
