@@ -127,7 +127,7 @@ class Profiler:
     """Measures everything that fits into the time.
 
     Args:
-        degrees: those that the executor can run.
+        degrees: those that the executor can run; each model is measured at its own of them.
         say: told what is measured now, and how far it has come (0 to 1).
     """
 
@@ -182,7 +182,7 @@ class Profiler:
                 self._notebook.add(figure)
 
     async def _sizes(self, spec: PipelineSpec, sizes: Sequence[Shape], *, must: bool) -> None:
-        for degree in self._degrees:
+        for degree in (k for k in self._degrees if k in spec.degrees):
             for shape in sizes:
                 name = f"{spec.id} {shape}" + (f" on {degree} devices" if degree > 1 else "")
                 if self._notebook.has(spec, shape, degree):
