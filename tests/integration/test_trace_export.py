@@ -1,0 +1,73 @@
+"""One request of the SDK, exported to a collector process, reads as one tree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.support.server import running_server
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+COLLECTOR = Path(__file__).parents[1] / "support" / "otlp_collector.py"
+SHAPES = Path(__file__).parents[2] / "models" / "shapes"
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
+    """What the collector holds after one picture of many steps and the server's end."""
+    folder = tmp_path_factory.mktemp("collected")
+    file = folder / "spans.jsonl"
+    collector = subprocess.Popen([sys.executable, COLLECTOR, file], stdout=subprocess.PIPE)
+    assert collector.stdout is not None
+    endpoint = f"http://127.0.0.1:{int(collector.stdout.readline())}"
+    try:
+        with running_server(folder, [SHAPES], env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) as s:
+            s.wait_ready()
+            with OpenAI(base_url=f"{s.url}/v1", api_key="none", max_retries=0) as client:
+                client.images.generate(
+                    model="shapes",
+                    prompt="a red circle",
+                    extra_headers={"traceparent": f"00-{TRACE}-{PARENT}-01"},
+                    extra_body={"num_inference_steps": 150, "seed": 1},
+                )
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        yield [span for span in found if span["trace"] == TRACE]
+    finally:
+        collector.kill()
+        collector.wait()
+        collector.stdout.close()
+
+
+def named(spans: list[dict], name: str) -> dict:
+    [found] = [span for span in spans if span["name"] == name]
+    return found
+
+
+def test_the_trace_of_a_request_is_one_tree(spans: list[dict]) -> None:
+    server = named(spans, "POST /v1/images/generations")
+    job = named(spans, "generate_content shapes")
+    assert server["parent"] == PARENT
+    assert job["parent"] == server["id"]
+    stages = [span for span in spans if span["name"].startswith("stage ")]
+    assert sorted(span["name"] for span in stages) == [
+        "stage decode",
+        "stage diffuse",
+        "stage encode",
+    ]
+    assert {span["parent"] for span in stages} == {job["id"]}
+    assert len({span["id"] for span in spans}) == len(spans)
+
+
+def test_the_stages_of_a_long_request_add_up_to_its_job(spans: list[dict]) -> None:
+    def took_ns(span: dict) -> int:
+        return span["end_ns"] - span["start_ns"]
+
+    job = took_ns(named(spans, "generate_content shapes"))
+    stages = sum(took_ns(span) for span in spans if span["name"].startswith("stage "))
+    assert stages == pytest.approx(job, rel=0.02)
