@@ -53,6 +53,16 @@ unit: $(VENV)/.dev ## All tests
 soak: $(VENV)/.dev ## The slow checks: a thousand cancels, workers killed at random (minutes)
 	$(BIN)/pytest -m slow $(ARGS)
 
+$(VENV)/.browser: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[browser]'
+	@touch $@ $(VENV)/.dev $(VENV)/.engine $(VENV)/.sim
+
+test-browser: $(VENV)/.browser ## Drive both pages in headless Chromium (CHROMIUM=/path; apt-get install chromium)
+	$(BIN)/pytest -o addopts= tests/browser $(ARGS)
+
+screenshots: $(VENV)/.browser ## Take the pictures of the pages for README and docs
+	$(BIN)/python -m tests.browser.screenshots $(ARGS)
+
 fmt: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

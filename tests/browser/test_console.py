@@ -1,0 +1,91 @@
+"""An operator sees stages move: live, and in the event file of a simulation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import PHONE
+from tests.support.server import Server
+
+
+@pytest.fixture(scope="module")
+def event_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("events") / "simulated.jsonl"
+    trident = Path(sys.executable).with_name("trident")
+    wanted = ["--workload", "hetu", "--profile", "l20", "--model", "cogvideox1.5-5b"]
+    size = ["--gpus", "16", "--duration", "200", "--rate-scale", "0.12"]
+    subprocess.run([trident, "simulate", *wanted, *size, "--events", file], check=True)
+    return file
+
+
+def open_file(page: Page, server: Server, file: Path) -> None:
+    page.goto(f"{server.url}/console")
+    page.set_input_files("#file", file)
+    expect(page.locator("#source")).to_contain_text(file.name)
+
+
+def test_a_live_request_shows_up_with_its_stages_and_why(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/console")
+    expect(page.locator("#source")).to_have_text("live")
+    body = {"model": "shapes", "prompt": "a red circle", "seed": 1}
+    httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=120).raise_for_status()
+    page.locator("#requests tbody button").first.click()
+    detail = page.locator("#detail")
+    for stage in ("encode", "diffuse", "decode"):
+        expect(detail.locator("table")).to_contain_text(stage)
+    expect(detail.locator("li").first).to_be_visible()
+    expect(page.locator("#slo tbody")).to_contain_text("shapes 64x64")
+
+
+def test_the_residency_map_shows_what_lies_on_every_device(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/console")
+    expect(page.locator("#residency .device")).to_have_count(3)
+    expect(page.locator("#residency")).to_contain_text("shapes diffuse")
+
+
+def test_a_simulation_is_shown_with_its_requests(
+    page: Page, server: Server, event_file: Path
+) -> None:
+    open_file(page, server, event_file)
+    expect(page.locator("#residency .device")).to_have_count(16)
+    expect(page.locator("#facts")).to_contain_text("100.0%")
+    page.locator("#requests tbody button").last.click()
+    expect(page.locator("#detail svg.dag")).to_be_visible()
+
+
+def test_the_timeline_is_walked_with_the_keyboard(
+    page: Page, server: Server, event_file: Path
+) -> None:
+    open_file(page, server, event_file)
+    page.focus("#timeline")
+    for key in ("+", "ArrowRight", "ArrowDown", "ArrowDown", "-", "Home", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator("#detail code")).to_be_visible()
+
+
+def test_time_can_be_turned_back(page: Page, server: Server, event_file: Path) -> None:
+    open_file(page, server, event_file)
+    ended = page.locator("#facts").inner_text()
+    page.locator("#scrub").fill("100")
+    assert page.locator("#facts").inner_text() != ended
+
+
+def test_a_file_that_is_none_is_named(page: Page, server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "notes.jsonl"
+    file.write_text('{"kind": "nothing"}\nnot json\n')
+    open_file(page, server, file)
+    expect(page.locator("#trouble")).to_contain_text("no event file")
+
+
+def test_a_phone_shows_the_console_without_scrolling_sideways(
+    page: Page, server: Server, event_file: Path
+) -> None:
+    page.set_viewport_size(PHONE)
+    open_file(page, server, event_file)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
