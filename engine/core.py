@@ -157,11 +157,11 @@ class EngineCore:
             self._wake.clear()
             if not self._requests:
                 self.check_integrity()  # an idle engine audits its ledgers
-            view = self._view()
+            view = self.view()
             if (placement := self._planner.place(view, self._snapshot())) is not None:
                 self._adopt(placement)
-                view = self._view()
-            plan = self._dispatcher.plan(self._ready_tasks(), view)
+                view = self.view()
+            plan = self._dispatcher.plan(self.ready_tasks(), view)
             self._end_hopeless(plan)
             self._launcher.carry_out(plan, self._requests)
             self._preload_idle()
@@ -180,10 +180,12 @@ class EngineCore:
     def _snapshot(self) -> MonitorSnapshot | None:
         return None if self._monitor is None else self._monitor.fresh_snapshot(self._clock.now())
 
-    def _view(self) -> ClusterView:
+    def view(self) -> ClusterView:
+        """Return the cluster as policies see it now."""
         return self.cluster.view(self._clock.now(), self._launcher.running())
 
-    def _ready_tasks(self) -> list[StageTask]:
+    def ready_tasks(self) -> list[StageTask]:
+        """Return the stages that wait for a team, in total order."""
         tasks = (task for run in self._requests.values() for task in run.ready_tasks())
         return sorted(tasks, key=lambda task: task.order)
 
@@ -256,7 +258,7 @@ class EngineCore:
         """Return why a request would not succeed now; empty if it would."""
         if self._closed is not None:
             return (self._closed,)
-        return obstacles(self.specs.values(), self._loader, self._dispatcher, self._view())
+        return obstacles(self.specs.values(), self._loader, self._dispatcher, self.view())
 
     def notices(self) -> tuple[str, ...]:
         """Return what an operator should look at although requests succeed."""

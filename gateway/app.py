@@ -22,12 +22,14 @@ from engine import SystemClock
 from gateway import http
 from gateway.admission import Admission
 from gateway.api.base_url import BaseUrl
+from gateway.api.console import AdminOnly, ConsoleController
 from gateway.api.files import FileController
 from gateway.api.health import HealthController, Probes
 from gateway.api.images import ImageController
 from gateway.api.jobs import JobController
 from gateway.api.metrics import MetricsController
 from gateway.api.models import ModelController
+from gateway.api.pages import PageController
 from gateway.api.videos import VideoController
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import Authenticate
@@ -35,6 +37,7 @@ from gateway.auth.key_store import KeyStore, KnownKeys
 from gateway.auth.keys import OPEN_MODE
 from gateway.db.secrets import Secrets
 from gateway.db.session import Database
+from gateway.embedded import embedded_engine
 from gateway.errors import EXCEPTION_HANDLERS
 from gateway.images import ImageService
 from gateway.job_views import JobViews
@@ -48,7 +51,7 @@ from gateway.jobs.store import JobStore
 from gateway.jobs.sweep import Sweeper
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
 from gateway.remote import RemoteEngines
-from gateway.runner import Telemetry, embedded_engine
+from gateway.runner import Telemetry
 from gateway.settings import Settings, is_loopback
 from gateway.stopping import end_with_parent, on_stop_signal
 from gateway.storage.blobs import BlobStore
@@ -62,6 +65,8 @@ from observability.span_metrics import SpanMetrics
 from observability.tracing import build_provider
 
 if TYPE_CHECKING:
+    from litestar.types import ControllerRouterHandler
+
     from engine.ports import Clock
     from gateway.engine_client import Catalogue, EngineClient
     from gateway.jobs.events import JobEvents
@@ -112,21 +117,8 @@ def create_app(
         PipelineError: a model folder cannot be served.
     """
     parts = _build(settings, engine, clock or SystemClock())
-    v1 = Router(
-        "/v1",
-        route_handlers=[
-            ImageController,
-            VideoController,
-            JobController,
-            ModelController,
-            FileController,
-        ],
-        guards=[parts.authenticate.guard],
-    )
     return Litestar(
-        route_handlers=[HealthController, MetricsController]
-        if settings.role == "engine"
-        else [HealthController, MetricsController, v1, http.openapi_document],
+        route_handlers=_routes(settings, parts),
         dependencies=_dependencies(settings, parts),
         middleware=[RequestLog(), RouteSpan(), DrainBody()],
         before_send=[stamp],
@@ -138,6 +130,35 @@ def create_app(
         request_max_body_size=http.MAX_JSON_BYTES,
         logging_config=None,
     )
+
+
+def _routes(settings: Settings, parts: Parts) -> list[ControllerRouterHandler]:
+    """Return what a process answers: one with only an engine shows how it is, and no API."""
+    console = Router(
+        "/",
+        route_handlers=[ConsoleController],
+        guards=[AdminOnly(settings.admin, only_this_machine=is_loopback(settings.host))],
+    )
+    watching: list[ControllerRouterHandler] = [
+        HealthController,
+        MetricsController,
+        PageController,
+        console,
+    ]
+    if settings.role == "engine":
+        return watching
+    v1 = Router(
+        "/v1",
+        route_handlers=[
+            ImageController,
+            VideoController,
+            JobController,
+            ModelController,
+            FileController,
+        ],
+        guards=[parts.authenticate.guard],
+    )
+    return [*watching, v1, http.openapi_document]
 
 
 def create_app_from_env() -> Litestar:
@@ -259,6 +280,7 @@ def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
         "base_url": BaseUrl(settings.public_base_url),
         "probes": probes,
         "meters": parts.telemetry.meters,
+        "feed": parts.telemetry.feed,
     }
     return {name: _constant(value) for name, value in values.items()}
 

@@ -31,7 +31,7 @@ from schedulers.sim.traces import TraceRow
 
 if TYPE_CHECKING:
     from engine import PipelineSpec
-    from gateway.runner import EmbeddedEngine
+    from gateway.embedded import EmbeddedEngine
 
 _PROMPT: Final = "a large red circle on a blue background, number"
 _POLL_S: Final = 0.1

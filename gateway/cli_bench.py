@@ -30,9 +30,10 @@ from gateway.bench import (
 )
 from gateway.cli_options import ABOVE_0, PATH, BytesType, need_places
 from gateway.comparing import changes, compare, render_comparison, simulated
+from gateway.embedded import EmbeddedEngine
 from gateway.machine import need_engine, need_gpus
 from gateway.refusal import RefusalError
-from gateway.runner import LIVE_KNOBS, EmbeddedEngine, Telemetry, open_models, open_profile
+from gateway.runner import LIVE_KNOBS, Telemetry, open_models, open_profile
 from gateway.settings import Settings
 from observability.meters import Meters
 from observability.monitor import StageMonitor

@@ -57,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8000
     keys: KeyRing = KeyRing()
+    admin: KeyRing = KeyRing()
     public_base_url: str | None = None
     cors_origins: tuple[str, ...] = ()
     url_ttl_s: int = 3600
@@ -106,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             host=read.text("TRIDENT_HOST") or "127.0.0.1",
             port=read.integer("TRIDENT_PORT", 8000, most=_MAX_PORT),
             keys=read.keys(),
+            admin=read.admin(),
             public_base_url=(read.text("TRIDENT_PUBLIC_BASE_URL") or "").rstrip("/") or None,
             cors_origins=read.words("TRIDENT_CORS_ORIGINS"),
             url_ttl_s=read.integer("TRIDENT_URL_TTL_S", 3600),
@@ -218,6 +220,14 @@ class _Reader:
                 return choice
         message = f"{name} must be one of {', '.join(choices)}, not {text!r}."
         raise SettingsError(message)
+
+    def admin(self) -> KeyRing:
+        """Read the operator's own key; complaints never quote it."""
+        try:
+            return parse_keys(self._env.get("TRIDENT_ADMIN_KEY", ""))
+        except ValueError as error:
+            message = f"TRIDENT_ADMIN_KEY: {error}"
+            raise SettingsError(message) from error
 
     def keys(self) -> KeyRing:
         """Join the keys of the variable and of the file; complaints never quote a key."""

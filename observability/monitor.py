@@ -89,6 +89,16 @@ class StageMonitor(SpanProcessor):
         self._appended += 1
         self._incoming.append(event)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether no span was ever seen."""
+        return self._appended == 0
+
+    @property
+    def dropped_events(self) -> int:
+        """Starts and ends that were lost because nobody folded them in time."""
+        return self._appended - self._folded - len(self._incoming)
+
     def fresh_snapshot(self, now_s: float) -> MonitorSnapshot | None:
         """Return a snapshot, or None if the last one is younger than `SNAPSHOT_INTERVAL_S`."""
         if now_s < self._next_snapshot_s:
@@ -108,8 +118,8 @@ class StageMonitor(SpanProcessor):
         return MonitorSnapshot(
             taken_s=now_s,
             window_s=self._window_s,
-            blind=self._appended == 0,
-            dropped_events=self._appended - self._folded,
+            blind=self.is_blind,
+            dropped_events=self.dropped_events,
             classes={key: self._describe(key, tally) for key, tally in seen.items()},
         )
 

@@ -22,8 +22,9 @@ from engine.executors.local import LocalExecutor
 from engine.fingerprint import fingerprint
 from engine.types import Shape
 from gateway.bench import EngineTarget, Replay, until_ready
+from gateway.embedded import EmbeddedEngine
 from gateway.profiler import Notebook, Profiler
-from gateway.runner import EmbeddedEngine, Telemetry, reserve_bytes
+from gateway.runner import Telemetry, reserve_bytes
 from gateway.settings import Settings
 from observability.meters import Meters
 from observability.monitor import StageMonitor

@@ -29,7 +29,7 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-_SECRETS = ("TRIDENT_API_KEYS", "TRIDENT_API_KEYS_FILE")
+_SECRETS = ("TRIDENT_API_KEYS", "TRIDENT_API_KEYS_FILE", "TRIDENT_ADMIN_KEY")
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ class MetricsController(Controller):
     tags = ("health",)
     opt = {QUIET: True}  # noqa: RUF012 - litestar reads it from the class
 
-    @get("/metrics", media_type="text/plain", sync_to_thread=True)
+    @get("/metrics", media_type="text/plain", sync_to_thread=False)
     def metrics(self, meters: NamedDependency[Meters]) -> Response[bytes]:
         """Return all metrics in Prometheus' text format."""
         return Response(meters.page(), headers={"content-type": CONTENT_TYPE})

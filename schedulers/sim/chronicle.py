@@ -78,6 +78,11 @@ class Chronicle:
         self.resizing: set[TaskId] = set()
 
     @property
+    def origin_s(self) -> float | None:
+        """When times begin to count, on the clock; None before."""
+        return self._origin_s
+
+    @property
     def has_begun(self) -> bool:
         """Whether events are told."""
         return self._origin_s is not None

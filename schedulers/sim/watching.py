@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from observability.snapshot import MonitorSnapshot
     from schedulers.sim.chronicle import Chronicle
 
+MOST_TIMES = 200_000
+"""Of the last decisions whose milliseconds are kept: a server decides for months."""
+
 
 class TimedDispatcher:
     """A dispatcher whose decisions are counted and timed, in real milliseconds."""
@@ -24,13 +27,15 @@ class TimedDispatcher:
     def __init__(self, inner: Dispatcher, chronicle: Chronicle) -> None:
         """Time `inner`; tell `chronicle` which diffuses are about to be resized."""
         self._inner, self._chronicle = inner, chronicle
-        self._decision_ms = array("d")
+        self._decisions = 0
+        self._decision_ms: deque[float] = deque(maxlen=MOST_TIMES)
         self._pauses = self._resizes = 0
 
     def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
         """Decide, and note how long that took."""
         started = time.perf_counter()
         plan = self._inner.plan(ready, view)
+        self._decisions += 1
         self._decision_ms.append(1e3 * (time.perf_counter() - started))
         self._pauses += len(plan.pauses)
         self._resizes += len(plan.resizes)
@@ -49,7 +54,7 @@ class TimedDispatcher:
         """Return what was counted."""
         ordered = sorted(self._decision_ms)
         return RunFacts(
-            decisions=len(ordered),
+            decisions=self._decisions,
             decision_ms_p50=percentile(ordered, 0.5) or 0.0,
             decision_ms_p99=percentile(ordered, 0.99) or 0.0,
             switches_count=planner.switches,

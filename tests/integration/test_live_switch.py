@@ -12,7 +12,8 @@ import pytest
 
 from engine import GenerationRequest, ModelId, RequestId, Shape, StageKey, SystemClock
 from engine.types import StageKind
-from gateway.runner import EmbeddedEngine, Telemetry
+from gateway.embedded import EmbeddedEngine
+from gateway.runner import Telemetry
 from gateway.settings import Settings
 from observability.meters import Meters
 from observability.monitor import StageMonitor

@@ -1,0 +1,77 @@
+"""`/console/stream` and `/console/requests/{id}`: what the console shows of this process's engine.
+
+They show every tenant's requests (never prompts), so they are for the operator: on a server that
+others can reach they want the admin key, and on one that only this machine can reach they want it
+if there is one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+from litestar.response import Stream
+
+from gateway.auth.keys import KeyRing
+from gateway.console import ConsoleFeed, Decision
+from gateway.errors import ForbiddenError, UnauthenticatedError
+from gateway.middleware import QUIET
+
+if TYPE_CHECKING:
+    from litestar.connection import ASGIConnection
+    from litestar.handlers import BaseRouteHandler
+
+_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class AdminOnly:
+    """A guard: lets the operator through."""
+
+    def __init__(self, admin: KeyRing, *, only_this_machine: bool) -> None:
+        """Without a key nobody is let through unless only this machine can reach us."""
+        self._admin = admin
+        self._only_this_machine = only_this_machine
+
+    def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        """Check the bearer key."""
+        if not self._admin:
+            if self._only_this_machine:
+                return
+            message = (
+                "The console shows all tenants' requests. Set TRIDENT_ADMIN_KEY on the server "
+                "and give that key here."
+            )
+            raise ForbiddenError(message, code="admin_key_not_set")
+        scheme, _space, key = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or self._admin.principal(key.strip()) is None:
+            message = "The console wants the admin key, as Authorization: Bearer ADMIN_KEY."
+            raise UnauthenticatedError(message)
+
+
+class RequestDecisions(msgspec.Struct, frozen=True):
+    """Why the stages of a request were placed or held, oldest first."""
+
+    decisions: tuple[Decision, ...]
+
+
+class ConsoleController(Controller):
+    """What the operator's page asks for."""
+
+    path = "/console"
+    include_in_schema = False
+    opt = {QUIET: True}  # noqa: RUF012 - litestar reads it from the class
+
+    @get("/stream")
+    async def stream(self, feed: NamedDependency[ConsoleFeed]) -> Stream:
+        """Stream facts and states of the engine as server-sent events, until the page leaves."""
+        return Stream(feed.stream(), media_type="text/event-stream", headers=dict(_HEADERS))
+
+    @get("/requests/{request_id:str}")
+    async def decisions(
+        self, request_id: FromPath[str], feed: NamedDependency[ConsoleFeed]
+    ) -> RequestDecisions:
+        """Return what is remembered of the decisions about a request."""
+        return RequestDecisions(feed.decisions(request_id))

@@ -1,0 +1,85 @@
+// One request: its DAG of stages, its runs in order, and why they were placed so.
+
+import { element, svg } from "/static/dom.js";
+import { STAGES } from "/static/recording.js";
+
+export function drawRequest(request, { t, beginsAt, isLive, why }) {
+  const runs = [...request.runs].sort((a, b) => a.start - b.start);
+  return [
+    element("p", {}, element("code", {}, request.id)),
+    element("p", {}, `${request.model} ${request.shape}${request.steps ? `, ${request.steps} steps` : ""}. ${fate(request, beginsAt)}`),
+    dag(request, runs, t),
+    runTable(runs, request.arrive ?? beginsAt),
+    ...explanation(why, isLive),
+  ];
+}
+
+function fate(request, beginsAt) {
+  const arrived = `Arrived at ${(request.arrive - beginsAt).toFixed(2)} s`;
+  const due = request.deadline === null ? "" : `, due ${(request.deadline - request.arrive).toFixed(1)} s later`;
+  if (request.end === null) return `${arrived}${due}; not finished yet.`;
+  const took = (request.end - request.arrive).toFixed(2);
+  if (request.reason) return `${arrived}${due}; ended without output after ${took} s: ${request.reason}`;
+  return `${arrived}${due}; finished after ${took} s, ${request.onTime ? "on time" : "late"}.`;
+}
+
+// Encode, then a diffuse and a decode for every output: the engine's graph, with what each took.
+function dag(request, runs, t) {
+  const outputs = Math.max(1, runs.filter((run) => run.stage === "decode" && run.outcome === "done").length);
+  const height = 20 + 58 * outputs;
+  const root = svg("svg", { viewBox: `0 0 480 ${height}`, width: 480, height, class: "dag", role: "img" });
+  root.append(title(`Graph of ${request.id}: encode, then ${outputs} times diffuse and decode`));
+  const middle = 20 + (58 * (outputs - 1)) / 2;
+  const y = (i) => 20 + 58 * i - 10;
+  for (let i = 0; i < outputs; i += 1) {
+    root.append(svg("path", { d: `M130 ${middle + 10} C 160 ${middle + 10}, 150 ${y(i) + 20}, 180 ${y(i) + 20}` }));
+    root.append(svg("path", { d: `M310 ${y(i) + 20} L 345 ${y(i) + 20}` }));
+    root.append(node(180, y(i), "diffuse", runs, t, outputs), node(345, y(i), "decode", runs, t, outputs));
+  }
+  root.append(node(0, middle - 10, "encode", runs, t, 1));
+  return root;
+}
+
+function title(text) {
+  const made = svg("title");
+  made.textContent = text;
+  return made;
+}
+
+function node(x, y, stage, runs, t, outputs) {
+  const mine = runs.filter((run) => run.stage === stage);
+  const took = mine.reduce((sum, run) => sum + run.end - run.start, 0) / outputs;
+  const degrees = [...new Set(mine.map((run) => run.degree))];
+  const group = svg("g");
+  const isDone = mine.some((run) => run.end <= t && run.outcome === "done");
+  const box = svg("rect", { x, y, width: 130, height: 42, fill: isDone ? `var(--${stage})` : "none", "fill-opacity": 0.28, stroke: `var(--${stage})` });
+  const [name, detail] = [svg("text", { x: x + 8, y: y + 17 }), svg("text", { x: x + 8, y: y + 34 })];
+  name.textContent = stage;
+  detail.textContent = mine.length ? `${took.toFixed(2)} s, degree ${degrees.join(" then ")}` : "not run yet";
+  group.append(box, name, detail);
+  return group;
+}
+
+function runTable(runs, zero) {
+  const rows = runs.map((run) => {
+    const steps = run.stage === "diffuse" ? `${run.stepFrom} to ${run.stepTo}` : "";
+    const cells = [run.stage, (run.start - zero).toFixed(2), (run.end - run.start).toFixed(3), run.devices.join(" "), run.degree, run.requests.length, steps, run.outcome];
+    return element("tr", {}, ...cells.map((cell, i) => element("td", { className: [1, 2, 4, 5].includes(i) ? "number" : "" }, cell)));
+  });
+  const heads = ["Stage", "Start s", "Took s", "Devices", "Degree", "Batch", "Steps", "Outcome"];
+  const head = element("tr", {}, ...heads.map((name, i) => element("th", { scope: "col", className: [1, 2, 4, 5].includes(i) ? "number" : "" }, name)));
+  const scroll = element("div", { className: "scroll", tabIndex: 0 }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", "Runs of this request");
+  return scroll;
+}
+
+function explanation(why, isLive) {
+  if (!isLive) return [element("p", { className: "muted" }, "Event files do not hold the reasons of decisions.")];
+  if (why === undefined) return [element("p", { className: "muted" }, "Asking why it was placed so ...")];
+  const lines = (why.decisions ?? []).map((d) => element("li", {}, `${d.stage}: ${d.why}`));
+  if (!lines.length) return [element("p", { className: "muted" }, why.note ?? "No decision about it is remembered.")];
+  return [element("h3", {}, "Why"), element("ul", {}, ...lines)];
+}
+
+export { STAGES };
