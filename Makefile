@@ -93,6 +93,9 @@ bench-degrees: $(VENV)/.dev ## How far a diffuse on several devices is from one 
 bench-loading: $(VENV)/.dev ## Loads of stages from files and from the host copy, against from_pretrained
 	$(BIN)/python benchmarks/engine/loading.py $(ARGS)
 
+bench-startup: $(VENV)/.dev ## Start to first picture, and what an idle server takes of a core (quiet machine, 2 minutes)
+	$(BIN)/python benchmarks/engine/startup.py $(ARGS)
+
 bench-gpu: $(VENV)/.dev ## Stages of large models, copies, batches, pauses on one GPU (ten minutes; says why where there is none)
 	$(BIN)/python benchmarks/gpu/run.py $(ARGS)
 

@@ -45,7 +45,7 @@ from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, TaskId
 from observability.logging import configure_logging
 
-BEAT_INTERVAL_S = 1.0
+BEAT_INTERVAL_S = 3.0  # each wakes this process and the controller; idle ones should sleep
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 log = structlog.get_logger(__name__)
 
@@ -154,7 +154,7 @@ def _exit_with_controller() -> NoReturn:
 
 
 def _beat(endpoint: str, identity: str, groups: Groups) -> NoReturn:
-    """Show once a second that this process lives, and hear what cannot wait, whatever it is doing."""
+    """Show every few seconds that this process lives, and hear what cannot wait, whatever it is doing."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, f"{identity}{BEAT_SUFFIX}".encode())
     socket.connect(endpoint)

@@ -21,7 +21,7 @@ from engine.types import DeviceId
 
 BEAT_SUFFIX, LOAD_SUFFIX = "/beat", "/load"  # of the identities of a worker's other sockets
 START_S = 120.0  # imports and the first beat
-SILENCE_S = 20.0  # between two beats; they come every second
+SILENCE_S = 20.0  # between two beats; they come every three seconds
 STALL_S = 900.0  # between two answers or denoise steps while something is asked for
 _SHUTDOWN_S = 3.0
 _QUIET = {
