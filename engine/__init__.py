@@ -19,7 +19,7 @@ from engine.errors import (
     WorkerLostError,
 )
 from engine.pipelines import PipelineSpec, open_pipeline
-from engine.runs import Along
+from engine.runs import ALONE, Along
 from engine.types import (
     Artifact,
     GenerationRequest,
@@ -34,9 +34,11 @@ from engine.types import (
     StageKey,
     StageKind,
     StageTiming,
+    Variant,
 )
 
 __all__ = [
+    "ALONE",
     "Along",
     "Artifact",
     "EngineBusyError",
@@ -64,6 +66,7 @@ __all__ = [
     "StageKind",
     "StageTiming",
     "SystemClock",
+    "Variant",
     "WorkerLostError",
     "open_pipeline",
 ]

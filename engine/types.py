@@ -99,12 +99,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         mask: name of a PNG of that size: white is painted anew, black is kept; None: all is new.
         strength: above 0 and up to 1: the share of the schedule that is denoised again.
         schedule_steps: steps of the whole schedule, of which the request's `steps` are the last.
+        origin: where the picture comes from, in words of the caller's; nothing to the engine.
     """
 
     image: str
     strength: float
     schedule_steps: int
     mask: str | None = None
+    origin: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -382,6 +384,14 @@ class DispatchPlan(msgspec.Struct, frozen=True, kw_only=True):
     next_decision_at_s: float | None = None
 
 
+class Variant(msgspec.Struct, frozen=True):
+    """Another view of an artifact, such as one frame of a video."""
+
+    name: str
+    content: bytes
+    media_type: str
+
+
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """Finished bytes of one output: a complete image or video file."""
 
@@ -391,6 +401,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape
     seed: int
     sha256: str
+    variants: tuple[Variant, ...] = ()
 
 
 class Preview(msgspec.Struct, frozen=True):

@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from engine import Modality
 from gateway.auth.principal import TenantId
-from gateway.errors import DeadlineError, KeyConflictError, OverloadedError
+from gateway.errors import DeadlineError, KeyConflictError, OverloadedError, RequestError
 from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
 from gateway.jobs.store import QueueFullError
 from gateway.prediction import Prediction, predict
-from gateway.resolve import Origin
+from gateway.resolve import Origin, Wish
 
 if TYPE_CHECKING:
     from engine import GenerationRequest
     from engine.ports import Clock
     from gateway.engine_client import Catalogue
     from gateway.jobs.service import JobService
+    from gateway.storage.blobs import BlobStore
 
 _RANDOM_SEEDS: Final = 2**32
 _RETRY_AFTER_S: Final = (1.0, 60.0)  # beyond 120 the SDKs would not retry at all
@@ -72,11 +74,18 @@ class Admission:
         *,
         engine: Catalogue,
         jobs: JobService,
+        blobs: BlobStore,
         clock: Clock,
         slo_scale: float,
         queue_limit: int,
+        most_pixels: int,
     ) -> None:
-        """Give each job a deadline of `slo_scale` times what it takes alone."""
+        """Give each job a deadline of `slo_scale` times what it takes alone.
+
+        All images of a request may have `most_pixels` together.
+        """
+        self._blobs = blobs
+        self._most_pixels = most_pixels
         self._engine = engine
         self._jobs = jobs
         self._clock = clock
@@ -85,7 +94,7 @@ class Admission:
 
     async def admit(
         self,
-        wish: Callable[[Origin], GenerationRequest],
+        wish: Callable[[Origin], Wish],
         caller: Caller,
         body: msgspec.Struct,
         terms: Terms,
@@ -95,6 +104,7 @@ class Admission:
         `body` is what the caller sent, all of it: equal bodies are equal wishes.
 
         Raises:
+            RequestError: it asks for more pixels than one request may.
             OverloadedError: the queue is full.
             DeadlineError: it would be finished after its hard deadline.
             KeyConflictError: the idempotency key was used for another body.
@@ -106,28 +116,40 @@ class Admission:
             arrival_s=now_s,
             random_seed=secrets.randbelow(_RANDOM_SEEDS),
         )
-        new = self._new_job(wish(origin), origin, caller, body, terms)
+        wished = wish(origin)
+        self._check_pixels(wished.request)
+        new = self._new_job(wished, origin, caller, body, terms)
+        kept = False
         try:
-            return await self._jobs.submit(
+            for name, content in wished.files.items():
+                await self._blobs.put(name, content)
+            job = await self._jobs.submit(
                 new,
                 queue_limit=self._queue_limit,
                 admit=lambda before: self._check(new, before, terms),
             )
+            kept = job.id == new.id
         except QueueFullError as error:
             raise self._overloaded(error.backlog) from error
         except KeyReusedError as error:
             raise KeyConflictError(caller.idempotency_key or "") from error
+        else:
+            return job
+        finally:
+            if not kept:
+                await self._blobs.delete(list(wished.files))
 
     def _new_job(
         self,
-        request: GenerationRequest,
+        wish: Wish,
         origin: Origin,
         caller: Caller,
         body: msgspec.Struct,
         terms: Terms,
     ) -> NewJob:
+        request = wish.request
         alone_s = self._engine.latency_s(request)
-        deadline_s, expires_at_s = self._slo_scale * alone_s, terms.timeout_s
+        deadline_s, expires_at_s = wish.slo_scale * self._slo_scale * alone_s, terms.timeout_s
         if terms.deadline_ms is not None:
             deadline_s = terms.deadline_ms / 1000
             expires_at_s = min(expires_at_s, deadline_s)
@@ -158,6 +180,16 @@ class Admission:
                 deadline_in_s=deadline_s - now_s,
                 alone_s=new.predicted_s,
             )
+
+    def _check_pixels(self, request: GenerationRequest) -> None:
+        pixels = request.n * request.shape.pixels
+        if request.media.modality is Modality.IMAGE and pixels > self._most_pixels:
+            most = self._most_pixels // request.shape.pixels
+            message = (
+                f"{request.n} images of {request.shape} have {pixels:,} pixels together; one "
+                f"request may ask for {self._most_pixels:,}: {most} images of this size."
+            )
+            raise RequestError(message, code="integer_above_max_value", param="n")
 
     def _overloaded(self, backlog: Backlog) -> OverloadedError:
         """Tell when a place in the queue should be free, and when the queue should be empty."""

@@ -44,6 +44,7 @@ from gateway.job_views import JobViews
 from gateway.jobs.carriers import events_for
 from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.leases import JobLeases
+from gateway.jobs.previews import PreviewStore
 from gateway.jobs.retention import Retention
 from gateway.jobs.run import Runner
 from gateway.jobs.service import JobService
@@ -203,14 +204,17 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
     admission = Admission(
         engine=catalogue,
         jobs=jobs,
+        blobs=blobs,
         clock=clock,
         slo_scale=settings.slo_scale,
         queue_limit=settings.queue_limit,
+        most_pixels=settings.max_image_pixels,
     )
     images = ImageService(
         engine=catalogue,
         jobs=jobs,
         artifacts=artifacts,
+        previews=PreviewStore(blobs),
         admission=admission,
         timeout_s=settings.request_timeout_s,
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from gateway.byte_ranges import ByteSpan, UnsatisfiableError, span_of
 from gateway.errors import ForbiddenError, MissingError, RangeError
+from gateway.jobs.outputs import variant_blob
 from gateway.storage.blobs import BlobMissingError
 from gateway.storage.signing import Verdict
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from gateway.storage.blobs import BlobStore
     from gateway.storage.signing import SignedLink, Signer
 
+View = Literal["thumbnail", "spritesheet"]
+_VIEWS: Final[Mapping[View, str]] = {"thumbnail": "image/webp", "spritesheet": "image/jpeg"}
 _REFUSALS: Final = {
     Verdict.FORGED: "This link is not valid; use the url of an answer exactly as it was given.",
     Verdict.EXPIRED: "This link has expired; generate the image again.",
@@ -92,6 +97,25 @@ class ArtifactService:
             raise RangeError(str(error), size_bytes=artifact.size_bytes) from error
         except BlobMissingError as error:
             raise _missing(artifact.id) from error
+
+    async def view(self, artifact: StoredArtifact, name: View) -> StoredArtifact:
+        """Return another view of an artifact, to be read like one.
+
+        Raises:
+            MissingError: it was never made, or somebody removed it.
+        """
+        blob = variant_blob(artifact.blob, name)
+        try:
+            content = await self._blobs.get(blob)  # small: one picture
+        except BlobMissingError as error:
+            raise _missing(artifact.id) from error
+        return msgspec.structs.replace(
+            artifact,
+            blob=blob,
+            media_type=_VIEWS[name],
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
 
     async def remove_all(self, job: JobId) -> None:
         """Remove the bytes of everything a job made, finished or not."""

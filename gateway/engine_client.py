@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from engine import ALONE, Along
+
 if TYPE_CHECKING:
     from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec, RequestId
     from engine.journal import Journal
@@ -61,7 +63,9 @@ class EngineClient(Catalogue, Protocol):
         """Start what runs stages; returns once it can take requests."""
         ...
 
-    async def generate(self, request: GenerationRequest, journal: Journal) -> GenerationResult:
+    async def generate(
+        self, request: GenerationRequest, journal: Journal, along: Along = ALONE
+    ) -> GenerationResult:
         """Run a request to its end, but for what `journal` has kept of an earlier try.
 
         Cancelling the call cancels the request.

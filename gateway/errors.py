@@ -313,8 +313,8 @@ def _first_key(extra: object) -> str | None:
     return None
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
-    """Turn any exception into a response, and log those that are our fault."""
+def error_body(request: Request[Any, Any, Any], error: Exception) -> tuple[ErrorBody, GatewayError]:
+    """Turn any exception into what a caller may know of it, and log those that are our fault."""
     translated = translate(error)
     request_id = request_id_of(request.scope)
     message = translated.message
@@ -332,8 +332,14 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorB
     elif isinstance(error, HTTPException) and isinstance(translated, MissingError):
         message = f"Invalid URL ({request.method} {request.url.path})"
     detail = ErrorDetail(message, translated.type, translated.param, translated.code)
+    return ErrorBody(detail), translated
+
+
+def answer(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorBody]:
+    """Turn any exception into a response."""
+    body, translated = error_body(request, error)
     return Response(
-        ErrorBody(detail),
+        body,
         status_code=translated.status,
         headers=dict(translated.headers),
         media_type="application/json",

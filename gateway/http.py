@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 MAX_JSON_BYTES: Final = 1024 * 1024
-# A picture in a form is refused by its name, which has to be read first.
-MAX_FORM_BYTES: Final = 8 * 1024 * 1024
-_CORS_METHODS: Final[list[Literal["GET", "POST", "DELETE"]]] = ["GET", "POST", "DELETE"]
+MAX_UPLOAD_BYTES: Final = 56 * 1024 * 1024  # a picture of 50 MB, a mask of 4 MB, and the texts
+_CORS_METHODS: Final[list[Literal["GET", "HEAD", "POST", "DELETE"]]] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "DELETE",
+]
 # By name: a wildcard does not cover Authorization, and browsers ask for each that the SDK sends.
 _CORS_REQUEST_HEADERS: Final = (
     "authorization",
@@ -47,6 +51,7 @@ _CORS_REQUEST_HEADERS: Final = (
 )
 _CORS_RESPONSE_HEADERS: Final = (
     "accept-ranges",
+    "content-length",
     "content-range",
     "etag",
     "openai-poll-after-ms",

@@ -7,22 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Final
 
+from engine import Modality
 from gateway.admission import Terms
 from gateway.errors import JobCancelledError, JobTimeoutError, failure_of
 from gateway.jobs.record import Job
-from gateway.jobs.state import JobStatus
+from gateway.jobs.state import TERMINAL, JobStatus
+from gateway.resolve import fitting_size, model_for, sent, size_for
 from gateway.schemas.images import Image
-from gateway.translate import generation_request
+from gateway.translate import (
+    Edit,
+    completed_event,
+    edit_request,
+    generation_request,
+    partial_event,
+    strength_of,
+)
+from gateway.uploads import Darkroom, Picture, Size
 
 if TYPE_CHECKING:
     from gateway.admission import Admission, Caller
     from gateway.artifacts import ArtifactService
     from gateway.engine_client import Catalogue
+    from gateway.jobs.previews import PreviewStore
     from gateway.jobs.service import JobService
-    from gateway.schemas.images import ImageGenerationBody
+    from gateway.schemas.images import (
+        ImageEditBody,
+        ImageEvent,
+        ImageFields,
+        ImageGenerationBody,
+        ImageVariationBody,
+    )
 
 
 _KEYED_GRACE_S: Final = 10.0
@@ -38,6 +56,7 @@ class ImageService:
         engine: Catalogue,
         jobs: JobService,
         artifacts: ArtifactService,
+        previews: PreviewStore,
         admission: Admission,
         timeout_s: float,
     ) -> None:
@@ -46,7 +65,10 @@ class ImageService:
         self._admission = admission
         self._jobs = jobs
         self._artifacts = artifacts
+        self._previews = previews
+        self._darkroom = Darkroom()
         self._timeout_s = timeout_s
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def admit(self, body: ImageGenerationBody, caller: Caller) -> Job:
         """Check a body and write its job down."""
@@ -54,7 +76,41 @@ class ImageService:
             lambda origin: generation_request(body, self._engine.specs, origin),
             caller,
             body,
-            Terms(timeout_s=self._timeout_s, deadline_ms=body.deadline_ms, waits=True),
+            self._terms(body),
+        )
+
+    def _terms(self, body: ImageFields) -> Terms:
+        return Terms(timeout_s=self._timeout_s, deadline_ms=body.deadline_ms, waits=True)
+
+    async def admit_edit(
+        self,
+        body: ImageEditBody | ImageVariationBody,
+        picture: Picture,
+        mask: Picture | None,
+        caller: Caller,
+    ) -> Job:
+        """Check a body and its pictures, and write its job down.
+
+        Raises:
+            RequestError: a picture is damaged, or the mask does not fit it.
+        """
+        spec = model_for(body.model, self._engine.specs, Modality.IMAGE)
+        if body.size in {None, "auto"}:
+            shape = fitting_size(*picture.size, spec)
+        else:
+            shape = size_for(body.size, spec)
+        size = Size(shape.width_px, shape.height_px)
+        edit = Edit(
+            shape=shape,
+            image=await self._darkroom.source(picture, size),
+            mask=mask and await self._darkroom.mask(mask, picture.size, size),
+            strength=strength_of(body, masked=mask is not None),
+        )
+        return await self._admission.admit(
+            lambda origin: edit_request(body, spec, edit, origin),
+            caller,
+            sent(body, picture.content, mask and mask.content),
+            self._terms(body),
         )
 
     async def follow(self, job: Job, caller: Caller, *, caller_left: Awaitable[None]) -> Job:
@@ -65,8 +121,9 @@ class ImageService:
         Raises:
             GatewayError: the job ended in any other way.
         """
-        until_s = min(job.request.arrival_s + self._timeout_s, job.expires_at_s)
-        waiting = asyncio.create_task(self._jobs.wait(job.id, job.tenant, until_s=until_s))
+        waiting = asyncio.create_task(
+            self._jobs.wait(job.id, job.tenant, until_s=self._until_s(job))
+        )
         leaving = asyncio.ensure_future(caller_left)
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,12 +140,69 @@ class ImageService:
             leaving.cancel()
             await asyncio.gather(waiting, leaving, return_exceptions=True)
 
+    def _until_s(self, job: Job) -> float:
+        return min(job.request.arrival_s + self._timeout_s, job.expires_at_s)
+
+    async def stream(
+        self, job: Job, body: ImageFields, caller: Caller, *, prefix: str
+    ) -> AsyncIterator[ImageEvent]:
+        """Yield previews as they come and the finished images at the end.
+
+        If whoever listens stops before, the work stops, too.
+
+        Raises:
+            GatewayError: the job did not complete.
+        """
+        seen: set[tuple[int, int]] = set()
+        is_over = False
+        try:
+            async for now in self._jobs.wakes(job.id, job.tenant, until_s=self._until_s(job)):
+                is_over = now.status in TERMINAL
+                async for event in self._new_previews(now, body, prefix, seen):
+                    yield event
+            for artifact in _completed(now).artifacts:
+                content = _text(await self._artifacts.content(artifact))
+                yield completed_event(
+                    prefix, now, body, image_index=artifact.index, content=content
+                )
+        finally:
+            self._spawn(self._leave(job, None if is_over else _grace_s(caller)))
+
+    async def _new_previews(
+        self, job: Job, body: ImageFields, prefix: str, seen: set[tuple[int, int]]
+    ) -> AsyncIterator[ImageEvent]:
+        """Yield what came since the last look, numbered by picture without gaps."""
+        if not job.request.previews:
+            return
+        counts = Counter(image_index for image_index, _ in seen)
+        for shown in await self._previews.unseen(job, seen):
+            image_index = shown.image_index
+            seen.add((image_index, shown.number))
+            yield partial_event(
+                prefix,
+                job,
+                body,
+                image_index=image_index,
+                number=counts[image_index],
+                content=_text(shown.content),
+            )
+            counts[image_index] += 1
+
+    async def _leave(self, job: Job, grace_s: float | None) -> None:
+        if grace_s is not None:
+            await self._jobs.leave(job, grace_s=grace_s)
+        await self._previews.forget(job)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        """Finish work although the request that began it is being cancelled."""
+        task = asyncio.ensure_future(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
     async def embed(self, job: Job) -> tuple[Image, ...]:
         """Return the images with their bytes."""
         contents = [await self._artifacts.content(artifact) for artifact in job.artifacts]
-        return tuple(
-            Image(b64_json=base64.b64encode(content).decode("ascii")) for content in contents
-        )
+        return tuple(Image(b64_json=_text(content)) for content in contents)
 
     def link(self, job: Job, base_url: str) -> tuple[Image, ...]:
         """Return the images as links, under `base_url` unless the store makes its own."""
@@ -102,6 +216,10 @@ def _grace_s(caller: Caller) -> float:
     if caller.idempotency_key is not None:
         return _KEYED_GRACE_S
     return 0.0 if caller.retry_count is None else _SDK_GRACE_S
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def _completed(job: Job) -> Job:

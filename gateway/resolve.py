@@ -1,19 +1,23 @@
-"""What image and video bodies have in common: origin, model, size, steps, guidance. Pure."""
+"""What image and video bodies have in common: origin, model, size, steps, source, SLO. Pure."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from engine import Modality, ModelId, PipelineSpec, Shape
+from engine import GenerationRequest, Modality, ModelId, PipelineSpec, Shape, Source
 from gateway.errors import ModelNotFoundError, RequestError
 from gateway.jobs.record import JobId
+from gateway.schemas.images import Extensions, SloClass
 from gateway.wire import missing_parameter
 
 _NONE: Final = "No model served here makes {}s; the operator can add one."
+_SLO_SCALES: Final[Mapping[SloClass, float]] = {"interactive": 0.6, "standard": 1.0, "relaxed": 4.0}
 _SIZE: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 
 
@@ -24,6 +28,41 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     arrival_s: float
     random_seed: int
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked request, and what has to be kept with its job: the files its source names.
+
+    `slo_scale` is a multiple of the deployment's usual slack.
+    """
+
+    request: GenerationRequest
+    slo_scale: float = 1.0
+    files: Mapping[str, bytes] = {}
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """All that a caller sent: a body and the digests of its files. Equal ones are equal wishes."""
+
+    body: object
+    digests: tuple[str, ...]
+
+
+def sent(body: object, *files: bytes | None) -> Sent:
+    """Return what tells a request with files from another one."""
+    return Sent(body, tuple(hashlib.sha256(file or b"").hexdigest() for file in files))
+
+
+def slo_scale_of(body: Extensions) -> float:
+    """Return how much slack a body asks for, in multiples of the usual one.
+
+    Raises:
+        RequestError: it names a class and a deadline.
+    """
+    if body.deadline_ms is not None and body.slo_class is not None:
+        message = "'deadline_ms' and 'slo_class' both set the deadline; leave one of them out."
+        raise RequestError(message, code="invalid_value", param="deadline_ms")
+    return _SLO_SCALES[body.slo_class or "standard"]
 
 
 def model_for(
@@ -77,6 +116,28 @@ def size_for(size: str | None, spec: PipelineSpec) -> Shape:
     shape = Shape(int(match[1]), int(match[2]))
     spec.check_shape(shape)
     return shape
+
+
+def fitting_size(width_px: int, height_px: int, spec: PipelineSpec) -> Shape:
+    """Return the size nearest to a picture's that the model can draw: same aspect, no larger."""
+    shrink = min(
+        1.0,
+        math.sqrt(spec.limits.max_pixels / (width_px * height_px)),
+        spec.max_side_px / max(width_px, height_px),
+    )
+    multiple = spec.size_multiple_px
+    sides = (
+        max(multiple, int(side * shrink) // multiple * multiple) for side in (width_px, height_px)
+    )
+    shape = Shape(*sides)
+    spec.check_shape(shape)
+    return shape
+
+
+def source_for(job: JobId, strength: float, schedule_steps: int, *, film: bool = False) -> Source:
+    """Return a job's source; its files lie beside what the job will make."""
+    name = f"{job}/source.{'mp4' if film else 'png'}"
+    return Source(image=name, strength=strength, schedule_steps=schedule_steps)
 
 
 def steps_for(asked: int | None, spec: PipelineSpec, *, usual: int) -> int:

@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     url_ttl_s: int = 3600
     queue_limit: int = 256
+    max_image_pixels: int = 1 << 25
     max_concurrent: int = 64
     request_timeout_s: float = 600.0
     video_timeout_s: float = 3600.0
@@ -112,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             cors_origins=read.words("TRIDENT_CORS_ORIGINS"),
             url_ttl_s=read.integer("TRIDENT_URL_TTL_S", 3600),
             queue_limit=read.integer("TRIDENT_QUEUE_LIMIT", 256),
+            max_image_pixels=read.integer("TRIDENT_MAX_IMAGE_PIXELS", 1 << 25),
             max_concurrent=read.integer("TRIDENT_MAX_CONCURRENT", 64),
             request_timeout_s=read.number("TRIDENT_REQUEST_TIMEOUT_S", 600.0),
             video_timeout_s=read.number("TRIDENT_VIDEO_TIMEOUT_S", 3600.0),

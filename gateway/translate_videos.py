@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from engine import (
     GenerationRequest,
     MediaFormat,
@@ -17,14 +19,34 @@ from engine import (
     Shape,
 )
 from gateway.errors import RequestError
-from gateway.jobs.record import Job, video_id_of
-from gateway.jobs.state import JobStatus
-from gateway.resolve import Origin, guidance_for, model_for, size_for, steps_for
-from gateway.schemas.videos import Status, Video, VideoBody, VideoError, VideoList
+from gateway.jobs.progress import MOST_UNFINISHED
+from gateway.jobs.record import Job, JobId, video_id_of
+from gateway.jobs.state import TERMINAL, JobStatus
+from gateway.resolve import (
+    Origin,
+    Wish,
+    guidance_for,
+    model_for,
+    size_for,
+    slo_scale_of,
+    source_for,
+    steps_for,
+)
+from gateway.schemas.videos import (
+    Phase,
+    RemixBody,
+    Status,
+    Video,
+    VideoBody,
+    VideoError,
+    VideoList,
+)
 from gateway.wire import missing_parameter
 
 _SECONDS: Final = re.compile(r"\d{1,6}(\.\d{1,9})?", re.ASCII)
 _MILLIS: Final = 1000
+REFERENCE_STRENGTH: Final = 0.8
+REMIX_STRENGTH: Final = 0.7
 _FINISHED: Final = 100
 _STATUSES: Final[Mapping[JobStatus, Status]] = {
     JobStatus.QUEUED: "queued",
@@ -47,12 +69,26 @@ _POLL_MS: Final = (200, 10_000)
 _USUAL_POLL_MS: Final = 1000
 
 
-def video_request(
-    body: VideoBody, specs: Mapping[ModelId, PipelineSpec], origin: Origin
-) -> GenerationRequest:
-    """Return the engine's form of a body, checked against the model it names.
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """What a video begins with: one picture of `shape`, or a film that another job made."""
 
-    The deadline is the arrival: whoever knows the cost model sets a better one.
+    content: bytes
+    film: bool = False
+    origin: str | None = None
+
+
+def video_request(
+    body: VideoBody,
+    specs: Mapping[ModelId, PipelineSpec],
+    origin: Origin,
+    *,
+    size: Shape | None = None,
+    start: Start | None = None,
+) -> Wish:
+    """Return what a body asks for, checked against the model it names.
+
+    `size` is set where a reference picture decides it. The deadline is the arrival: whoever knows
+    the cost model sets a better one.
 
     Raises:
         RequestError: a parameter is wrong, or no model of ours can honour it.
@@ -61,11 +97,8 @@ def video_request(
     """
     if body.prompt is None:
         raise missing_parameter("prompt")
-    if body.input_reference is not None:
-        message = "'input_reference' is not available here yet; describe the video by its prompt."
-        raise RequestError(message, code="unknown_parameter", param="input_reference")
     spec = model_for(body.model, specs, Modality.VIDEO)
-    size, fps = size_for(body.size, spec), body.fps or spec.default_fps
+    size, fps = size or size_for(body.size, spec), body.fps or spec.default_fps
     request = GenerationRequest(
         id=RequestId(origin.job),
         model=spec.id,
@@ -80,9 +113,57 @@ def video_request(
         arrival_s=origin.arrival_s,
         deadline_s=origin.arrival_s,
         tenant=origin.tenant,
+        priority=body.priority or 0,
     )
+    return _begun_with(
+        start, body.strength or REFERENCE_STRENGTH, request, spec, slo_scale_of(body)
+    )
+
+
+def remix_request(
+    body: RemixBody, source: Job, spec: PipelineSpec, origin: Origin, start: Start
+) -> Wish:
+    """Return a video like `source`, as another prompt says; raises as above."""
+    if body.prompt is None:
+        raise missing_parameter("prompt")
+    before = source.request
+    schedule = before.source.schedule_steps if before.source is not None else before.steps
+    request = msgspec.structs.replace(
+        before,
+        id=RequestId(origin.job),
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt or before.negative_prompt,
+        steps=steps_for(body.num_inference_steps, spec, usual=schedule),
+        guidance_scale=(
+            before.guidance_scale if body.guidance_scale is None else body.guidance_scale
+        ),
+        seed=origin.random_seed if body.seed is None else body.seed,
+        arrival_s=origin.arrival_s,
+        deadline_s=origin.arrival_s,
+        tenant=origin.tenant,
+        priority=body.priority or 0,
+        traceparent=None,
+        source=None,
+    )
+    return _begun_with(start, body.strength or REMIX_STRENGTH, request, spec, slo_scale_of(body))
+
+
+def _begun_with(
+    start: Start | None,
+    strength: float,
+    request: GenerationRequest,
+    spec: PipelineSpec,
+    slo_scale: float,
+) -> Wish:
+    files: dict[str, bytes] = {}
+    if start is not None:
+        source = source_for(JobId(request.id), strength, request.steps, film=start.film)
+        source = msgspec.structs.replace(source, origin=start.origin)
+        steps = spec.steps_from(source.schedule_steps, strength)
+        request = msgspec.structs.replace(request, source=source, steps=steps)
+        files[source.image] = start.content
     spec.check(request)
-    return request
+    return Wish(request=request, slo_scale=slo_scale, files=files)
 
 
 def _frames(body: VideoBody, spec: PipelineSpec, fps: int) -> int:
@@ -120,10 +201,11 @@ def decimal(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def video_of(job: Job) -> Video:
+def video_of(job: Job, *, eta_s: float | None = None) -> Video:
     """Return what clients see of a video job; its status never goes back."""
     request, completed = job.request, job.status is JobStatus.COMPLETED
     begun_again = job.status is JobStatus.QUEUED and job.started_s is not None
+    source = request.source
     return Video(
         id=video_id_of(job.id),
         status="in_progress" if begun_again else _STATUSES[job.status],
@@ -135,12 +217,32 @@ def video_of(job: Job) -> Video:
         prompt=request.prompt,
         size=f"{request.shape.width_px}x{request.shape.height_px}",
         seconds=decimal(request.shape.frames / request.fps),
-        remixed_from_video_id=None,
+        remixed_from_video_id=None if source is None else source.origin,
         error=error_of(job),
         frames=request.shape.frames,
         fps=request.fps,
         seed=request.seed,
+        phase=_phase_of(job),
+        step=request.steps if completed else _steps_done(job),
+        steps=request.steps,
+        eta_s=None if eta_s is None or job.status in TERMINAL else round(eta_s, 3),
     )
+
+
+def _phase_of(job: Job) -> Phase | None:
+    """Return what is being done by the steps that are written down; encode until there is one."""
+    if job.status in TERMINAL:
+        return None
+    if job.status is JobStatus.QUEUED:
+        return "queued"
+    if job.progress >= MOST_UNFINISHED:
+        return "decode"
+    return "diffuse" if job.progress else "encode"
+
+
+def _steps_done(job: Job) -> int:
+    """Return the denoise steps behind a percentage, which was rounded down."""
+    return math.ceil(min(job.progress, _FINISHED) * job.request.steps / _FINISHED)
 
 
 def error_of(job: Job) -> VideoError | None:
@@ -171,10 +273,14 @@ def video_list(jobs: Sequence[Job], *, has_more: bool) -> VideoList:
     )
 
 
-def poll_after_ms(job: Job, *, latency_s: float | None) -> int:
-    """Return when to ask for a job again, `latency_s` being what it takes alone, if known."""
-    if latency_s is None or job.status not in {JobStatus.QUEUED, JobStatus.IN_PROGRESS}:
+def rest_s(job: Job, latency_s: float) -> float:
+    """Return the seconds that a job still takes, `latency_s` being what it takes alone."""
+    return latency_s * (1 - min(job.progress, _FINISHED) / _FINISHED)
+
+
+def poll_after_ms(job: Job, *, eta_s: float | None) -> int:
+    """Return when to ask for a job again: a tenth of what is left, within bounds."""
+    if eta_s is None or job.status not in {JobStatus.QUEUED, JobStatus.IN_PROGRESS}:
         return _USUAL_POLL_MS
-    rest_ms = _MILLIS * latency_s * (1 - job.progress / _FINISHED)
     least, most = _POLL_MS
-    return round(min(most, max(least, rest_ms / _POLLS_PER_REST)))
+    return round(min(most, max(least, _MILLIS * eta_s / _POLLS_PER_REST)))

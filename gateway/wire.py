@@ -18,18 +18,22 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _PATH: Final = re.compile(r" - at `\$\.?(?P<param>[^`]*)`$")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
-_BOUND: Final = re.compile(
-    r"Expected `(?P<kind>\w+)(?: \| null)?` (?P<of>of length )?(?P<op>[<>]=)"
-)
+_BOUND: Final = re.compile(r"Expected (?P<kind>[a-z ]+?) (?P<of>of length )?(?P<op>[<>]=?) ")
+_QUOTED: Final = re.compile(r"`(?P<types>[a-z| ]+)`")
+_JSON_TYPES: Final = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
 _CODES: Final = {
-    ("int", False, "<="): "integer_above_max_value",
-    ("int", False, ">="): "integer_below_min_value",
-    ("float", False, "<="): "decimal_above_max_value",
-    ("float", False, ">="): "decimal_below_min_value",
-    ("str", True, "<="): "string_above_max_length",
-    ("str", True, ">="): "string_below_min_length",
-    ("array", True, "<="): "array_above_max_length",
-    ("array", True, ">="): "array_below_min_length",
+    ("an integer", False): "integer_{}_value",
+    ("a number", False): "decimal_{}_value",
+    ("a string", True): "string_{}_length",
+    ("an array", True): "array_{}_length",
 }
 
 
@@ -66,7 +70,7 @@ def decode_texts(fields: Mapping[str, object], into: type[T]) -> T:
 def _validation_error(message: str, into: type[msgspec.Struct]) -> RequestError:
     path = _PATH.search(message)
     param = path["param"] if path else None
-    reason = _PATH.sub("", message).replace(" | null`", "`")
+    reason = _in_words_of_json(_PATH.sub("", message))
     if missing := _MISSING.match(reason):
         return missing_parameter(missing["name"])
     if param is None:
@@ -74,11 +78,22 @@ def _validation_error(message: str, into: type[msgspec.Struct]) -> RequestError:
     if reason.startswith("Invalid enum value"):
         return _invalid_choice(param, reason.removeprefix("Invalid enum value "), into)
     if bound := _BOUND.match(reason):
-        code = _CODES[bound["kind"], bound["of"] is not None, bound["op"]]
+        side = "above_max" if bound["op"].startswith("<") else "below_min"
+        code = _CODES[bound["kind"], bound["of"] is not None].format(side)
         return RequestError(f"Invalid '{param}': {_lower(reason)}.", code=code, param=param)
     return RequestError(
         f"Invalid type for '{param}': {_lower(reason)}.", code="invalid_type", param=param
     )
+
+
+def _in_words_of_json(message: str) -> str:
+    """Say types as JSON has them; whether null would do as well matters to nobody."""
+
+    def worded(match: re.Match[str]) -> str:
+        names = [name for name in match["types"].split(" | ") if name != "null"] or ["null"]
+        return " or ".join(_JSON_TYPES.get(name, name) for name in names)
+
+    return _QUOTED.sub(worded, message)
 
 
 def missing_parameter(param: str) -> RequestError:

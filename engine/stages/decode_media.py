@@ -16,11 +16,11 @@ from engine.stages.base import FamilyCode, Job, StageResult
 from engine.stages.batching import alike_together
 from engine.stages.denoise import LATENTS
 from engine.stages.finite import expect_finite
-from engine.stages.media import write_image, write_video
+from engine.stages.media import views_of, write_image, write_video
 from engine.stages.source import encode_source
 from engine.stages.team import Team, at_most, collect, share
 from engine.stages.tiles import tiles_shared
-from engine.types import Artifact, GenerationRequest, Modality, Purpose, StageTask
+from engine.types import Artifact, GenerationRequest, Modality, Purpose, StageTask, Variant
 
 FRAMES = 2  # of (B, C, F, h, w)
 
@@ -50,7 +50,7 @@ class DecodeMedia:
             return [StageResult({}) for _job in jobs]
         expect_finite(pixels, "the decoded pixels")
         return [
-            StageResult({}, _artifact(job.task, self._write(job.task, pixels[i : i + 1])))
+            StageResult({}, self._artifact(job.task, pixels[i : i + 1]))
             for i, job in enumerate(jobs)
         ]
 
@@ -68,20 +68,20 @@ class DecodeMedia:
         with tiles_shared(self._pipe.vae, team):
             return self._code.decode(self._pipe, request, batch)
 
-    def _write(self, task: StageTask, pixels: Tensor) -> bytes:
+    def _artifact(self, task: StageTask, pixels: Tensor) -> Artifact:
         request = task.request
         if request.media.modality is Modality.VIDEO:
             frames = self._pipe.video_processor.postprocess_video(pixels, output_type="np")[0]
-            return write_video(frames, request.fps)
+            return _artifact(task, write_video(frames, request.fps), views_of(frames))
         image = self._pipe.image_processor.postprocess(pixels, output_type="pil")[0]
-        return write_image(image, request.media, request.compression)
+        return _artifact(task, write_image(image, request.media, request.compression))
 
 
 def _likeness(job: Job) -> tuple[str, str]:
     return job.task.purpose.value, str(job.task.request.shape)
 
 
-def _artifact(task: StageTask, content: bytes) -> Artifact:
+def _artifact(task: StageTask, content: bytes, variants: tuple[Variant, ...] = ()) -> Artifact:
     return Artifact(
         index=task.image_index,
         content=content,
@@ -89,4 +89,5 @@ def _artifact(task: StageTask, content: bytes) -> Artifact:
         shape=task.request.shape,
         seed=task.request.seed + task.image_index,
         sha256=hashlib.sha256(content).hexdigest(),
+        variants=variants,
     )

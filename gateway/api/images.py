@@ -1,7 +1,8 @@
-"""`POST /v1/images/generations`: a job like any other, with a caller who waits for it."""
+"""`/v1/images`: jobs like any others, with a caller who waits for them or watches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from litestar import Controller, Request, Response, post
@@ -9,11 +10,24 @@ from litestar.di import NamedDependency, Provide
 from litestar.types import Receive
 
 from gateway.api.base_url import BaseUrl
-from gateway.api.body import json_body, takes
+from gateway.api.body import FORM, JSON, Submission, form_body, json_body, takes
 from gateway.api.caller import JOB_HEADER, caller_of
+from gateway.api.references import referred
+from gateway.api.sse import event_stream
+from gateway.errors import RequestError
+from gateway.http import MAX_UPLOAD_BYTES
 from gateway.images import ImageService
-from gateway.schemas.images import ImageGenerationBody, ImagesResponse
+from gateway.jobs.record import Job
+from gateway.schemas.images import (
+    ImageEditBody,
+    ImageFields,
+    ImageGenerationBody,
+    ImagesResponse,
+    ImageVariationBody,
+)
 from gateway.translate import images_response, server_timing
+from gateway.uploads import Picture, checked
+from gateway.wire import missing_parameter
 
 
 async def disconnect(receive: Receive) -> None:
@@ -31,7 +45,7 @@ class ImageController(Controller):
     @post(
         "/generations",
         status_code=200,
-        operation_class=takes(ImageGenerationBody),
+        operation_class=takes(ImageGenerationBody, streams=True),
         dependencies={"wanted": Provide(json_body(ImageGenerationBody))},
     )
     async def generate(
@@ -42,12 +56,93 @@ class ImageController(Controller):
         base_url: NamedDependency[BaseUrl],
     ) -> Response[ImagesResponse]:
         """Create images from a prompt."""
-        caller = caller_of(request)
-        job = await images.admit(wanted, caller)
-        job = await images.follow(job, caller, caller_left=disconnect(request.receive))
-        as_links = wanted.response_format == "url"
-        data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)
-        return Response(
-            images_response(job, wanted, data),
-            headers={"server-timing": server_timing(job), JOB_HEADER: job.id},
-        )
+        job = await images.admit(wanted, caller_of(request))
+        return await _answer(request, job, wanted, images, base_url, "image_generation")
+
+    @post(
+        "/edits",
+        status_code=200,
+        operation_class=takes(ImageEditBody, FORM, JSON, files=("image", "mask"), streams=True),
+        dependencies={
+            "sent": Provide(form_body(ImageEditBody, "image", "mask", "markup", or_json=True))
+        },
+        request_max_body_size=MAX_UPLOAD_BYTES,
+    )
+    async def edit(
+        self,
+        request: Request[Any, Any, Any],
+        sent: NamedDependency[Submission[ImageEditBody]],
+        images: NamedDependency[ImageService],
+        base_url: NamedDependency[BaseUrl],
+    ) -> Response[ImagesResponse]:
+        """Change an image as a prompt says, or only what a mask leaves open."""
+        wanted = sent.body
+        if wanted.prompt is None:
+            raise missing_parameter("prompt")
+        if sent.files.get("markup"):
+            message = "Unknown parameter: 'markup'. No model served here has it; use 'mask'."
+            raise RequestError(message, code="unknown_parameter", param="markup")
+        picture, mask = _pictures(sent)
+        job = await images.admit_edit(wanted, picture, mask, caller_of(request))
+        return await _answer(request, job, wanted, images, base_url, "image_edit")
+
+    @post(
+        "/variations",
+        status_code=200,
+        operation_class=takes(ImageVariationBody, FORM, files=("image",), streams=True),
+        dependencies={"sent": Provide(form_body(ImageVariationBody, "image"))},
+        request_max_body_size=MAX_UPLOAD_BYTES,
+    )
+    async def vary(
+        self,
+        request: Request[Any, Any, Any],
+        sent: NamedDependency[Submission[ImageVariationBody]],
+        images: NamedDependency[ImageService],
+        base_url: NamedDependency[BaseUrl],
+    ) -> Response[ImagesResponse]:
+        """Create images that are like one."""
+        picture = _only(sent.files.get("image", ()))
+        job = await images.admit_edit(sent.body, picture, None, caller_of(request))
+        return await _answer(request, job, sent.body, images, base_url, "image_variation")
+
+
+async def _answer(  # noqa: PLR0917 - what all three routes end with
+    request: Request[Any, Any, Any],
+    job: Job,
+    wanted: ImageFields,
+    images: ImageService,
+    base_url: BaseUrl,
+    prefix: str,
+) -> Response[Any]:
+    if wanted.stream:
+        events = images.stream(job, wanted, caller_of(request), prefix=prefix)
+        return event_stream(request, events, job)
+    caller = caller_of(request)
+    job = await images.follow(job, caller, caller_left=disconnect(request.receive))
+    as_links = wanted.response_format == "url"
+    data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)
+    return Response(
+        images_response(job, wanted, data),
+        headers={"server-timing": server_timing(job), JOB_HEADER: job.id},
+    )
+
+
+def _pictures(sent: Submission[ImageEditBody]) -> tuple[Picture, Picture | None]:
+    """Return the picture to change and the mask, out of a form's files or a body's references."""
+    body, files = sent.body, sent.files
+    images = list(files.get("image", ()))
+    images += [referred(ref, f"images[{i}]") for i, ref in enumerate(body.images or ())]
+    masks = list(files.get("mask", ()))
+    masks += [] if body.mask is None else [referred(body.mask, "mask")]
+    if len(masks) > 1:
+        raise RequestError("There can only be one 'mask'.", code="invalid_value", param="mask")
+    return _only(images), (checked(masks[0], "mask") if masks else None)
+
+
+def _only(images: Sequence[bytes]) -> Picture:
+    if not images:
+        raise missing_parameter("image")
+    if len(images) > 1:
+        message = f"Invalid 'image': the models served here take one image, not {len(images)}."
+        raise RequestError(message, code="array_above_max_length", param="image")
+    return checked(images[0], "image")

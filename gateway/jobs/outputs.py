@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engine import InvalidRequestError
 from gateway.jobs.record import Job, StoredArtifact, new_artifact_id
+from gateway.storage.blobs import BlobMissingError
 
 if TYPE_CHECKING:
     from engine import Artifact, GenerationResult
     from gateway.storage.blobs import BlobStore
+
+
+VARIANTS = ("thumbnail", "spritesheet")
 
 
 async def publish(blobs: BlobStore, job: Job, result: GenerationResult) -> list[StoredArtifact]:
@@ -18,13 +23,35 @@ async def publish(blobs: BlobStore, job: Job, result: GenerationResult) -> list[
     for artifact in result.artifacts:
         stored = _stored(job, artifact)
         await blobs.put(stored.blob, artifact.content)
+        for variant in artifact.variants:
+            await blobs.put(variant_blob(stored.blob, variant.name), variant.content)
         published.append(stored)
     return published
 
 
+async def source_files(blobs: BlobStore, job: Job) -> dict[str, bytes]:
+    """Return the files that a job begins with, by the names that its request gives them.
+
+    Raises:
+        InvalidRequestError: one was removed.
+    """
+    source = job.request.source
+    try:
+        return {name: await blobs.get(name) for name in (source.files if source else ())}
+    except BlobMissingError as error:
+        message = "The picture that the request begins with was removed before it could run."
+        raise InvalidRequestError(message, param="image") from error
+
+
 async def withdraw(blobs: BlobStore, artifacts: Sequence[StoredArtifact]) -> None:
     """Remove what was published for a job that was deleted, or lost to another runner."""
-    await blobs.delete([artifact.blob for artifact in artifacts])
+    keys = [artifact.blob for artifact in artifacts]
+    await blobs.delete([*keys, *(variant_blob(key, name) for key in keys for name in VARIANTS)])
+
+
+def variant_blob(blob: str, name: str) -> str:
+    """Return where another view of an artifact lies: beside it."""
+    return f"{blob}.{name}"
 
 
 def _stored(job: Job, artifact: Artifact) -> StoredArtifact:

@@ -15,6 +15,7 @@ import structlog
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from engine import (
+    Along,
     EngineBusyError,
     EngineClosedError,
     EngineCrashedError,
@@ -27,7 +28,8 @@ from gateway.jobs.engines import EngineReport
 from gateway.jobs.events import JobEvent, event_of
 from gateway.jobs.journal import JobJournal
 from gateway.jobs.leases import MAX_ATTEMPTS
-from gateway.jobs.outputs import publish, withdraw
+from gateway.jobs.outputs import publish, source_files, withdraw
+from gateway.jobs.previews import PreviewRelay, PreviewStore
 from gateway.jobs.progress import ProgressNotes
 from gateway.jobs.record import JobError
 from gateway.jobs.state import TERMINAL, JobStatus
@@ -82,6 +84,7 @@ class Runner:
         self._journals: dict[JobId, JobJournal] = {}
         self._to_cancel: set[JobId] = set()
         self._progress = ProgressNotes(engine, leases)
+        self._relay = PreviewRelay(PreviewStore(blobs), events)
         self._upkeep_due_s = 0.0
         self._glance_due_s = self._explain_due_s = 0.0
         self._closing = False
@@ -289,11 +292,12 @@ class Runner:
 
     async def _generate(self, job: Job, journal: JobJournal, span: Span) -> GenerationResult:
         await journal.load()
+        along = Along(await source_files(self._blobs, job), self._relay.show(job))
         if job.id in self._to_cancel:
             message = f"Job {job.id} was cancelled before the engine got it."
             raise RequestCancelledError(message)
         request = msgspec.structs.replace(job.request, traceparent=traceparent_of(span))
-        generation = asyncio.ensure_future(self._engine.generate(request, journal))
+        generation = asyncio.ensure_future(self._engine.generate(request, journal, along))
         self._generations[job.id] = generation
         try:
             return await generation

@@ -101,11 +101,22 @@ class JobService:
             JobTimeoutError: it was not over at `until_s`; it still runs unless cancelled.
             ClosingError: the server is shutting down.
         """
+        async for job in self.wakes(job_id, tenant, until_s=until_s):
+            if job.status in TERMINAL:
+                return job
+        raise AssertionError(job_id)  # it ends with a terminal job or an error
+
+    async def wakes(self, job_id: JobId, tenant: TenantId, *, until_s: float) -> AsyncIterator[Job]:
+        """Yield the job now and whenever something may have happened to it; its end last.
+
+        Raises as `wait` does.
+        """
         with self._events.watch(job_id) as watch:
             while True:
-                job = await self._store.get(job_id, tenant)
-                if job is None or job.status in TERMINAL:
-                    return _existing(job, job_id)
+                job = _existing(await self._store.get(job_id, tenant), job_id)
+                yield job
+                if job.status in TERMINAL:
+                    return
                 if self._closing:
                     raise ClosingError(job_id)
                 left_s = until_s - self._clock.now()

@@ -6,33 +6,69 @@ SDKs still speak. Null means the default. Fields that are not listed are ignored
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
-from gateway.schemas.images import MAX_DEADLINE_MS, MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, Prompt
+from gateway.schemas.images import Extensions, ImageReference, Prompt
 
 MAX_FPS: Final = 120
 MAX_PAGE: Final = 100
 Status = Literal["queued", "in_progress", "completed", "failed"]
+Phase = Literal["queued", "encode", "diffuse", "decode"]
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
 
-class VideoBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for one video. `frames` and the fields after it are extensions of ours."""
+Strength = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class VideoBody(Extensions, frozen=True, kw_only=True):
+    """A request for one video. `frames`, `fps` and `strength` are extensions of ours, too.
+
+    In a form `input_reference` is a file.
+    """
 
     prompt: Prompt | None = None
     model: str | None = None
     seconds: str | int | float | None = None
     size: str | None = None
-    input_reference: Any = None  # whatever it is, it is refused
+    input_reference: ImageReference | None = None
     frames: Annotated[int, msgspec.Meta(ge=1)] | None = None
     fps: Annotated[int, msgspec.Meta(ge=1, le=MAX_FPS)] | None = None
-    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] | None = None
-    negative_prompt: Annotated[str, msgspec.Meta(max_length=MAX_PROMPT)] | None = None
-    num_inference_steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=MAX_GUIDANCE)] | None = None
-    deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEADLINE_MS)] | None = None
+    strength: Strength | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+
+class RemixBody(Extensions, frozen=True, kw_only=True):
+    """A request to make a video again as another prompt says; `strength` is ours."""
+
+    prompt: Prompt | None = None
+    strength: Strength | None = None
+
+
+class VideoReference(msgspec.Struct, frozen=True, kw_only=True):
+    """A completed video of the caller's."""
+
+    id: str | None = None
+
+
+class VideoEditBody(RemixBody, frozen=True, kw_only=True):
+    """A request to change a video, which is named: uploaded videos are refused."""
+
+    video: VideoReference | None = None
+
+
+class VideoExtendBody(VideoEditBody, frozen=True, kw_only=True):
+    """A request to make a video longer."""
+
+    seconds: str | int | float | None = None
+
+
+class CharacterBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to remember a character out of the file `video`."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=80)] | None = None
 
 
 class VideoListQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +96,9 @@ class VideoError(msgspec.Struct, frozen=True):
 class Video(msgspec.Struct, frozen=True, kw_only=True):
     """A video job: all of OpenAI's keys are always there.
 
-    `frames`, `fps` and `seed` are extensions of ours. `expires_at` is when a finished video's
-    files are removed.
+    `frames` and what follows are extensions of ours: `phase` is what is being done, `step` of
+    `steps` how many denoise steps are done, `eta_s` the seconds that are left if nothing waits.
+    `expires_at` is when a finished video's files are removed.
     """
 
     id: str
@@ -79,6 +116,10 @@ class Video(msgspec.Struct, frozen=True, kw_only=True):
     frames: int
     fps: int
     seed: int
+    phase: Phase | None
+    step: int
+    steps: int
+    eta_s: float | None
     object: Literal["video"] = "video"
 
 

@@ -90,10 +90,14 @@ class BlobStore:
             with suppress(FileNotFoundError):
                 await obstore.delete_async(self._store, key)
 
+    async def keys(self, folder: str) -> list[str]:
+        """Return the keys that begin with `folder` and a slash."""
+        found = await obstore.list(self._store, folder).collect_async()
+        return [entry["path"] for entry in found]
+
     async def delete_folder(self, folder: str) -> None:
         """Remove every blob whose key begins with `folder` and a slash."""
-        found = await obstore.list(self._store, folder).collect_async()
-        await self.delete([entry["path"] for entry in found])
+        await self.delete(await self.keys(folder))
 
     async def check_writable(self) -> None:
         """Write and remove a probe; raises if the store cannot be written."""

@@ -44,16 +44,32 @@ async def test_an_unfinished_video_has_no_content(
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
-    [("thumbnail", "not available here yet"), ("spritesheet", "not available"), ("gif", "'video'")],
+    ("variant", "kind", "start"),
+    [("thumbnail", "image/webp", b"RIFF"), ("spritesheet", "image/jpeg", b"\xff\xd8")],
 )
-async def test_other_variants_are_refused_by_name(
-    client: httpx.AsyncClient, url: str, variant: str, said: str
+async def test_a_video_has_other_views(
+    client: httpx.AsyncClient, url: str, variant: str, kind: str, start: bytes
 ) -> None:
     response = await client.get(url, params={"variant": variant})
-    error = response.json()["error"]
-    assert (response.status_code, error["param"]) == (400, "variant")
-    assert said in error["message"]
+    assert (response.status_code, response.headers["content-type"]) == (200, kind)
+    assert response.content.startswith(start)
+    part = await client.get(url, params={"variant": variant}, headers={"range": "bytes=0-1"})
+    assert (part.status_code, part.content) == (206, start[:2])
+
+
+async def test_an_unknown_variant_is_refused(client: httpx.AsyncClient, url: str) -> None:
+    response = await client.get(url, params={"variant": "poster"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "variant")
+
+
+async def test_its_headers_can_be_had_alone(client: httpx.AsyncClient, url: str) -> None:
+    whole = await client.get(url)
+    head = await client.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert head.headers["etag"] == whole.headers["etag"]
+    part = await client.head(url, headers={"range": "bytes=0-3"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "4")
 
 
 @pytest.mark.parametrize(

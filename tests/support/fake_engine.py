@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import msgspec
 
 from engine import (
+    ALONE,
+    Along,
     Artifact,
     GenerationRequest,
     GenerationResult,
@@ -18,10 +20,12 @@ from engine import (
     Modality,
     ModelId,
     PipelineSpec,
+    Preview,
     RequestId,
     Shape,
     StageKind,
     StageTiming,
+    Variant,
 )
 from engine.journal import Journal
 from engine.pipelines import Limits
@@ -66,7 +70,7 @@ class FakeEngine:
     """An `EngineClient` without an engine.
 
     Attributes:
-        requests: what it was asked for, in order.
+        requests: what it was asked for, in order; `files` came along with each.
         cancelled: ids of requests whose caller gave up.
         gate: requests wait here; open from the start.
         failure: raised instead of an answer.
@@ -84,6 +88,7 @@ class FakeEngine:
         """Serve `specs`, or one small model."""
         self._specs = {spec.id: spec for spec in specs or (spec_of(),)}
         self.requests: list[GenerationRequest] = []
+        self.files: list[dict[str, bytes]] = []
         self.cancelled: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -136,10 +141,17 @@ class FakeEngine:
         """What the test says."""
         return self.decisions if any(known.id == request for known in self.requests) else ()
 
-    async def generate(self, request: GenerationRequest, journal: Journal) -> GenerationResult:
-        """Wait at the gate, then fail or draw."""
+    async def generate(
+        self, request: GenerationRequest, journal: Journal, along: Along = ALONE
+    ) -> GenerationResult:
+        """Show previews, wait at the gate, then fail or draw."""
         self.requests.append(request)
         self.resumed.append(tuple(stage.node for stage in journal.finished))
+        self.files.append(dict(along.files))
+        for number in range(request.previews if along.show else 0):
+            for index in range(request.n):
+                assert along.show is not None
+                along.show(Preview(number, _artifact(request, index, f"preview {number}")))
         self.asked.set()
         for timing in _timeline(request):
             if (output := self.hand_offs.get(timing.stage)) is not None:
@@ -175,9 +187,9 @@ class FakeEngine:
         self.closed = True
 
 
-def _artifact(request: GenerationRequest, index: int) -> Artifact:
+def _artifact(request: GenerationRequest, index: int, what: str = "") -> Artifact:
     seed = request.seed + index
-    colour = hashlib.sha256(f"{request.prompt}:{seed}".encode()).digest()[:3]
+    colour = hashlib.sha256(f"{what}{request.prompt}:{seed}".encode()).digest()[:3]
     if request.media is MediaFormat.MP4:
         content = mp4(request.shape, colour)
     else:
@@ -189,6 +201,14 @@ def _artifact(request: GenerationRequest, index: int) -> Artifact:
         shape=request.shape,
         seed=seed,
         sha256=hashlib.sha256(content).hexdigest(),
+        variants=_views() if request.media is MediaFormat.MP4 else (),
+    )
+
+
+def _views() -> tuple[Variant, ...]:
+    return (
+        Variant("thumbnail", b"RIFF....WEBP", "image/webp"),
+        Variant("spritesheet", b"\xff\xd8\xff", "image/jpeg"),
     )
 
 

@@ -70,8 +70,9 @@ async def test_an_unknown_model_is_a_not_found_error(sdk: openai.AsyncOpenAI) ->
     [
         ({"size": "13x13"}, "size", "invalid_value"),
         ({"n": 11}, "n", "integer_above_max_value"),
-        ({"stream": True}, "stream", "invalid_value"),
-        ({"style": "vivid"}, "style", "unknown_parameter"),
+        ({"partial_images": 4}, "partial_images", "integer_above_max_value"),
+        ({"style": "loud"}, "style", "invalid_value"),
+        ({"extra_body": {"complexity": "low"}}, "complexity", "unknown_parameter"),
         ({"extra_body": {"seed": "x"}}, "seed", "invalid_type"),
         ({"extra_body": {"prompt": None}}, "prompt", "missing_required_parameter"),
     ],

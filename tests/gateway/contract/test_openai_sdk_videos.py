@@ -18,7 +18,7 @@ from gateway.app import create_app
 from gateway.auth.keys import parse_keys
 from gateway.settings import Settings
 from tests.gateway.conftest import living
-from tests.support.fake_engine import FakeEngine, mp4_shape, spec_of, video_spec_of
+from tests.support.fake_engine import FakeEngine, mp4_shape, png, spec_of, video_spec_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 KEY = "sk-acme-12345"
@@ -113,6 +113,47 @@ async def test_what_is_not_completed_cannot_be_downloaded(
         await sdk.videos.download_content(video.id)
 
 
-async def test_remixes_are_refused_by_name(sdk: openai.AsyncOpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="remix"):
-        await sdk.videos.remix("video_1", prompt="x")
+async def test_a_video_is_remixed_and_edited(sdk: openai.AsyncOpenAI) -> None:
+    video = await made(sdk)
+    remixed = await sdk.videos.remix(video.id, prompt="y")
+    assert (remixed.remixed_from_video_id, remixed.prompt) == (video.id, "y")
+    edited = await sdk.videos.edit(prompt="z", video=cast("Any", omit()), extra_body=named(video))
+    assert edited.remixed_from_video_id == video.id
+
+
+def omit() -> Any:
+    """The SDK refuses a dictionary here before it sends anything; callers use extra_body."""
+    return openai.omit
+
+
+def named(video: Any) -> dict[str, Any]:
+    return {"video": {"id": video.id}}
+
+
+async def test_other_views_are_downloaded(sdk: openai.AsyncOpenAI) -> None:
+    video = await made(sdk)
+    thumbnail = await sdk.videos.download_content(video.id, variant="thumbnail")
+    spritesheet = await sdk.videos.download_content(video.id, variant="spritesheet")
+    assert thumbnail.content.startswith(b"RIFF")
+    assert spritesheet.content.startswith(b"\xff\xd8")
+
+
+async def test_a_reference_picture_begins_a_video(
+    sdk: openai.AsyncOpenAI, engine: FakeEngine
+) -> None:
+    picture = png(64, 48, b"abc")
+    video = await made(sdk, input_reference=("a.png", picture), size="64x48")
+    assert video.status == "completed"
+    assert engine.requests[0].source is not None
+
+
+async def test_what_no_model_can_do_is_a_bad_request_error(sdk: openai.AsyncOpenAI) -> None:
+    video = await made(sdk)
+    with pytest.raises(openai.BadRequestError, match="longer"):
+        await sdk.videos.extend(
+            prompt="x", seconds="4", video=cast("Any", omit()), extra_body=named(video)
+        )
+    with pytest.raises(openai.BadRequestError, match="character"):
+        await sdk.videos.create_character(name="Mo", video=b"mp4")
+    with pytest.raises(openai.NotFoundError):
+        await sdk.videos.get_character("char_1")

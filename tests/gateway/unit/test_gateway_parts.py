@@ -129,25 +129,25 @@ def body(**fields: object) -> ImageGenerationBody:
 )
 def test_quality_scales_the_steps(quality: str | None, steps: int, resolved: str) -> None:
     wanted = body(quality=quality)
-    request = generation_request(wanted, {SPEC.id: SPEC}, ORIGIN)
+    request = generation_request(wanted, {SPEC.id: SPEC}, ORIGIN).request
     assert (request.steps, resolved_quality(wanted)) == (steps, resolved)
 
 
 def test_explicit_steps_win_over_quality() -> None:
     request = generation_request(
         body(quality="high", num_inference_steps=1), {SPEC.id: SPEC}, ORIGIN
-    )
+    ).request
     assert request.steps == 1
 
 
 def test_a_request_carries_its_origin() -> None:
-    request = generation_request(body(), {SPEC.id: SPEC}, ORIGIN)
+    request = generation_request(body(), {SPEC.id: SPEC}, ORIGIN).request
     assert (request.id, request.tenant) == (RequestId("job_1"), "acme")
     assert (request.arrival_s, request.seed) == (10.0, 77)
 
 
 def test_an_image_token_is_rounded_up_per_image() -> None:
-    request = generation_request(body(size="16x32", n=3), {SPEC.id: SPEC}, ORIGIN)
+    request = generation_request(body(size="16x32", n=3), {SPEC.id: SPEC}, ORIGIN).request
     assert usage_of(request).output_tokens == 6
 
 

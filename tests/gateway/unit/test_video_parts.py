@@ -23,7 +23,7 @@ ORIGIN = Origin(job=JobId("job_1"), tenant="acme", arrival_s=10.0, random_seed=7
 
 def frames_of(**fields: object) -> int:
     body = msgspec.convert({"prompt": "x", **fields}, VideoBody)
-    return video_request(body, {SPEC.id: SPEC}, ORIGIN).shape.frames
+    return video_request(body, {SPEC.id: SPEC}, ORIGIN).request.shape.frames
 
 
 def a_record(status: JobStatus = JobStatus.IN_PROGRESS, **changes: object) -> Job:
@@ -113,19 +113,19 @@ def test_only_a_completed_video_has_a_time_of_completion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latency_s", "status", "poll_ms"),
+    ("eta_s", "status", "poll_ms"),
     [
         (None, JobStatus.IN_PROGRESS, 1000),
-        (50.0, JobStatus.IN_PROGRESS, 3000),  # a tenth of the 60 % that are left
+        (30.0, JobStatus.IN_PROGRESS, 3000),  # a tenth of what is left
         (0.1, JobStatus.IN_PROGRESS, 200),
         (9e9, JobStatus.QUEUED, 10_000),
         (50.0, JobStatus.COMPLETED, 1000),
     ],
 )
 def test_the_longer_the_rest_the_later_the_next_question(
-    latency_s: float | None, status: JobStatus, poll_ms: int
+    eta_s: float | None, status: JobStatus, poll_ms: int
 ) -> None:
-    assert poll_after_ms(a_record(status), latency_s=latency_s) == poll_ms
+    assert poll_after_ms(a_record(status), eta_s=eta_s) == poll_ms
 
 
 def test_a_videos_id_leads_back_to_its_job() -> None:
