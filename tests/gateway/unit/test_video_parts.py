@@ -50,6 +50,7 @@ def a_record(status: JobStatus = JobStatus.IN_PROGRESS, **changes: object) -> Jo
         cancel_requested=False,
         started_s=11.0,
         finished_s=12.5,
+        expires_at_s=3610.5,
         progress=40,
         error=None,
         timeline=(),
