@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from engine import EngineError, RequestId, SystemClock
+from engine import ALONE, Along, EngineError, RequestId, SystemClock
 from gateway.console import EngineState, state_of
 from gateway.explaining import explain
 from gateway.measured import EngineGauges
@@ -151,7 +151,7 @@ class EmbeddedEngine:
         return True
 
     async def generate(
-        self, request: GenerationRequest, journal: Journal | None = None
+        self, request: GenerationRequest, journal: Journal | None = None, along: Along = ALONE
     ) -> GenerationResult:
         """Run a request; see `EngineCore.generate`."""
         core = self._started().core
@@ -161,7 +161,7 @@ class EmbeddedEngine:
             resumed=journal is not None and bool(journal.finished),
         )
         try:
-            result = await core.generate(request, journal)
+            result = await core.generate(request, journal, along)
         except (EngineError, asyncio.CancelledError) as error:
             self._chronicle.rejected(request, str(error) or "cancelled")
             raise
