@@ -223,6 +223,7 @@ class _Run:
         self.settings, self._specs, self._wanted = settings, specs, wanted
         self.rows: tuple[TraceRow, ...] = ()
         self._profile, self._builder = profile, SummaryBuilder()
+        self._is_over = False
         self._truth = None if profile is None else CostModel(specs, profile, learn=False)
 
     async def embedded(self, observers: list[Callable[[SimEvent], None]]) -> Summary:
@@ -242,6 +243,7 @@ class _Run:
                 began = time.perf_counter()
                 await replay.run()
                 facts = engine.facts(time.perf_counter() - began)
+                self._is_over = True
         finally:
             await engine.close()
         return self._summary(facts)
@@ -276,6 +278,8 @@ class _Run:
 
     def _told(self, observers: list[Callable[[SimEvent], None]]) -> Callable[[SimEvent], None]:
         def tell(event: SimEvent) -> None:
+            if self._is_over:
+                return  # devices that go because the engine is closed
             self._builder.add(event)
             for observe in observers:
                 observe(event)
