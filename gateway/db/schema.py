@@ -6,6 +6,7 @@ transaction: a migration that fails halfway leaves the layout as it was.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +61,8 @@ def expect_current(connection: Connection) -> None:
 
 
 def _config() -> Config:
+    # It says at every start which database it has found, on a level that ours is printed at.
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

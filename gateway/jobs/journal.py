@@ -79,6 +79,8 @@ class JobJournal:
         self.note_decisions()
         content: BinaryIO | bytes
         if artifact is not None:
+            if artifact.variants:
+                return  # only one file is kept per stage; this decode would run again
             content = artifact.content
         elif output is not None:
             try:

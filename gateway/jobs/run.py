@@ -87,6 +87,7 @@ class Runner:
         self._relay = PreviewRelay(PreviewStore(blobs), events)
         self._upkeep_due_s = 0.0
         self._glance_due_s = self._explain_due_s = 0.0
+        self._announced: tuple[str, ...] = ()
         self._closing = False
         self._obstacle: str | None = "The engine is starting."
         self._loop: asyncio.Task[None] | None = None
@@ -142,6 +143,8 @@ class Runner:
         if now_s >= self._upkeep_due_s:
             self._upkeep_due_s = now_s + self._leases.lease_s / _RENEWALS_PER_LEASE
             await self._upkeep(now_s)
+        elif self.readiness() != self._announced:
+            await self._announce(now_s)
         if self._generations and now_s >= self._glance_due_s:
             self._glance_due_s = now_s + _POLL_S
             for unwanted in await self._leases.to_cancel():  # the event may have been lost
@@ -182,6 +185,7 @@ class Runner:
             reasons=self.readiness(),
         )
         await self._registry.announce(report)
+        self._announced = report.reasons
 
     def _heed(self, event: JobEvent) -> None:
         if event.cancel_requested and event.status is JobStatus.IN_PROGRESS:

@@ -126,6 +126,20 @@ async def test_a_gateway_without_any_engine_is_not_ready_and_says_why(replica: R
     assert "trident serve --role engine" in answer.json()["reasons"][0]
 
 
+async def test_a_gateway_hears_within_seconds_that_an_engine_is_ready(
+    replica: Replica, engine: FakeEngine
+) -> None:
+    engine.obstacles = ("The weights are being loaded.",)
+    async with replica("engine", engine), replica("gateway") as client:
+        async with asyncio.timeout(10):
+            while (unready := await client.get("/readyz")).json()["reasons"] != [*engine.obstacles]:
+                await asyncio.sleep(0.05)
+        assert unready.status_code == 503
+        engine.obstacles = ()
+        async with asyncio.timeout(8):  # a heartbeat takes ten
+            await until_ready(client)
+
+
 async def test_an_engine_answers_for_its_health_and_nothing_else(
     replica: Replica, engine: FakeEngine
 ) -> None:
