@@ -50,6 +50,18 @@ type: $(VENV)/.dev ## mypy --strict on the packages
 unit: $(VENV)/.dev ## All tests
 	$(BIN)/pytest
 
+test-fuzz: $(VENV)/.dev ## Fifty thousand malformed requests: no 5xx, nothing left behind (minutes)
+	$(BIN)/pytest -m slow tests/gateway/test_fuzz.py $(ARGS)
+
+# The SDK's tests ask a mock for made-up ids and models: what is compared is that the SDK's own
+# calls reach a route of ours and that its own types read the answer. See docs/development.md.
+test-openai-sdk: $(VENV)/.dev ## The openai-python repository's resource tests against a server (SDK=path/to/openai-python URL=http://127.0.0.1:8000/v1)
+	cd $(SDK) && TEST_API_BASE_URL=$(URL) $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -W ignore \
+		tests/api_resources/test_images.py tests/api_resources/test_videos.py tests/api_resources/test_models.py $(ARGS)
+
+bench-gateway: $(VENV)/.dev ## What the gateway adds to a request, beside a bare handler
+	$(BIN)/python -m benchmarks.gateway.overhead $(ARGS)
+
 soak: $(VENV)/.dev ## The slow checks: a thousand cancels, workers killed at random (minutes)
 	$(BIN)/pytest -m slow $(ARGS)
 

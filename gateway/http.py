@@ -88,11 +88,17 @@ def openapi(version: str) -> OpenAPIConfig:
         title="TridentServe",
         version=version,
         description="OpenAI-compatible image and video generation.",
+        path="/openapi",  # of litestar's own routes; ours is /schema
         render_plugins=[JsonRenderPlugin()],
     )
 
 
-@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+@get(
+    ["/schema", "/openapi.json"],
+    media_type="application/json",
+    include_in_schema=False,
+    sync_to_thread=False,
+)
 def openapi_document(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """Return the document; litestar's own route for it would answer every path beside it."""
     return request.app.openapi_schema.to_schema()

@@ -20,8 +20,18 @@ def _model_of(spec: PipelineSpec) -> Model:
         created=spec.created_s,
         owned_by=SERVICE_NAME,
         modality="video" if is_video else "image",
+        inputs=("text", "image", "video") if is_video else ("text", "image"),
         default_size=f"{shape.width_px}x{shape.height_px}",
+        size_multiple_px=spec.size_multiple_px,
+        max_side_px=spec.max_side_px,
+        max_pixels=spec.limits.max_pixels,
+        default_frames=shape.frames,
         max_frames=spec.limits.max_frames if is_video else 1,
+        default_fps=spec.default_fps if is_video else None,
+        default_steps=spec.default_steps,
+        max_steps=spec.limits.max_steps,
+        uses_negative_prompt=spec.uses_negative_prompt,
+        description=spec.description,
     )
 
 

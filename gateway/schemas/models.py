@@ -10,15 +10,26 @@ import msgspec
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """A model that is served; `created` is when its folder was made, in Unix seconds.
 
-    The last three are extensions of ours: what it makes, and how large it can be asked for.
+    `modality` and what follows are extensions of ours: what it makes and out of what, how large
+    and how long, and in how many steps. Sides are multiples of `size_multiple_px`.
     """
 
     id: str
     created: int
     owned_by: str
     modality: Literal["image", "video"]
+    inputs: tuple[Literal["text", "image", "video"], ...]
     default_size: str
+    size_multiple_px: int
+    max_side_px: int
+    max_pixels: int
+    default_frames: int
     max_frames: int
+    default_fps: int | None
+    default_steps: int
+    max_steps: int
+    uses_negative_prompt: bool
+    description: str
     object: Literal["model"] = "model"
 
 

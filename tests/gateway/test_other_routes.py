@@ -18,8 +18,18 @@ MODEL = {
     "created": 1_700_000_000,
     "owned_by": "tridentserve",
     "modality": "image",
+    "inputs": ["text", "image"],
     "default_size": "64x48",
+    "size_multiple_px": 16,
+    "max_side_px": 512,
+    "max_pixels": 4_194_304,
+    "default_frames": 1,
     "max_frames": 1,
+    "default_fps": None,
+    "default_steps": 8,
+    "max_steps": 10,
+    "uses_negative_prompt": False,
+    "description": "",
 }
 
 
