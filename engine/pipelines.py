@@ -47,8 +47,9 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How large an output of this model may be; `max_pixels` is per frame."""
+    """How small and how large an output of this model may be; pixels are per frame."""
 
+    min_pixels: int = 1
     max_pixels: int = 4_194_304
     max_frames: int = 129
     max_steps: int = MAX_STEPS
@@ -107,6 +108,9 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
             message = f"Size {shape} is too small: each side needs at least {multiple} pixels."
             raise InvalidRequestError(message, param="size")
         pixels = shape.width_px * shape.height_px
+        if pixels < self.limits.min_pixels:
+            message = f"Size {shape} has {pixels} pixels; model {self.id} draws at least {self.limits.min_pixels}."
+            raise InvalidRequestError(message, param="size")
         if pixels > self.limits.max_pixels:
             message = f"Size {shape} has {pixels} pixels; model {self.id} draws at most {self.limits.max_pixels}."
             raise InvalidRequestError(message, param="size")

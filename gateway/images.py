@@ -94,7 +94,7 @@ class ImageService:
         Raises:
             RequestError: a picture is damaged, or the mask does not fit it.
         """
-        spec = model_for(body.model, self._engine.specs, Modality.IMAGE)
+        spec = model_for(body.model, self._engine.specs, Modality.IMAGE, body.size)
         if body.size in {None, "auto"}:
             shape = fitting_size(*picture.size, spec)
         else:

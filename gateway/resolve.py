@@ -10,7 +10,15 @@ from typing import Final
 
 import msgspec
 
-from engine import GenerationRequest, Modality, ModelId, PipelineSpec, Shape, Source
+from engine import (
+    GenerationRequest,
+    InvalidRequestError,
+    Modality,
+    ModelId,
+    PipelineSpec,
+    Shape,
+    Source,
+)
 from gateway.errors import ModelNotFoundError, RequestError
 from gateway.jobs.record import JobId
 from gateway.schemas.images import Extensions, SloClass
@@ -66,19 +74,25 @@ def slo_scale_of(body: Extensions) -> float:
 
 
 def model_for(
-    name: str | None, specs: Mapping[ModelId, PipelineSpec], modality: Modality
+    name: str | None,
+    specs: Mapping[ModelId, PipelineSpec],
+    modality: Modality,
+    size: str | None = None,
 ) -> PipelineSpec:
-    """Return the named model, or the only one that makes what is asked for.
+    """Return the named model, or the first served one that makes what is asked for.
+
+    Without a name the first that can draw `size` is taken, or the first of all if none can: its
+    limits are then told.
 
     Raises:
         ModelNotFoundError: it is not served.
-        RequestError: it makes something else, or none was named and there is no only one.
+        RequestError: it makes something else, or nothing here makes what is asked for.
     """
     fitting = [spec for spec in specs.values() if spec.modality is modality]
-    if name is None and len(fitting) == 1:
-        return fitting[0]
     if name is None and not fitting:
         raise RequestError(_NONE.format(modality.value), code="invalid_value", param="model")
+    if name is None:
+        return next((spec for spec in fitting if _can_draw(size, spec)), fitting[0])
     if not name:
         raise missing_parameter("model")
     spec = specs.get(ModelId(name))
@@ -87,6 +101,14 @@ def model_for(
     if spec.modality is not modality:
         raise _wrong_kind(spec, fitting, modality)
     return spec
+
+
+def _can_draw(size: str | None, spec: PipelineSpec) -> bool:
+    try:
+        size_for(size, spec)
+    except (RequestError, InvalidRequestError):
+        return False
+    return True
 
 
 def _wrong_kind(

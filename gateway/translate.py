@@ -83,7 +83,7 @@ def generation_request(
     """
     if body.prompt is None:
         raise missing_parameter("prompt")
-    spec = model_for(body.model, specs, Modality.IMAGE)
+    spec = model_for(body.model, specs, Modality.IMAGE, body.size)
     request = _request(body, spec, origin, body.prompt, size_for(body.size, spec))
     if body.style is not None and body.guidance_scale is None:
         scale = request.guidance_scale * _STYLE_GUIDANCE[body.style]

@@ -97,7 +97,7 @@ def video_request(
     """
     if body.prompt is None:
         raise missing_parameter("prompt")
-    spec = model_for(body.model, specs, Modality.VIDEO)
+    spec = model_for(body.model, specs, Modality.VIDEO, body.size)
     size, fps = size or size_for(body.size, spec), body.fps or spec.default_fps
     request = GenerationRequest(
         id=RequestId(origin.job),

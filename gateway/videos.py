@@ -79,7 +79,7 @@ class VideoService:
 
     def _size_of(self, body: VideoBody, reference: Picture) -> Shape:
         """Return a video's size: the picture's, which has to be the size asked for, if any is."""
-        spec = model_for(body.model, self._engine.specs, Modality.VIDEO)
+        spec = model_for(body.model, self._engine.specs, Modality.VIDEO, body.size)
         if body.size in {None, "auto"}:
             return fitting_size(*reference.size, spec)
         shape = size_for(body.size, spec)

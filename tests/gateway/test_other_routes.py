@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
+from engine.pipelines import Limits
 from gateway.auth.keys import parse_keys
 from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine, png_size, spec_of
@@ -49,10 +51,23 @@ async def test_a_models_name_may_hold_an_encoded_slash(serve: Serve, engine: Fak
     assert response.json()["id"] == "team/shapes xl"
 
 
-async def test_with_several_models_one_must_be_named(serve: Serve, engine: FakeEngine) -> None:
-    engine._specs = {spec.id: spec for spec in (spec_of("a"), spec_of("b"))}
+@pytest.mark.parametrize(
+    ("size", "model"), [("auto", "small"), ("64x64", "small"), ("256x256", "large")]
+)
+async def test_without_a_name_the_first_model_that_draws_the_size_is_taken(
+    serve: Serve, engine: FakeEngine, size: str, model: str
+) -> None:
+    small = msgspec.structs.replace(spec_of("small"), limits=Limits(max_pixels=64 * 64))
+    specs = (small, spec_of("large"))
+    engine._specs = {spec.id: spec for spec in specs}
     async with serve() as client:
-        response = await client.post("/v1/images/generations", json={"prompt": "x"})
+        response = await client.post("/v1/images/generations", json={"prompt": "x", "size": size})
+    assert response.status_code == 200
+    assert [request.model for request in engine.requests] == [model]
+
+
+async def test_an_empty_name_of_a_model_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/images/generations", json={"prompt": "x", "model": ""})
     error = response.json()["error"]
     assert (error["param"], error["code"]) == ("model", "missing_required_parameter")
 

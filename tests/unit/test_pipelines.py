@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.errors import InvalidRequestError, PipelineError
-from engine.pipelines import open_pipeline
+from engine.pipelines import Limits, open_pipeline
 from engine.types import Shape, StageKind
 from tests.support.builders import a_spec
 
@@ -141,6 +141,14 @@ def test_a_broken_folder_is_refused_naming_the_file(
 def test_a_size_that_the_model_cannot_draw_is_refused(shape: Shape, complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=complaint) as caught:
         a_spec().check_shape(shape)
+    assert caught.value.param == "size"
+
+
+def test_a_size_below_the_models_least_is_refused() -> None:
+    spec = a_spec(limits=Limits(min_pixels=128 * 128))
+    spec.check_shape(Shape(128, 128))
+    with pytest.raises(InvalidRequestError, match="at least 16384") as caught:
+        spec.check_shape(Shape(112, 128))
     assert caught.value.param == "size"
 
 
