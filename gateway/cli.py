@@ -40,7 +40,7 @@ from schedulers.policies import LIVE_POLICIES
 if TYPE_CHECKING:
     from engine import PipelineSpec
 
-BUNDLED: Final = ("shapes", "motion")
+BUNDLED: Final = ("shapes", "shapes-128", "shapes-256", "motion", "motion-128")
 _STOP_WITHIN_S: Final = 15
 
 

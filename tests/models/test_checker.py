@@ -213,9 +213,20 @@ class TestNoPictures:
 class TestReconstructions:
     """The decoder must not cost the judge anything, or no denoiser could pass."""
 
-    @pytest.mark.parametrize("size_px", [(64, 64), (192, 128)])
+    @pytest.mark.parametrize(
+        ("model", "size_px", "count"),
+        [
+            ("shapes", (64, 64), 60),
+            ("shapes", (96, 64), 30),
+            ("shapes-128", (128, 128), 30),
+            ("shapes-128", (192, 128), 20),
+            ("shapes-256", (256, 256), 12),
+        ],
+    )
     @pytest.mark.parametrize("sort", ["single", "styled", "pair"])
-    def test_reconstructions_are_right(self, sort: str, size_px: tuple[int, int]) -> None:
+    def test_reconstructions_are_right(
+        self, sort: str, model: str, size_px: tuple[int, int], count: int
+    ) -> None:
         import torch  # noqa: PLC0415 - heavy, and only here
         from diffusers import AutoencoderKL  # noqa: PLC0415
 
@@ -223,14 +234,14 @@ class TestReconstructions:
 
         rng = np.random.default_rng(15)
         mix = Mix(pairs=float(sort == "pair"))
-        wishes = [any_wish(rng, mix) for _ in range(60)]
+        wishes = [any_wish(rng, mix) for _ in range(count)]
         if sort == "styled":
-            wishes = [prompt.wish for prompt in styled_prompts(15, 60)]
+            wishes = [prompt.wish for prompt in styled_prompts(15, count)]
         scenes = [lay_out(wish, rng, size_px) for wish in wishes]
         pictures = pictures_of(scenes, torch.device("cpu"))
-        autoencoder = AutoencoderKL.from_pretrained(SHIPPED, subfolder="vae")
+        autoencoder = AutoencoderKL.from_pretrained(SHIPPED.parent / model, subfolder="vae")
         with torch.no_grad():
-            latents = [autoencoder.encode(p).latent_dist.mode() for p in pictures.split(20)]
+            latents = [autoencoder.encode(p).latent_dist.mode() for p in pictures.split(10)]
             decoded = as_pixels(torch.cat([autoencoder.decode(part).sample for part in latents]))
         verdicts = [judge(p, wish).is_right for p, wish in zip(decoded, wishes, strict=True)]
         assert np.mean(verdicts) >= 0.98

@@ -12,15 +12,22 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from models.training.assembly import assemble  # noqa: E402
-from models.training.autoencoder import build_autoencoder, fold, unfold  # noqa: E402
+from models.training.autoencoder import (  # noqa: E402
+    build_autoencoder,
+    fold,
+    start_decoder_from,
+    unfold,
+)
+from models.training.batches import pictures_of  # noqa: E402
 from models.training.captions import say  # noqa: E402
+from models.training.decoder import DecoderStage, enlarged  # noqa: E402
 from models.training.denoiser import build_text_encoder  # noqa: E402
 from models.training.device import best_device  # noqa: E402
 from models.training.diffusion import WIDER, DenoiserStage  # noqa: E402
 from models.training.grow import grow_text_encoder  # noqa: E402
 from models.training.loop import Position, Schedule, resume, train  # noqa: E402
 from models.training.muon import Muon, orthogonalise  # noqa: E402
-from models.training.scenes import Mix, any_wish  # noqa: E402
+from models.training.scenes import Kind, Mix, Wish, any_wish, lay_out  # noqa: E402
 from models.training.tokens import (  # noqa: E402
     MAX_TOKENS,
     build_tokenizer,
@@ -45,6 +52,39 @@ class TestLatents:
         with torch.no_grad():
             latents = build_autoencoder().encode(pictures).latent_dist.sample(generator)
         assert torch.allclose(latents, fold(pictures), atol=1e-4)
+
+    @pytest.mark.parametrize("shrink", [2, 4])
+    def test_encoder_of_larger_pictures_averages_and_folds(self, shrink: int) -> None:
+        pictures = torch.rand(1, 3, 32 * shrink, 48 * shrink) * 2 - 1
+        with torch.no_grad():
+            latents = build_autoencoder(shrink).encode(pictures).latent_dist.mode()
+        small = torch.nn.functional.avg_pool2d(pictures, shrink)
+        assert torch.allclose(latents, fold(small), atol=1e-4)
+
+    @pytest.mark.parametrize("shrink", [2, 4])
+    def test_a_large_drawing_has_nearly_the_latents_of_the_small_one(self, shrink: int) -> None:
+        scene = lay_out(Wish((Kind("red", "star"),), "blue"), np.random.default_rng(0))
+        small, large = (
+            pictures_of([drawn], torch.device("cpu")) for drawn in (scene, enlarged(scene, shrink))
+        )
+        assert (fold(large, shrink) - fold(small)).abs().mean() < 0.01
+
+    def test_a_larger_decoder_takes_over_the_smaller_and_repeats_its_features(self) -> None:
+        trained, larger = build_autoencoder(2).decoder, build_autoencoder(4).decoder
+        start_decoder_from(larger, trained)
+        features = torch.randn(1, 16, 4, 6)
+        with torch.no_grad():
+            repeated = larger.up_blocks[3].upsamplers[0](features)
+        assert torch.equal(repeated[..., ::2, ::2], features)
+        weights = larger.state_dict()
+        assert all(torch.equal(weights[n], value) for n, value in trained.state_dict().items())
+
+    def test_a_larger_decoder_can_be_trained(self) -> None:
+        stage = DecoderStage(torch.device("cpu"), batch=2, shrink=2)
+        before = stage.model.encoder.conv_out.weight.clone()
+        losses = [stage.step(0.1, np.random.default_rng(0)) for _ in range(3)]
+        assert losses[-1] < losses[0]
+        assert torch.equal(stage.smoothed().encoder.conv_out.weight, before)
 
 
 class TestTokenizer:
