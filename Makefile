@@ -120,28 +120,34 @@ bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (ho
 	$(BIN)/python -m benchmarks.scheduling.run all $(ARGS)
 	$(BIN)/python -m benchmarks.scheduling.run report
 
-# A trial of the whole chain in minutes: make train-models SHARE=0.001 MODELS=/tmp/trial \
-# RUNS=/tmp/trial/runs CAPTIONS=4 HARD_CAPTIONS=1 SIZE_CAPTIONS=2 CLIPS=3 LONGER_CLIPS=1
+# A trial of the whole chain in minutes: make train-models SHARE=0.0003 MODELS=/tmp/trial \
+# RUNS=/tmp/trial/runs CAPTIONS=4 STYLED=1 SIZED=2 CLIPS=8 LONGER_CLIPS=1
 SHARE ?= 1
 MODELS ?= models
 RUNS ?= runs
 CAPTIONS ?= 500
-HARD_CAPTIONS ?= 30
-SIZE_CAPTIONS ?= 40
+STYLED ?= 50
+SIZED ?= 40
 CLIPS ?= 200
-LONGER_CLIPS ?= 24
+LONGER_CLIPS ?= 32
 TRAIN := $(BIN)/python -m models.training
+LARGER := shapes-128 shapes-256
 
 train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU; resumes where it stopped)
 	$(TRAIN).train --run $(RUNS)/shapes --out $(MODELS)/shapes --share $(SHARE)
 	$(TRAIN).export --run $(RUNS)/shapes --out $(MODELS)/shapes
-	$(TRAIN).evaluate --model $(MODELS)/shapes --captions $(CAPTIONS) --hard-captions $(HARD_CAPTIONS) --size-captions $(SIZE_CAPTIONS)
-	$(TRAIN).sheet --model $(MODELS)/shapes
+	$(TRAIN).larger --run $(RUNS)/shapes --stills $(MODELS)/shapes --share $(SHARE)
 	$(TRAIN).plot --run $(RUNS)/shapes --out $(MODELS)/shapes/training.png
 	$(TRAIN).motion.train --stills $(MODELS)/shapes --run $(RUNS)/motion --out $(MODELS)/motion --share $(SHARE)
 	$(TRAIN).motion.export --stills $(MODELS)/shapes --run $(RUNS)/motion --out $(MODELS)/motion
-	$(TRAIN).motion.evaluate --model $(MODELS)/motion --clips $(CLIPS) --longer-clips $(LONGER_CLIPS)
-	$(TRAIN).motion.sheet --model $(MODELS)/motion
+	$(TRAIN).motion.larger --motion $(MODELS)/motion --stills $(MODELS)/shapes-128
+	$(TRAIN).plot --run $(RUNS)/motion --stage longer --out $(MODELS)/motion/training.png
+	for model in shapes $(LARGER); do \
+		$(TRAIN).evaluate --model $(MODELS)/$$model --captions $(CAPTIONS) --styled-captions $(STYLED) \
+			--size-captions $(SIZED) && $(TRAIN).sheet --model $(MODELS)/$$model || exit 1; done
+	for model in motion motion-128; do \
+		$(TRAIN).motion.evaluate --model $(MODELS)/$$model --clips $(CLIPS) --longer-clips $(LONGER_CLIPS) \
+			&& $(TRAIN).motion.sheet --model $(MODELS)/$$model || exit 1; done
 
 clean: ## Delete the environment, caches and local data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache data

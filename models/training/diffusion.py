@@ -21,7 +21,7 @@ from models.training.batches import pictures_of
 from models.training.captions import say
 from models.training.denoiser import build_text_encoder, build_unet
 from models.training.grow import grow_text_encoder
-from models.training.optimisers import ADAM_RATE, MUON_RATE, Optimisers
+from models.training.optimisers import Optimisers
 from models.training.scenes import Mix, lay_out, sample_wish
 from models.training.tokens import build_tokenizer, token_ids, unknown_id, untrained_ids
 
@@ -42,24 +42,20 @@ DROPPED_CAPTIONS = 0.1
 JUNK_CAPTIONS = 0.04
 JUNK_WORD = "\N{EM DASH}"
 """Not in the vocabulary: one unknown token after another."""
-LATER_MUON_RATE = 1e-3
-"""For going on from trained weights: less of what has been learned should be lost."""
 SQUARE_PX = (64, 64)
-SIZES_PX: Mapping[tuple[int, int], float] = MappingProxyType(
+OTHER_SIZES_PX: Mapping[tuple[int, int], float] = MappingProxyType(
     {
-        SQUARE_PX: 0.5,
-        (96, 64): 0.04,
-        (64, 96): 0.04,
-        (96, 96): 0.09,
-        (128, 64): 0.04,
-        (64, 128): 0.04,
-        (128, 96): 0.04,
-        (96, 128): 0.04,
-        (128, 128): 0.17,
+        (96, 64): 0.2,
+        (64, 96): 0.2,
+        (96, 96): 0.3,
+        (80, 64): 0.08,
+        (64, 80): 0.08,
+        (112, 64): 0.07,
+        (64, 112): 0.07,
     }
 )
-"""Picture sizes, width first, and how often a batch has each once all sizes are trained."""
-OTHER_SIZES_PX = tuple(size_px for size_px in SIZES_PX if size_px != SQUARE_PX)
+"""Picture sizes besides 64 x 64, width first, and how often each comes among them. The models for
+larger pictures show the same grids of latents, so these are their aspect ratios too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +85,11 @@ class Curriculum:
         return Mix(0.1 + 0.5 * share, 0.25 * share, 0.4 * share, self.styled, self.later)
 
     def size_px(self, progress: float, rng: np.random.Generator) -> tuple[int, int]:
-        """64 x 64 first, then a share of other sizes, by `SIZES_PX`."""
+        """64 x 64 first, then a share of other sizes, by `OTHER_SIZES_PX`."""
         if progress < self.sizes_from or rng.random() > self.sizes_share:
             return SQUARE_PX
-        others = OTHER_SIZES_PX
-        shares = np.array([SIZES_PX[size_px] for size_px in others])
-        return others[rng.choice(len(others), p=shares / shares.sum())]
+        shares = np.array(list(OTHER_SIZES_PX.values()))
+        return list(OTHER_SIZES_PX)[rng.choice(len(shares), p=shares / shares.sum())]
 
 
 FIRST = Curriculum(sizes_from=0.5, sizes_share=0.25)
@@ -102,12 +97,12 @@ FIRST = Curriculum(sizes_from=0.5, sizes_share=0.25)
 WIDER = Curriculum(
     widen_from=-1.0,
     widen_until=0.0,
-    sizes_from=0.0,
-    sizes_share=1 - SIZES_PX[SQUARE_PX],
-    styled=0.5,
-    later=3.0,
+    sizes_from=0.2,
+    sizes_share=0.35,
+    styled=0.6,
+    later=2.0,
 )
-"""From trained weights: every size, outlined and striped objects."""
+"""From trained weights: outlined and striped objects, a dozen shapes, more aspect ratios."""
 
 
 class DenoiserStage:
@@ -138,8 +133,7 @@ class DenoiserStage:
         self._optimisers = Optimisers(
             self._modules(),
             warmup=0.005 if start is None else 0.03,
-            decay_from=0.5 if start is None else 0.0,
-            rates=(MUON_RATE if start is None else LATER_MUON_RATE, ADAM_RATE),
+            decay_from=0.5 if start is None else 0.4,
         )
 
     def _modules(self) -> list[torch.nn.Module]:

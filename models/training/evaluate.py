@@ -21,14 +21,14 @@ from diffusers import DiffusionPipeline
 from models.training import card
 from models.training.batches import as_pixels, pictures_of
 from models.training.decoder import reconstruction_psnr_db
-from models.training.diffusion import OTHER_SIZES_PX
+from models.training.diffusion import OTHER_SIZES_PX, SQUARE_PX
 from models.training.drawing import Sampling, draw_prompts
 from models.training.scenes import lay_out
-from models.training.scoring import hard_prompts, held_out_prompts, score
-from models.training.vocabulary import LATER_SHAPES, PLAIN, STYLES
+from models.training.scoring import hard_prompts, held_out_prompts, score, styled_prompts
+from models.training.vocabulary import SHAPES, STYLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
@@ -58,45 +58,57 @@ def quality_rows(
             prompts[half:singles],
             pictures[half:singles],
         ),
+        *shape_rows(prompts[:singles], pictures[:singles]),
         _row("**one object, both kinds**", prompts[:singles], pictures[:singles]),
         _row("**two objects, at least one never trained**", prompts[singles:], pictures[singles:]),
     ]
 
 
-def hard_rows(pipeline: StableDiffusionPipeline, count: int, sampling: Sampling) -> list[list[str]]:
-    """One row per style and later shape, of single objects: what is hardest."""
-    sorts: dict[str, Callable[[Kind], bool]] = {
-        f"one {style} object": functools.partial(_has_style, style=style) for style in STYLES[1:]
-    }
-    sorts |= {f"one {shape}": functools.partial(_has_shape, shape=shape) for shape in LATER_SHAPES}
+def style_rows(
+    pipeline: StableDiffusionPipeline, count: int, sampling: Sampling
+) -> list[list[str]]:
+    """One row per style, of single objects."""
     rows = []
-    for name, accepts in sorts.items():
-        prompts = hard_prompts(PROMPT_SEED + 3, count, accepts)
+    for style in STYLES[1:]:
+        prompts = hard_prompts(PROMPT_SEED + 3, count, functools.partial(_has_style, style=style))
         pictures = draw_prompts(pipeline, [prompt.text for prompt in prompts], sampling)
-        rows.append(_row(name, prompts, pictures))
+        rows.append(_row(f"**one {style} object**", prompts, pictures))
     return rows
 
 
 def _has_style(kind: Kind, style: str) -> bool:
-    return kind.style == style and kind.shape not in LATER_SHAPES
-
-
-def _has_shape(kind: Kind, shape: str) -> bool:
-    return kind.style == PLAIN and kind.shape == shape
+    return kind.style == style
 
 
 def size_rows(pipeline: StableDiffusionPipeline, count: int, sampling: Sampling) -> list[list[str]]:
-    """Two rows per picture size other than 64 x 64: one object, two objects."""
+    """Two rows per picture size besides the usual one: one object, two objects."""
     rows = []
-    for width_px, height_px in OTHER_SIZES_PX:
+    for width_px, height_px in other_sizes_px(sampling.width_px):
         prompts = held_out_prompts(PROMPT_SEED + 1, count // 2, count - count // 2)
-        batch = max(1, sampling.batch * 64 * 64 // (width_px * height_px))
+        batch = max(1, sampling.batch * sampling.width_px**2 // (width_px * height_px))
         sized = replace(sampling, width_px=width_px, height_px=height_px, batch=batch)
         pictures = draw_prompts(pipeline, [prompt.text for prompt in prompts], sized)
         name = f"{width_px} x {height_px}"
         middle = count // 2
         rows.append(_row(f"{name}, one object", prompts[:middle], pictures[:middle]))
         rows.append(_row(f"{name}, two objects", prompts[middle:], pictures[middle:]))
+    return rows
+
+
+def other_sizes_px(side_px: int) -> list[tuple[int, int]]:
+    """The trained sizes besides the square one, for a model whose usual side is `side_px`."""
+    times = side_px // SQUARE_PX[0]
+    return [(times * width_px, times * height_px) for width_px, height_px in OTHER_SIZES_PX]
+
+
+def shape_rows(prompts: Sequence[Prompt], pictures: Sequence[Pixels]) -> list[list[str]]:
+    """One row per shape, of single objects."""
+    rows = []
+    for shape in SHAPES:
+        chosen = [i for i, prompt in enumerate(prompts) if prompt.wish.kinds[0].shape == shape]
+        if chosen:
+            mine = [prompts[i] for i in chosen], [pictures[i] for i in chosen]
+            rows.append(_row(f"one {shape}", *mine))
     return rows
 
 
@@ -131,39 +143,48 @@ def stage_ms(pipeline: StableDiffusionPipeline, sampling: Sampling) -> list[str]
 
 
 @torch.no_grad()
-def reconstruction_line(autoencoder: AutoencoderKL, count: int = 200) -> str:
-    """What the autoencoder alone costs: held-out drawings, encoded and decoded."""
-    psnr_db = reconstruction_psnr_db(autoencoder, torch.device("cpu"))
-    prompts = held_out_prompts(PROMPT_SEED + 2, count // 2, count // 2)
+def reconstruction_line(autoencoder: AutoencoderKL, side_px: int, count: int = 200) -> str:
+    """What the autoencoder alone costs: held-out drawings, in every style, encoded and decoded."""
+    shrink = side_px // SQUARE_PX[0]
+    psnr_db = reconstruction_psnr_db(autoencoder, torch.device("cpu"), shrink=shrink)
+    prompts = held_out_prompts(PROMPT_SEED + 2, count // 4, count // 2)
+    prompts += styled_prompts(PROMPT_SEED + 2, count // 4)
     rng = np.random.default_rng(PROMPT_SEED)
-    drawings = pictures_of([lay_out(p.wish, rng) for p in prompts], torch.device("cpu"))
-    decoded = [
-        autoencoder.decode(autoencoder.encode(part).latent_dist.mode()).sample
-        for part in drawings.split(20)
-    ]
-    right = score(prompts, list(as_pixels(torch.cat(decoded))))["all"]
+    pictures: list[Pixels] = []
+    for prompt in prompts:
+        scene = lay_out(prompt.wish, rng, (side_px, side_px))
+        latent = autoencoder.encode(pictures_of([scene], torch.device("cpu"))).latent_dist.mode()
+        pictures.extend(as_pixels(autoencoder.decode(latent).sample))
+    right = score(prompts, pictures)["all"]
     return f"Real drawings through the autoencoder: {psnr_db:.1f} dB, everything right {right}."
 
 
 def report(pipeline: StableDiffusionPipeline, options: argparse.Namespace) -> str:
     """The measured part of the card."""
-    sampling = Sampling(steps=options.steps, guidance=options.guidance, seed=NOISE_SEED)
-    header = ["64 x 64" if not options.size_captions else "captions", "n", *_POINTS]
+    side_px = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    sampling = Sampling(
+        steps=options.steps,
+        guidance=options.guidance,
+        seed=NOISE_SEED,
+        width_px=side_px,
+        height_px=side_px,
+    )
     rows = quality_rows(pipeline, options.captions, sampling)
-    rows += hard_rows(pipeline, options.hard_captions, sampling)
-    parts = [card.table(header, rows)]
+    rows += style_rows(pipeline, options.styled_captions, sampling)
+    parts = [card.table([f"{side_px} x {side_px}", "n", *_POINTS], rows)]
     if options.size_captions:
         others = size_rows(pipeline, options.size_captions, sampling)
         parts.append(card.table(["other sizes", "n", *_POINTS], others))
+    sizes = [(side_px, side_px), *other_sizes_px(side_px)[:3]]
     times = [
-        stage_ms(pipeline, replace(sampling, width_px=side, height_px=side))
-        for side in (64, 96, 128)
+        stage_ms(pipeline, replace(sampling, width_px=width_px, height_px=height_px))
+        for width_px, height_px in sizes
     ]
     parts.append(card.table(["one picture, ms", "encode", "denoise", "decode", "all"], times))
-    parts.append(reconstruction_line(pipeline.vae))
+    parts.append(reconstruction_line(pipeline.vae, side_px))
     parts.append(
-        f"`python -m models.training.evaluate --captions {options.captions} "
-        f"--hard-captions {options.hard_captions} "
+        f"`python -m models.training.evaluate --model models/{options.model.name} "
+        f"--captions {options.captions} --styled-captions {options.styled_captions} "
         f"--size-captions {options.size_captions}`, {options.steps} steps, "
         f"guidance {options.guidance}, first draw of each caption, none discarded; "
         f"{card.machine()}, {torch.get_num_threads()} thread."
@@ -176,11 +197,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/shapes"))
     parser.add_argument(
-        "--captions", type=int, default=500, help="at 64 x 64, 3 in 5 of one object"
+        "--captions", type=int, default=500, help="at the usual size, 3 in 5 of one object"
     )
     parser.add_argument("--size-captions", type=int, default=0, help="at each other picture size")
     parser.add_argument(
-        "--hard-captions", type=int, default=0, help="at 64 x 64, of each style and later shape"
+        "--styled-captions", type=int, default=0, help="at the usual size, of each style"
     )
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--guidance", type=float, default=2.0)

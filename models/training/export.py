@@ -62,9 +62,9 @@ def _restored(stage: Stage, run: Path) -> str:
 def _scores(run: Path) -> str:
     """The scores on held-out captions along the training, as a table."""
     columns = [(kind.name, point) for kind in WIDER_KINDS for point in _POINTS]
-    header = ["step", "minutes", *(f"{kind}: {point}" for kind, point in columns)]
+    header = ["pictures", "minutes", *(f"{kind}: {point}" for kind, point in columns)]
     rows = [
-        [f"{look['pictures'] // 32:,}", f"{look['spent_s'] / 60:.0f}"]
+        [f"{look['pictures']:,}", f"{look['spent_s'] / 60:.0f}"]
         + [f"{look[kind][point]:.2f}" for kind, point in columns]
         for look in looks_of(run, "wider")
     ]

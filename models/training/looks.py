@@ -20,7 +20,7 @@ from models.training import assembly
 from models.training.diffusion import WIDER, DenoiserStage
 from models.training.drawing import Sampling, draw_prompts
 from models.training.loop import Position, resume
-from models.training.scoring import held_out_prompts, score, styled_prompts
+from models.training.scoring import held_out_prompts, later_prompts, score, styled_prompts
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -38,11 +38,12 @@ class Kind:
     singles: int = 0
     pairs: int = 0
     styled: int = 0
+    later: int = 0
     side_px: int = 64
 
     def in_trial(self, share: float) -> Kind:
         """As many captions as a trial of this share of the training deserves."""
-        counts = (self.singles, self.pairs, self.styled)
+        counts = (self.singles, self.pairs, self.styled, self.later)
         return Kind(self.name, *(trial_count(count, share) for count in counts), self.side_px)
 
 
@@ -56,8 +57,8 @@ WIDER_KINDS = (
     Kind("single", singles=48),
     Kind("pair", pairs=48),
     Kind("styled", styled=32),
-    Kind("single at 96", singles=20, side_px=96),
-    Kind("single at 128", singles=20, side_px=128),
+    Kind("later shapes", later=24),
+    Kind("pair at 96", pairs=16, side_px=96),
 )
 
 
@@ -107,7 +108,7 @@ def looks_of(run: Path, stage: str) -> list[dict[str, Any]]:
 
 def _scores(pipeline: StableDiffusionPipeline, kind: Kind) -> dict[str, float]:
     prompts = held_out_prompts(LOOK_SEED, kind.singles, kind.pairs)
-    prompts += styled_prompts(LOOK_SEED, kind.styled)
+    prompts += styled_prompts(LOOK_SEED, kind.styled) + later_prompts(LOOK_SEED, kind.later)
     batch = max(1, 16 * 64 * 64 // kind.side_px**2)
     sampling = Sampling(width_px=kind.side_px, height_px=kind.side_px, batch=batch)
     pictures = draw_prompts(pipeline, [prompt.text for prompt in prompts], sampling)

@@ -28,9 +28,10 @@ _CURVES = (
     ("single", "all"),
     ("pair", "all"),
     ("styled", "all"),
-    ("single at 96", "all"),
-    ("single at 128", "all"),
+    ("later shapes", "all"),
+    ("pair at 96", "all"),
 )
+_CLIP_CURVES = ("present", "colour", "shape", "direction", "smooth", "all")
 
 
 def main() -> None:
@@ -46,7 +47,8 @@ def main() -> None:
     left, right = axes[0, 0], axes[0, -1]
     rows = _numbers(options.run / f"{options.stage}.csv")
     left.plot(rows[:, 0] / 1000, _smooth(rows[:, 2]), lw=1)
-    left.set(title="loss of the denoiser", xlabel="thousand pictures", yscale="log")
+    counted = f"thousand {_counted(looks)}"
+    left.set(title="loss of the denoiser", xlabel=counted, yscale="log")
     if looks:
         _plot_looks(right, looks)
     figure.tight_layout()
@@ -54,13 +56,22 @@ def main() -> None:
 
 
 def _plot_looks(axes: Axes, looks: Sequence[Mapping[str, Any]]) -> None:
-    """One curve per kind of caption that was looked at."""
-    for kind, point in _CURVES:
-        if kind in looks[0]:
-            values = [look[kind][point] for look in looks]
-            axes.plot([look["pictures"] / 1000 for look in looks], values, label=f"{kind}: {point}")
-    axes.set(title="held-out captions right", xlabel="thousand pictures", ylim=(0, 1.02))
+    """One curve per kind of caption that was looked at; of clips, one per point."""
+    counted = _counted(looks)
+    seen = [look[counted] / 1000 for look in looks]
+    if counted == "clips":
+        curves = {point: [look[point] for look in looks] for point in _CLIP_CURVES}
+    else:
+        known = [(kind, point) for kind, point in _CURVES if kind in looks[0]]
+        curves = {f"{kind}: {p}": [look[kind][p] for look in looks] for kind, p in known}
+    for name, values in curves.items():
+        axes.plot(seen, values, label=name)
+    axes.set(title="held-out captions right", xlabel=f"thousand {counted}", ylim=(0, 1.02))
     axes.legend(fontsize=7)
+
+
+def _counted(looks: Sequence[Mapping[str, Any]]) -> str:
+    return "clips" if looks and "clips" in looks[0] else "pictures"
 
 
 def _numbers(path: Path) -> np.ndarray:

@@ -100,15 +100,14 @@ class Mix:
         placed: Share of single objects whose place is stated.
         pairs: Share of pictures with two objects.
         styled: Share of single, not small objects that are outlined or striped.
-        later: How often each of the later shapes comes, one of the first ten coming once. None by
-            default: the models that ship do not draw them well yet.
+        later: How often each of the later shapes comes, one of the first ten coming once.
     """
 
     jitter: float = 0.6
     placed: float = 0.25
     pairs: float = 0.35
     styled: float = 0.0
-    later: float = 0.0
+    later: float = 1.0
 
 
 def is_held_out(wish: Wish) -> bool:

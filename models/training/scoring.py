@@ -15,7 +15,7 @@ from models.training.scenes import (
     is_held_out,
     is_pair_held_out,
 )
-from models.training.vocabulary import PLAIN
+from models.training.vocabulary import LATER_SHAPES, PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,12 +71,19 @@ def styled_prompts(seed: int, count: int) -> list[Prompt]:
     return hard_prompts(seed, count, lambda kind: kind.style != PLAIN)
 
 
+def later_prompts(seed: int, count: int) -> list[Prompt]:
+    """Single plain objects of the later shapes."""
+    return hard_prompts(
+        seed, count, lambda kind: kind.shape in LATER_SHAPES and kind.style == PLAIN
+    )
+
+
 def hard_prompts(seed: int, count: int, accepts: Callable[[Kind], bool]) -> list[Prompt]:
     """Held-out single objects in every style, later shapes among them, of the wanted kind."""
     rng = np.random.default_rng((seed, 1))
     prompts: list[Prompt] = []
     while len(prompts) < count:
-        wish = any_wish(rng, Mix(pairs=0.0, styled=0.5, later=1.0))
+        wish = any_wish(rng, Mix(pairs=0.0, styled=0.5))
         if is_held_out(wish) and accepts(wish.kinds[0]):
             prompts.append(Prompt(wish, say(wish, rng)))
     return prompts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,20 +18,35 @@ from PIL import Image, ImageDraw
 from models.training.captions import say
 from models.training.drawing import Sampling, draw_prompts
 from models.training.scenes import Kind, Wish, is_held_out, is_pair_held_out
-from models.training.vocabulary import COLOURS, FIRST_SHAPES, RADII, RELATIONS, SHAPES
+from models.training.vocabulary import (
+    COLOURS,
+    FIRST_SHAPES,
+    LATER_SHAPES,
+    PLAIN,
+    RADII,
+    RELATIONS,
+    SHAPES,
+)
 
 COLUMNS = 4
-ENLARGED = 3
+SIDE_PX = 192
+"""Of an enlarged picture."""
 CAPTION_PX = 34
 SHEET_SEED = 42
+_STYLED = {4: "striped", 5: "outlined", 8: "outlined", 11: "striped"}
+"""Which of the single objects are not plain."""
 
 
 def sheet_wishes() -> list[Wish]:
     """Twelve single objects, one per colour, each a pair never trained; then four pairs."""
     colours = list(COLOURS)
-    kinds = [next(k for k in _kinds(colour) if is_pair_held_out(k)) for colour in colours]
+    kinds = [_never_trained(colour) for colour in colours]
     singles = [
-        Wish((kind,), colours[(index + 5) % len(colours)], size=list(RADII)[index % 3])
+        Wish(
+            (replace(kind, style=_STYLED.get(index, PLAIN)),),
+            colours[(index + 5) % len(colours)],
+            size=list(RADII)[index % 3],
+        )
         for index, kind in enumerate(kinds)
     ]
     pairs = [
@@ -50,13 +66,16 @@ def sheet_wishes() -> list[Wish]:
     return wishes
 
 
-def _kinds(colour: str) -> list[Kind]:
-    return [Kind(colour, shape) for shape in SHAPES]
+def _never_trained(colour: str) -> Kind:
+    """A shape that is never drawn in this colour: one of the later ones if there is, but once each."""
+    kinds = [Kind(colour, shape) for shape in SHAPES]
+    later = [k for k in kinds if k.shape in LATER_SHAPES and list(COLOURS).index(colour) >= 6]
+    return next(kind for kind in (*later, *kinds) if is_pair_held_out(kind))
 
 
 def compose(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
     """Pictures in a grid, enlarged without smoothing, each above its caption."""
-    side = pictures[0].width * ENLARGED
+    side = max(SIDE_PX, pictures[0].width)
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (side + 8), rows * (side + CAPTION_PX + 4)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -78,7 +97,9 @@ def main() -> None:
     pipeline = DiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
     captions = [say(wish, None) for wish in sheet_wishes()]
-    drawn = draw_prompts(pipeline, captions, Sampling(seed=SHEET_SEED))
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    sampling = Sampling(seed=SHEET_SEED, width_px=side, height_px=side)
+    drawn = draw_prompts(pipeline, captions, sampling)
     sheet = compose([Image.fromarray(picture) for picture in drawn], captions)
     sheet.save(options.out or options.model / "samples.png", optimize=True)
 

@@ -81,11 +81,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--wider-pictures",
         type=int,
-        default=40_000,
+        default=180_000,
         help="then in every size, in pictures of 64 x 64 (larger ones count as several)",
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")
-    parser.add_argument("--look-every", type=int, default=32_000, help="pictures between scores")
+    parser.add_argument("--look-every", type=int, default=56_000, help="pictures between scores")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 SHIPPED = Path(__file__).parents[2] / "models" / "shapes"
+MODELS = ("shapes", "shapes-128", "shapes-256")
 
 pytest.importorskip("diffusers")
 pytestmark = [
@@ -52,17 +54,29 @@ class TestFolder:
         assert type(pipeline) is StableDiffusionPipeline
         assert pipeline.safety_checker is None
 
-    def test_it_stays_small(self) -> None:
-        assert sum(path.stat().st_size for path in SHIPPED.rglob("*")) < 20_000_000
+    def test_all_weights_together_stay_small(self) -> None:
+        weights = {path.resolve() for path in SHIPPED.parent.glob("*/*/*.safetensors")}
+        assert len(weights) == 7
+        assert sum(path.stat().st_size for path in weights) < 40_000_000
 
-    def test_its_settings_fit_its_limits(self) -> None:
-        settings = json.loads((SHIPPED / "trident.json").read_text())
-        defaults = settings["defaults"]
+    @pytest.mark.parametrize("model", MODELS)
+    def test_its_settings_fit_its_limits(self, model: str) -> None:
+        settings = json.loads((SHIPPED.parent / model / "trident.json").read_text())
+        defaults, limits = settings["defaults"], settings["limits"]
         area = defaults["width_px"] * defaults["height_px"]
-        assert 0 < area <= settings["limits"]["max_pixels"]
+        assert limits["min_pixels"] <= area <= limits["max_pixels"]
 
-    def test_the_card_was_written_by_the_commands_that_measure(self) -> None:
-        text = (SHIPPED / "README.md").read_text()
+    def test_every_size_between_the_smallest_and_the_largest_is_drawn_by_one_model(self) -> None:
+        cards = [json.loads((SHIPPED.parent / m / "trident.json").read_text()) for m in MODELS]
+        limits = [card["limits"] for card in cards]
+        for smaller, larger in itertools.pairwise(limits):
+            assert larger["min_pixels"] == smaller["max_pixels"] + 1
+        assert limits[0]["min_pixels"] == 64 * 64
+        assert limits[-1]["max_pixels"] >= 256 * 256
+
+    @pytest.mark.parametrize("model", MODELS)
+    def test_the_card_was_written_by_the_commands_that_measure(self, model: str) -> None:
+        text = (SHIPPED.parent / model / "README.md").read_text()
         assert "Not measured yet" not in text
         assert "Not trained yet" not in text
 
@@ -92,6 +106,17 @@ class TestDrawing:
     def test_other_sizes_can_be_drawn(self, pipeline: StableDiffusionPipeline) -> None:
         picture = draw(pipeline, ["a large red star"], width_px=96, height_px=64)[0]
         assert picture.shape == (64, 96, 3)
+
+    @pytest.mark.parametrize(("model", "side_px"), [("shapes-128", 128), ("shapes-256", 256)])
+    def test_larger_models_follow_held_out_captions(self, model: str, side_px: int) -> None:
+        loaded = DiffusionPipeline.from_pretrained(SHIPPED.parent / model)
+        loaded.set_progress_bar_config(disable=True)
+        prompts = held_out_prompts(seed=2, singles=3, pairs=1)
+        size = {"width_px": side_px, "height_px": side_px}
+        shares = score(prompts, draw(loaded, [prompt.text for prompt in prompts], **size))
+        assert shares["colour"].right >= 3
+        assert shares["background"].right >= 3
+        assert shares["shape"].right >= 3
 
     def test_the_sheet_holds_only_captions_never_trained(self) -> None:
         assert len(sheet_wishes()) == 16

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 PROMPT_SEED, NOISE_SEED = 91_000, 2_000_000
 TIMED_RUNS = 3
-OTHER_TAKES = ((17, 64), (33, 64))
-"""Frames and side, in pixels, of clips that are not nine frames of 64 x 64."""
+OTHER_LENGTHS = (17, 33)
+"""Frames of clips that are not nine frames long."""
+EVERY_MOVING = (*MOVING, *LATER_MOVING)
 _COLUMNS = (*POINTS, "all")
 
 
@@ -44,7 +45,8 @@ def quality_rows(prompts: Sequence[ClipPrompt], verdicts: Sequence[ClipVerdict])
     """One row per sort of held-out caption, per movement, and for everything."""
     pairs = list(zip(prompts, verdicts, strict=True))
     groups = {name: [v for p, v in pairs if test(p.wish)] for name, test in SORTS.items()}
-    groups |= {name: [v for p, v in pairs if p.wish.movement == name] for name in MOVING}
+    groups |= {name: [v for p, v in pairs if p.wish.movement == name] for name in EVERY_MOVING}
+    groups["**straight movements**"] = [v for p, v in pairs if is_straight(p.wish.movement)]
     groups["**all held-out captions**"] = list(verdicts)
     return [_row(name, group) for name, group in groups.items() if group]
 
@@ -55,13 +57,13 @@ def _row(name: str, verdicts: Sequence[ClipVerdict]) -> list[str]:
 
 
 @torch.no_grad()
-def judge_rows(autoencoder: AutoencoderKL, count: int = 60) -> list[list[str]]:
+def judge_rows(autoencoder: AutoencoderKL, side_px: int, count: int = 60) -> list[list[str]]:
     """What the judge says of clips whose truth is known: right ones, decoded ones, wrong ones."""
-    prompts = held_out_clip_prompts(PROMPT_SEED + 1, count, (*MOVING, *LATER_MOVING))
+    prompts = held_out_clip_prompts(PROMPT_SEED + 1, count, EVERY_MOVING)
     rng = np.random.default_rng(PROMPT_SEED)
     drawn, decoded = [], []
     for prompt in prompts:
-        frames = pictures_of(lay_out_clip(prompt.wish, rng), torch.device("cpu"))
+        frames = pictures_of(lay_out_clip(prompt.wish, rng, FRAMES, side_px), torch.device("cpu"))
         drawn.append(as_pixels(frames))
         latents = autoencoder.encode(frames).latent_dist.mode()
         decoded.append(as_pixels(autoencoder.decode(latents).sample))
@@ -80,16 +82,14 @@ def judge_rows(autoencoder: AutoencoderKL, count: int = 60) -> list[list[str]]:
 
 
 def longer_rows(pipeline: AnimateDiffPipeline, count: int, shooting: Shooting) -> list[list[str]]:
-    """One row per length and size other than nine frames of 64 x 64."""
+    """Per length other than nine frames, one row for straight movements and one for the others."""
     rows = []
-    for frames, side_px in OTHER_TAKES:
-        prompts = held_out_clip_prompts(PROMPT_SEED + 2, count)
-        sized = replace(
-            shooting, frames=frames, width_px=side_px, height_px=side_px, batch=1, seed=NOISE_SEED
-        )
-        clips = film_prompts(pipeline, [prompt.text for prompt in prompts], sized)
-        name = f"{frames} frames, {side_px} x {side_px}"
-        rows.append(_row(name, judge_all(prompts, clips)))
+    for frames in OTHER_LENGTHS:
+        for name, movements in (("straight", MOVING), ("bouncing and turning", LATER_MOVING)):
+            prompts = held_out_clip_prompts(PROMPT_SEED + 2, count // 2, movements)
+            sized = replace(shooting, frames=frames, batch=1)
+            clips = film_prompts(pipeline, [prompt.text for prompt in prompts], sized)
+            rows.append(_row(f"{frames} frames, {name}", judge_all(prompts, clips)))
     return rows
 
 
@@ -123,27 +123,37 @@ def stage_ms(pipeline: AnimateDiffPipeline, shooting: Shooting) -> list[str]:
 
 def report(pipeline: AnimateDiffPipeline, options: argparse.Namespace) -> str:
     """The measured part of the card."""
-    shooting = Shooting(steps=options.steps, guidance=options.guidance, seed=NOISE_SEED)
-    prompts = held_out_clip_prompts(PROMPT_SEED, options.clips)
+    side_px = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    shooting = Shooting(
+        steps=options.steps,
+        guidance=options.guidance,
+        seed=NOISE_SEED,
+        width_px=side_px,
+        height_px=side_px,
+    )
+    prompts = held_out_clip_prompts(PROMPT_SEED, options.clips, EVERY_MOVING)
     clips = film_prompts(pipeline, [prompt.text for prompt in prompts], shooting)
     rows = quality_rows(prompts, judge_all(prompts, clips))
-    header = [f"{FRAMES} frames, 64 x 64", "n", *_COLUMNS]
+    header = [f"{FRAMES} frames, {side_px} x {side_px}", "n", *_COLUMNS]
     timing = ["one clip, ms", "encode", "denoise", "decode", "all"]
     said = (
-        f"`python -m models.training.motion.evaluate --clips {options.clips} --longer-clips "
-        f"{options.longer_clips}`, {options.steps} steps, guidance {options.guidance}, first draw of each caption, none discarded; "
+        f"`python -m models.training.motion.evaluate --model models/{options.model.name} "
+        f"--clips {options.clips} --longer-clips {options.longer_clips}`, {options.steps} steps, "
+        f"guidance {options.guidance}, first draw of each caption, none discarded; "
         f"{card.machine()}. Times are of one thread."
     )
-    judged = card.table(["the judge on known clips", *header[1:]], judge_rows(pipeline.vae))
+    judged = card.table(
+        ["the judge on known clips", *header[1:]], judge_rows(pipeline.vae, side_px)
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    sizes = [shooting, replace(shooting, frames=17)]
+    sizes = [shooting, *(replace(shooting, frames=frames) for frames in OTHER_LENGTHS)]
     timed = card.table(timing, [stage_ms(pipeline, sized) for sized in sizes])
     torch.set_num_threads(threads)
     parts = [card.table(header, rows), judged, timed, said]
     if options.longer_clips:
         longer = longer_rows(pipeline, options.longer_clips, shooting)
-        parts.insert(1, card.table(["longer and larger", *header[1:]], longer))
+        parts.insert(1, card.table(["longer", *header[1:]], longer))
     return "\n\n".join(parts)
 
 

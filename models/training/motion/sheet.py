@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from models.training.motion.filming import Shooting, film_prompts
-from models.training.motion.movements import MOVING, ClipWish, is_clip_held_out
+from models.training.motion.movements import LATER_MOVING, MOVING, ClipWish, is_clip_held_out
 from models.training.motion.phrases import say_clip
 from models.training.scenes import Kind, Wish, is_pair_held_out
 from models.training.vocabulary import COLOURS, SHAPES
@@ -31,12 +31,13 @@ ROWS = 12
 CAPTION_PX = 16
 GAP_PX = 3
 SHEET_SEED = 42
+EVERY_MOVING = (*MOVING, *LATER_MOVING)
 
 
 def sheet_wishes() -> list[ClipWish]:
     """Each colour once, in a pair never trained; every movement twice."""
     colours = list(COLOURS)
-    movements = itertools.cycle(MOVING)
+    movements = itertools.cycle(EVERY_MOVING)
     wishes = []
     for index in range(ROWS):
         colour, background = colours[index], colours[(index + 5) % len(colours)]
@@ -71,7 +72,9 @@ def main() -> None:
     pipeline = DiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
     captions = [say_clip(wish, None) for wish in sheet_wishes()]
-    clips = film_prompts(pipeline, captions, Shooting(seed=SHEET_SEED))
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    shooting = Shooting(seed=SHEET_SEED, width_px=side, height_px=side)
+    clips = film_prompts(pipeline, captions, shooting)
     sheet = compose(clips, captions)
     sheet.save(options.out or options.model / "samples.png", optimize=True)
 

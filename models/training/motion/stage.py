@@ -46,8 +46,6 @@ through the noise, and captions would never be asked which way it goes."""
 NEARLY_NOISE = 0.03
 STILLS_RATES, MOTION_RATES = (1.5e-3, 1e-3), (4e-3, 2e-3)
 """Of Muon and AdamW; what is new has further to go."""
-LATER_RATES, LATER_MOTION_RATES = (1e-3, 1e-3), (2.5e-3, 2e-3)
-"""The same for going on: less of what has been learned should be lost."""
 BACK_FROM, BACK_UNTIL = 0.12, 0.25
 """When left, up and shrinking join, as shares of the first training. With all movements from the start,
 neither the number of a frame nor the word alone says anything about where the object is, only
@@ -69,7 +67,7 @@ class Take(NamedTuple):
 
 _WORK = FRAMES * SIDE_PX**2
 FIRST = (Take(FRAMES, SIDE_PX, 1.0),)
-LONGER = (Take(9, 64, 0.55), Take(17, 64, 0.27), Take(33, 64, 0.18))
+LONGER = (Take(9, 64, 0.6), Take(17, 64, 0.22), Take(33, 64, 0.18))
 
 
 class MotionStage:
@@ -105,14 +103,12 @@ class MotionStage:
             Optimisers(
                 modules,
                 warmup=0.01 if self._is_first else 0.03,
-                decay_from=0.5 if self._is_first else 0.0,
+                decay_from=0.5 if self._is_first else 0.4,
                 rates=rates,
             )
             for modules, rates in zip(
                 self._groups(self.unet, self.text_encoder),
-                (STILLS_RATES, MOTION_RATES)
-                if self._is_first
-                else (LATER_RATES, LATER_MOTION_RATES),
+                (STILLS_RATES, MOTION_RATES),
                 strict=True,
             )
         ]
@@ -201,7 +197,9 @@ def _noise_levels(count: int, rng: np.random.Generator) -> Tensor:
     """Stratified over the batch, shifted towards much noise; some are nothing but noise."""
     uniform = (rng.permutation(count) + rng.random(count)) / count
     shifted = NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)
-    shifted[::NEARLY_NOISE_EVERY] = 1 - NEARLY_NOISE * rng.random(-(-count // NEARLY_NOISE_EVERY))
+    # From a random one on: a long clip is alone in its batch, and must not always be nearly noise.
+    chosen = slice(int(rng.integers(NEARLY_NOISE_EVERY)), None, NEARLY_NOISE_EVERY)
+    shifted[chosen] = 1 - NEARLY_NOISE * rng.random(len(shifted[chosen]))
     return torch.from_numpy(shifted.astype(np.float32))
 
 

@@ -23,6 +23,7 @@ from models.training.looks import trial_count
 from models.training.loop import Position, Schedule, train
 from models.training.motion import folder
 from models.training.motion.filming import Shooting, film_prompts
+from models.training.motion.movements import LATER_MOVING, MOVING
 from models.training.motion.scoring import held_out_clip_prompts, judge_all, shares_of
 from models.training.motion.stage import MotionStage
 
@@ -50,7 +51,8 @@ class Watcher:
     def look(self, position: Position) -> None:
         """Judge held-out captions, log them, ship the folder if it has improved."""
         pipeline = self.pipeline()
-        prompts = held_out_clip_prompts(LOOK_SEED, self.captions)
+        movements = MOVING if self.stage.name == FIRST_PART else (*MOVING, *LATER_MOVING)
+        prompts = held_out_clip_prompts(LOOK_SEED, self.captions, movements)
         with torch.autocast(pipeline.device.type, torch.bfloat16):
             clips = film_prompts(pipeline, [prompt.text for prompt in prompts], Shooting(batch=8))
         shares = shares_of(judge_all(prompts, clips))
@@ -125,11 +127,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--longer-clips",
         type=int,
-        default=6_000,
+        default=6_400,
         help="then of every sort, in clips of nine frames of 64 x 64 (larger ones count as several)",
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")
-    parser.add_argument("--look-every", type=int, default=2_000, help="clips between scores")
+    parser.add_argument("--look-every", type=int, default=3_500, help="clips between scores")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--compile", action="store_true", help="a fifth faster, needs a C++ compiler"
