@@ -141,16 +141,22 @@ def size_for(size: str | None, spec: PipelineSpec) -> Shape:
 
 
 def fitting_size(width_px: int, height_px: int, spec: PipelineSpec) -> Shape:
-    """Return the size nearest to a picture's that the model can draw: same aspect, no larger."""
+    """Return the size nearest to a picture's that the model can draw, in the same aspect.
+
+    It is no larger, unless the model draws nothing that small.
+    """
     shrink = min(
         1.0,
         math.sqrt(spec.limits.max_pixels / (width_px * height_px)),
         spec.max_side_px / max(width_px, height_px),
     )
     multiple = spec.size_multiple_px
-    sides = (
-        max(multiple, int(side * shrink) // multiple * multiple) for side in (width_px, height_px)
-    )
+    grow = math.sqrt(spec.limits.min_pixels / (width_px * height_px))
+    if grow > 1:
+        sides = (math.ceil(side * grow / multiple) * multiple for side in (width_px, height_px))
+    else:
+        fitted = (int(side * shrink) // multiple * multiple for side in (width_px, height_px))
+        sides = (max(multiple, side) for side in fitted)
     shape = Shape(*sides)
     spec.check_shape(shape)
     return shape

@@ -7,12 +7,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine import RequestId
+from engine import RequestId, Shape
+from engine.pipelines import Limits
 from gateway.auth.keys import mask, parse_keys
 from gateway.auth.principal import Principal, TenantId
 from gateway.errors import RequestError
 from gateway.jobs.record import ArtifactId, JobId, key_of, new_job_id
 from gateway.jobs.state import ACTIVE, TERMINAL, JobStatus, lost_its_holder, sources
+from gateway.resolve import fitting_size
 from gateway.schemas.images import ImageGenerationBody
 from gateway.storage.signing import Signer, Verdict, offered_secret
 from gateway.translate import Origin, generation_request, resolved_quality, usage_of
@@ -154,3 +156,13 @@ def test_an_image_token_is_rounded_up_per_image() -> None:
 def test_a_bad_choice_lists_the_good_ones() -> None:
     with pytest.raises(RequestError, match="'jpeg', 'png', 'webp'"):
         decode(b'{"prompt": "x", "output_format": "gif"}', ImageGenerationBody)
+
+
+@pytest.mark.parametrize(
+    ("picture", "drawn"), [((100, 50), Shape(192, 96)), ((160, 160), Shape(160, 160))]
+)
+def test_a_picture_below_the_models_least_size_is_drawn_larger(
+    picture: tuple[int, int], drawn: Shape
+) -> None:
+    spec = msgspec.structs.replace(spec_of(), limits=Limits(min_pixels=128 * 128))
+    assert fitting_size(*picture, spec) == drawn
