@@ -318,9 +318,14 @@ def _lifespan(
             if parts.runner is not None:
                 stack.push_async_callback(parts.runner.close)
                 parts.runner.start()
+
+            def stop_waiting() -> None:
+                parts.jobs.close()
+                parts.telemetry.feed.close()
+
             if owns_process:
-                on_stop_signal(parts.jobs.close)
-            stack.callback(parts.jobs.close)
+                on_stop_signal(stop_waiting)
+            stack.callback(stop_waiting)
             yield
 
     return lifespan

@@ -110,6 +110,14 @@ class ConsoleFeed:
         for listener in list(self._listeners):
             self._tell(listener, _message(b"fact", line))
 
+    def close(self) -> None:
+        """Send every page away: a server that stops waits for its streams to end."""
+        for listener in list(self._listeners):
+            while not listener.empty():
+                listener.get_nowait()
+            listener.put_nowait(None)
+        self._listeners.clear()
+
     def _tell(self, listener: asyncio.Queue[bytes | None], message: bytes) -> None:
         try:
             listener.put_nowait(message)

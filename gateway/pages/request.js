@@ -55,7 +55,8 @@ function node(x, y, stage, runs, t, outputs) {
   const box = svg("rect", { x, y, width: 130, height: 42, fill: isDone ? `var(--${stage})` : "none", "fill-opacity": 0.28, stroke: `var(--${stage})` });
   const [name, detail] = [svg("text", { x: x + 8, y: y + 17 }), svg("text", { x: x + 8, y: y + 34 })];
   name.textContent = stage;
-  detail.textContent = mine.length ? `${took.toFixed(2)} s, degree ${degrees.join(" then ")}` : "not run yet";
+  const isSkipped = stage === "encode" && runs.length > 0; // its embeddings were kept from an earlier request
+  detail.textContent = mine.length ? `${took.toFixed(2)} s, degree ${degrees.join(" then ")}` : isSkipped ? "kept from earlier" : "not run yet";
   group.append(box, name, detail);
   return group;
 }

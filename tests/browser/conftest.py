@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.server import Server, running_server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MODELS = Path(__file__).parents[2] / "models"
+expect.set_options(timeout=60_000)
 PHONE = {"width": 390, "height": 844}
 
 

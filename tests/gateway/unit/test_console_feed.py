@@ -116,6 +116,15 @@ async def test_a_page_that_does_not_read_is_sent_away(monkeypatch: pytest.Monkey
     assert len(rest) == 3
 
 
+async def test_a_server_that_stops_ends_every_stream() -> None:
+    feed = a_feed()
+    async with aclosing(feed.stream()) as messages:
+        assert (await anext(messages)).startswith(b"event: start")
+        feed.note(SwitchEvent(1.0, 1))
+        feed.close()
+        assert [message async for message in messages] == []
+
+
 async def test_a_page_that_left_is_forgotten() -> None:
     feed = a_feed()
     await read(feed, 1)
