@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+URL ?= http://127.0.0.1:8000/v1
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 
@@ -49,6 +50,9 @@ type: $(VENV)/.dev ## mypy --strict on the packages
 
 unit: $(VENV)/.dev ## All tests
 	$(BIN)/pytest
+
+test-node: ## The official Node SDK against a live server with the models that ship (URL=http://127.0.0.1:8000/v1; needs node and npm)
+	cd tests/node && npm install --no-audit --no-fund --silent && URL=$(URL) node --test sdk.mjs
 
 test-fuzz: $(VENV)/.dev ## Fifty thousand malformed requests: no 5xx, nothing left behind (minutes)
 	$(BIN)/pytest -m slow tests/gateway/test_fuzz.py $(ARGS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from litestar import Controller, get
+from litestar import Controller, delete, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from engine import Modality, ModelId, PipelineSpec
 from gateway.engine_client import Catalogue
-from gateway.errors import ModelNotFoundError
+from gateway.errors import ForbiddenError, ModelNotFoundError
 from gateway.schemas.models import Model, ModelList
 from observability.semconv import SERVICE_NAME
 
@@ -54,3 +54,12 @@ class ModelController(Controller):
         if spec is None:
             raise ModelNotFoundError(name)
         return _model_of(spec)
+
+    @delete("/{model_id:path}", status_code=200)
+    async def remove(self, model_id: FromPath[str], engine: NamedDependency[Catalogue]) -> Model:
+        """Refuse: upstream, only models that a caller has fine-tuned can be removed."""
+        name = model_id.removeprefix("/")
+        if ModelId(name) not in engine.specs:
+            raise ModelNotFoundError(name)
+        message = f"The model '{name}' is the operator's; it cannot be removed here."
+        raise ForbiddenError(message, code="model_not_removable")

@@ -43,6 +43,11 @@ async def test_a_model_is_found_by_its_name(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/shapes")).json() == MODEL
 
 
+@pytest.mark.parametrize(("model", "status"), [("shapes", 403), ("gpt-image-2", 404)])
+async def test_no_model_can_be_removed(client: httpx.AsyncClient, model: str, status: int) -> None:
+    assert (await client.delete(f"/v1/models/{model}")).status_code == status
+
+
 async def test_a_models_name_may_hold_an_encoded_slash(serve: Serve, engine: FakeEngine) -> None:
     spec = spec_of("team/shapes xl")
     engine._specs = {spec.id: spec}
