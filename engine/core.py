@@ -25,6 +25,7 @@ from engine.errors import (
     RequestImpossibleError,
     RequestRefusedError,
 )
+from engine.keeping import KeptLatents
 from engine.launching import Launcher
 from engine.loading import Loader
 from engine.pipelines import PipelineSpec, build, served
@@ -63,6 +64,7 @@ class EngineCore:
         monitor: what the planner learns the workload from; None for planners that need none.
         max_requests: bound on requests in the engine; more raise `EngineBusyError`.
         reserve_bytes: per-device memory that is never promised to weights or activations.
+        kept: where diffuses are saved when the engine is suspended; None saves none.
         embedding_bytes: host memory for prompt embeddings kept across requests; 0 keeps none.
     """
 
@@ -79,16 +81,18 @@ class EngineCore:
         max_requests: int = 64,
         reserve_bytes: int = 0,
         embedding_bytes: int = 0,
+        kept: KeptLatents | None = None,
     ) -> None:
         """Wire the ports; nothing starts before `start`."""
         self.specs = {spec.id: spec for spec in specs}
         self._executor, self._dispatcher, self._planner = executor, dispatcher, planner
-        self._clock, self._spans, self._monitor = clock, spans, monitor
+        self._clock, self._monitor = clock, monitor
         self._requests: dict[RequestId, RequestRun] = {}
         self._max_requests, self._sequence = max_requests, 0
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self.cluster = Cluster(executor.devices, weights, reserve_bytes)
-        self.embeddings = EmbeddingCache(embedding_bytes, executor)
+        self._kept, self._suspended = kept or KeptLatents(), False
+        self.embeddings = EmbeddingCache(embedding_bytes, self._kept.freeing(executor.release))
         self._wake = asyncio.Event()
         self._background = Background(self._crash)
         self._loader = Loader(
@@ -149,11 +153,12 @@ class EngineCore:
         self._sequence += 1
         self._requests[request.id] = run
         self.embeddings.recall(run)
+        self._kept.recall(self.specs[request.model], run)
         self._landed(run)
         return run
 
     async def _loop(self) -> None:
-        while True:
+        while not self._suspended:
             self._wake.clear()
             if not self._requests:
                 self.check_integrity()  # an idle engine audits its ledgers
@@ -191,9 +196,8 @@ class EngineCore:
 
     async def _sleep_until(self, at_s: float | None) -> None:
         now_s = self._clock.now()
-        moments = [*self.cluster.quarantine.devices(now_s).values()]
-        moments += [] if at_s is None else [at_s]
-        timeout_s = max(0.0, min(moments) - now_s) if moments else None
+        at_s = self.cluster.quarantine.sooner(at_s, now_s)
+        timeout_s = None if at_s is None else max(0.0, at_s - now_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
@@ -276,6 +280,15 @@ class EngineCore:
     def executor_failed(self, reason: str) -> None:
         """Stop, because nothing would run any more (called by the executor)."""
         self._stop(f"The engine stopped because its executor failed: {reason}", EngineCrashedError)
+
+    async def suspend(self, timeout_s: float) -> None:
+        """Plan no more, pause all diffuses and keep their latents for the engine that comes next.
+
+        A step that takes longer than `timeout_s` is not waited for.
+        """
+        self._suspended = True
+        await self._launcher.ground(timeout_s)
+        await self._kept.keep_all(self.specs, tuple(self._requests.values()))
 
     def _crash(self, error: BaseException) -> None:
         """Stop loudly on a bug: an engine that lost a task of its own must not look healthy."""

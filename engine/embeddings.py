@@ -10,6 +10,7 @@ Models are opened once in an engine's life, so the model's name stands for its w
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +28,6 @@ from engine.types import (
 )
 
 if TYPE_CHECKING:
-    from engine.ports import Executor
     from engine.runs import RequestRun
 
 _encoder = msgspec.msgpack.Encoder()
@@ -72,9 +72,9 @@ class EmbeddingCache:
         used_bytes: what the cache holds; what is on its way out counts no more.
     """
 
-    def __init__(self, capacity_bytes: int, executor: Executor) -> None:
-        """Begin empty; with a capacity of 0 it stays so."""
-        self._capacity_bytes, self._executor = capacity_bytes, executor
+    def __init__(self, capacity_bytes: int, free: Callable[[HandoffRef], None]) -> None:
+        """Begin empty; with a capacity of 0 it stays so. `free` deletes a hand-off."""
+        self._capacity_bytes, self._free = capacity_bytes, free
         self._entries: dict[bytes, _Entry] = {}  # least recently used first
         self._by_path: dict[str, _Entry] = {}
         self.hits = self.misses = self.used_bytes = 0
@@ -114,7 +114,7 @@ class EmbeddingCache:
         """Let go of a hand-off for one request; free it unless it is kept or others use it."""
         entry = self._by_path.get(ref.path)
         if entry is None:
-            self._executor.release(ref)
+            self._free(ref)
             return
         entry.users -= 1
         self._free_if_unused(entry)
@@ -134,7 +134,7 @@ class EmbeddingCache:
     def _free_if_unused(self, entry: _Entry) -> None:
         if entry.users == 0 and entry.key is None:
             del self._by_path[entry.ref.path]
-            self._executor.release(entry.ref)
+            self._free(entry.ref)
 
     def check_integrity(self) -> None:
         """Raise `LedgerError` if sizes, users or names contradict each other."""

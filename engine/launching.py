@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from engine.runs import RequestRun
     from observability.tracing import StageSpans
 
+_GLANCE_S = 0.02
+
 
 class Launcher:
     """Everything that is in the air.
@@ -104,6 +106,17 @@ class Launcher:
             self._stop_at_boundary(resize.task, resize.onward)
         for prefetch in plan.prefetches:
             self._spawn(self._loader.prefetch(prefetch.device, prefetch.stage))
+
+    async def ground(self, timeout_s: float) -> None:
+        """Pause every diffuse and return when none is in the air, or after `timeout_s`."""
+        until_s = self._clock.now() + timeout_s
+        while self._clock.now() < until_s:
+            diffusing = [f for f in self._flights.values() if f.assignment.task.steps_left]
+            if not diffusing:
+                return
+            for flight in diffusing:
+                self._stop_at_boundary(flight.assignment.task.id)
+            await self._clock.sleep(_GLANCE_S)
 
     def _launch(
         self, assignment: Assignment, requests: Mapping[RequestId, RequestRun], plan: PlanId

@@ -43,6 +43,11 @@ class Quarantine:
                 record.until_s = None
         return {d: r.until_s for d, r in self._records.items() if r.until_s is not None}
 
+    def sooner(self, at_s: float | None, now_s: float) -> float | None:
+        """Return `at_s`, or the moment before it at which a device comes out."""
+        moments = [*self.devices(now_s).values(), *([] if at_s is None else [at_s])]
+        return min(moments, default=None)
+
     def mark(self, device: DeviceId, request: RequestId, now_s: float, *, spare: bool) -> bool:
         """Hold a failure against a device; return whether that puts it into quarantine.
 

@@ -6,7 +6,7 @@ Knows nothing of devices or policies; the core drives it and the caller awaits `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -207,7 +207,7 @@ class RequestRun:
     def _nearest(self, node: NodeId) -> tuple[DeviceId, ...]:
         """Return the team that holds a node's inputs: its own if it was paused, or a parent's."""
         if node in self._saved:
-            return self._ran_on[node]
+            return self._ran_on.get(node, ())
         parents = self.progress.graph.parents[node]
         return self._ran_on.get(parents[0], ()) if parents else ()
 
@@ -288,6 +288,16 @@ class RequestRun:
         self.progress.start(node)
         self.progress.complete(node, output)
         self._ready = None
+
+    def go_on_from(self, node: NodeId, saved: SavedLatent) -> None:
+        """Let a diffuse that has not begun here go on from a latent of an earlier life."""
+        self._saved[node] = saved
+        self._ready = None
+
+    @property
+    def saved(self) -> Mapping[NodeId, SavedLatent]:
+        """The latest saved latent of every diffuse that has one and is not done."""
+        return self._saved
 
     def is_suspended(self, node: NodeId) -> bool:
         """Whether a node waits with a saved latent for a team to go on."""

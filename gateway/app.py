@@ -98,6 +98,13 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     remote: RemoteEngines | None
     telemetry: Telemetry
 
+    def stop(self, then: Callable[[], None]) -> None:
+        """Hear of the end: what runs may finish, then `then` sends those who still wait away."""
+        if self.runner is None:
+            then()
+        else:
+            self.runner.drain(then)
+
 
 def create_app(
     settings: Settings,
@@ -195,6 +202,7 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
             clock=clock,
             tracer=provider.get_tracer(GATEWAY_SCOPE),
             max_concurrent=settings.max_concurrent,
+            drain_s=settings.drain_s,
         )
     catalogue = engine if remote is None else remote
     assert catalogue is not None  # an engine of our own, or the others'
@@ -324,7 +332,7 @@ def _lifespan(
                 parts.telemetry.feed.close()
 
             if owns_process:
-                on_stop_signal(stop_waiting)
+                on_stop_signal(lambda: parts.stop(stop_waiting))
             stack.callback(stop_waiting)
             yield
 

@@ -6,6 +6,7 @@ builds its own settings from them. Everything that can be wrong is found out bef
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from engine import PipelineSpec
 
 BUNDLED: Final = ("shapes", "shapes-128", "shapes-256", "motion", "motion-128")
-_STOP_WITHIN_S: Final = 15
+_STOP_WITHIN_S: Final = 15  # after the drain: saving, closing the workers
 
 
 @click.group()
@@ -143,7 +144,7 @@ def _serve(settings: Settings, specs: tuple[PipelineSpec, ...], *, has_keys: boo
         websockets=False,
         log_level=LogLevels.warning,
         log_dictconfig=granian_log_config(),
-        workers_kill_timeout=_STOP_WITHIN_S,
+        workers_kill_timeout=math.ceil(settings.drain_s) + _STOP_WITHIN_S,
     )
 
     @server.on_startup

@@ -217,6 +217,11 @@ class EmbeddedEngine:
                 counted.add(task.request.id)
                 ahead_s += self.work_s(task.request)
 
+    async def suspend(self, timeout_s: float) -> None:
+        """Save what runs; see `EngineCore.suspend`."""
+        if self._engine is not None:
+            await self._engine.core.suspend(timeout_s)
+
     async def close(self) -> None:
         """Stop the workers; does nothing if they never started."""
         await self._stop()

@@ -87,6 +87,10 @@ class EngineClient(Catalogue, Protocol):
         """Return the share of its denoise steps that a request has done; 0 if it is not here."""
         ...
 
+    async def suspend(self, timeout_s: float) -> None:
+        """Stop what runs at its next step, so that the next engine can go on from there."""
+        ...
+
     async def close(self) -> None:
         """Stop everything; idempotent."""
         ...

@@ -17,6 +17,7 @@ from engine import EngineCore, PipelineError, open_pipeline
 from engine.executors.local import NODE, LocalExecutor
 from engine.executors.watching import WatchedExecutor
 from engine.fingerprint import fingerprint
+from engine.keeping import KeptLatents
 from engine.ports import Clock, Executor
 from gateway.console import ConsoleFeed
 from gateway.measured import EngineGauges, MeasuredDispatcher, MeasuredPlanner
@@ -141,6 +142,7 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
         max_requests=settings.max_concurrent,
         reserve_bytes=reserve_bytes(settings.device),
         embedding_bytes=settings.embedding_cache_bytes,
+        kept=KeptLatents(settings.data_dir / "paused"),
     )
     return Engine(core, dispatcher, planner)
 

@@ -67,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout_s: float = 600.0
     video_timeout_s: float = 3600.0
     slo_scale: float = 2.5
+    drain_s: float = 10.0
     log_format: LogFormat = "auto"
     trace_file: Path | None = None
     policy: str = "trident"
@@ -117,6 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_concurrent=read.integer("TRIDENT_MAX_CONCURRENT", 64),
             request_timeout_s=read.number("TRIDENT_REQUEST_TIMEOUT_S", 600.0),
             video_timeout_s=read.number("TRIDENT_VIDEO_TIMEOUT_S", 3600.0),
+            drain_s=read.number("TRIDENT_DRAIN_S", 10.0),
             slo_scale=read.number("TRIDENT_SLO_SCALE", 2.5),
             log_format=read.choice("TRIDENT_LOG_FORMAT", _LOG_FORMATS, "auto"),
             trace_file=read.path("TRIDENT_TRACE_FILE"),

@@ -1,8 +1,8 @@
 """Hearing of the end in time.
 
 A server that was told to stop waits for the requests in progress before it ends the app's
-lifespan, and those wait for their pictures. So the app listens to the signals itself and sends
-the callers away first.
+lifespan, and those wait for their pictures. So the app listens to the signals itself: it takes no
+new work, lets what runs finish for a while, and sends the other callers away.
 """
 
 from __future__ import annotations

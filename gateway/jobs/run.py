@@ -7,6 +7,7 @@ of its own. A job leaves its hands completed, failed, cancelled, or back in the 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _POLL_S: Final = 1.0
 _EXPLAIN_S: Final = 2.0
 _RENEWALS_PER_LEASE: Final = 3
+_SAVE_WITHIN_S: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -69,8 +71,9 @@ class Runner:
         clock: Clock,
         tracer: Tracer,
         max_concurrent: int,
+        drain_s: float = 0.0,
     ) -> None:
-        """Keep at most `max_concurrent` jobs in the engine."""
+        """Keep at most `max_concurrent` jobs in the engine; let them run `drain_s` at the end."""
         self._engine = engine
         self._leases = leases
         self._registry = registry
@@ -88,6 +91,8 @@ class Runner:
         self._upkeep_due_s = 0.0
         self._glance_due_s = self._explain_due_s = 0.0
         self._announced: tuple[str, ...] = ()
+        self._drain_s = drain_s
+        self._draining: asyncio.Task[None] | None = None
         self._closing = False
         self._obstacle: str | None = "The engine is starting."
         self._loop: asyncio.Task[None] | None = None
@@ -98,10 +103,28 @@ class Runner:
 
     def readiness(self) -> tuple[str, ...]:
         """Return why jobs would not be run now; empty means they would."""
+        if self._draining is not None:
+            return ("The server is shutting down.",)
         return (self._obstacle,) if self._obstacle else self._engine.readiness()
 
+    def drain(self, then: Callable[[], None]) -> None:
+        """Lease no more, and call `then` once all jobs have ended or `drain_s` is over."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(then), name="drain")
+
+    async def _drain(self, then: Callable[[], None]) -> None:
+        _log.info("draining", jobs=len(self._jobs), at_most_s=self._drain_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_s):
+                while self._jobs:
+                    await asyncio.wait(self._jobs.values())
+        then()
+
     async def close(self) -> None:
-        """Stop leasing, stop running jobs at their next step and queue them again."""
+        """Drain, then save what still runs at its next step and queue it again."""
+        self.drain(_do_nothing)
+        if self._draining is not None:
+            await self._draining
         self._closing = True
         self._events.nudge()
         if self._loop is not None:
@@ -109,6 +132,8 @@ class Runner:
                 self._loop.cancel()
             with suppress(asyncio.CancelledError):
                 await self._loop
+        if self._generations:
+            await self._engine.suspend(_SAVE_WITHIN_S)
         for generation in self._generations.values():
             generation.cancel()
         await asyncio.gather(*self._jobs.values())
@@ -154,7 +179,7 @@ class Runner:
             self._explain_due_s = now_s + _EXPLAIN_S
             await self._explain()
         room = self._max_concurrent - len(self._jobs)
-        if room > 0 and not self._closing and await self._engine.revive():
+        if room > 0 and self._draining is None and await self._engine.revive():
             models = tuple(self._engine.specs)
             for job in await self._leases.take(room, models=models, now_s=self._clock.now()):
                 self._begin(job)
@@ -308,6 +333,10 @@ class Runner:
         finally:
             del self._generations[job.id]
             await journal.close()
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def error_of(error: Exception) -> JobError:

@@ -61,6 +61,7 @@ def engine() -> FakeEngine:
 def serve(engine: FakeEngine, tmp_path: Path) -> Serve:
     @asynccontextmanager
     async def start(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+        settings = {"drain_s": 0.01, **settings}
         app = create_app(Settings(models=(), data_dir=tmp_path, **settings), engine=engine)
         transport = httpx.ASGITransport(
             cast("Any", app),  # litestar's scope types are narrower

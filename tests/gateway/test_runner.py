@@ -165,6 +165,7 @@ async def test_a_runner_that_lost_its_lease_stops_the_work(
         clock=clock,
         tracer=NoOpTracer(),
         max_concurrent=1,
+        drain_s=0.01,
     )
     await runner.tick()
     await engine.asked.wait()
@@ -285,4 +286,58 @@ def a_decision() -> StageDecision:
         expected_s=4.0,
         slack_s=10.0,
         candidates=(Candidate(degree=1, expected_s=4.0, device_s=4.0, slack_s=10.0),),
+    )
+
+
+async def test_a_drain_lets_jobs_end_and_leases_no_others(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    store = JobStore(database)
+    await store.add(a_job(), queue_limit=9)
+    runner = a_runner(engine, database, tmp_path, drain_s=60.0)
+    await runner.tick()
+    await engine.asked.wait()
+    done = asyncio.Event()
+    runner.drain(done.set)
+    assert runner.readiness() == ("The server is shutting down.",)
+    await store.add(a_job(), queue_limit=9)
+    await runner.tick()
+    engine.gate.set()
+    await done.wait()
+    await runner.close()
+    await database.close()
+    assert not engine.suspended
+    assert sorted(rows(tmp_path, "status, attempts")) == [("completed", 1), ("queued", 0)]
+
+
+async def test_what_a_drain_cannot_wait_for_is_saved_and_queued_again(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    await JobStore(database).add(a_job(), queue_limit=9)
+    runner = a_runner(engine, database, tmp_path, drain_s=0.01)
+    await runner.tick()
+    await engine.asked.wait()
+    await runner.close()
+    await database.close()
+    assert engine.suspended
+    assert rows(tmp_path, "status, attempts, lease_owner") == [("queued", 0, None)]
+
+
+def a_runner(engine: FakeEngine, database: Database, folder: Path, *, drain_s: float) -> Runner:
+    return Runner(
+        engine=engine,
+        leases=JobLeases(database, "mine", lease_s=30.0),
+        registry=EngineRegistry(database),
+        events=InProcessEvents(),
+        blobs=BlobStore.in_folder(folder / "artifacts"),
+        clock=FakeClock(),
+        tracer=NoOpTracer(),
+        max_concurrent=9,
+        drain_s=drain_s,
     )

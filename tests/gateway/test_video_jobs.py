@@ -50,6 +50,7 @@ async def runner(
         clock=clock,
         tracer=NoOpTracer(),
         max_concurrent=1,
+        drain_s=0.01,
     )
     yield runner
     await runner.close()

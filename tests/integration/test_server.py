@@ -260,5 +260,5 @@ def test_a_volley_of_stop_signals_stops_the_server_once_and_for_all(
             for pid in processes:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-        assert volley.process.wait(20) == 0
+        assert volley.process.wait(90) == 0
         volley.wait_gone()

@@ -103,7 +103,7 @@ class FakeEngine:
         self.decisions: tuple[StageDecision, ...] = ()
         self.hand_offs: dict[StageKind, HandoffRef] = {}
         self.resumed: list[tuple[NodeId, ...]] = []
-        self.closed = False
+        self.closed = self.suspended = False
 
     @property
     def specs(self) -> Mapping[ModelId, PipelineSpec]:
@@ -181,6 +181,11 @@ class FakeEngine:
     def notices(self) -> tuple[str, ...]:
         """Return what the test says."""
         return self.noticed
+
+    async def suspend(self, timeout_s: float) -> None:
+        """Remember that it was asked."""
+        del timeout_s
+        self.suspended = True
 
     async def close(self) -> None:
         """Remember that it was closed."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 300
 
 
 @dataclass
@@ -112,4 +112,4 @@ def running_server(
         yield Server(f"http://127.0.0.1:{port}", data_dir, trace_file, process)
     finally:
         process.send_signal(stop_with)
-        process.wait(20)
+        process.wait(90)
