@@ -125,7 +125,7 @@ bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (ho
 	$(BIN)/python -m benchmarks.scheduling.run report
 
 # A trial of the whole chain in minutes: make train-models SHARE=0.0003 MODELS=/tmp/trial \
-# RUNS=/tmp/trial/runs CAPTIONS=4 STYLED=1 SIZED=2 CLIPS=8 LONGER_CLIPS=1
+# RUNS=/tmp/trial/runs CAPTIONS=4 STYLED=1 SIZED=2 CLIPS=6
 SHARE ?= 1
 MODELS ?= models
 RUNS ?= runs
@@ -133,7 +133,6 @@ CAPTIONS ?= 500
 STYLED ?= 50
 SIZED ?= 40
 CLIPS ?= 200
-LONGER_CLIPS ?= 32
 TRAIN := $(BIN)/python -m models.training
 LARGER := shapes-128 shapes-256
 
@@ -145,12 +144,11 @@ train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU;
 	$(TRAIN).motion.train --stills $(MODELS)/shapes --run $(RUNS)/motion --out $(MODELS)/motion --share $(SHARE)
 	$(TRAIN).motion.export --stills $(MODELS)/shapes --run $(RUNS)/motion --out $(MODELS)/motion
 	$(TRAIN).motion.larger --motion $(MODELS)/motion --stills $(MODELS)/shapes-128
-	$(TRAIN).plot --run $(RUNS)/motion --stage longer --out $(MODELS)/motion/training.png
 	for model in shapes $(LARGER); do \
 		$(TRAIN).evaluate --model $(MODELS)/$$model --captions $(CAPTIONS) --styled-captions $(STYLED) \
 			--size-captions $(SIZED) && $(TRAIN).sheet --model $(MODELS)/$$model || exit 1; done
 	for model in motion motion-128; do \
-		$(TRAIN).motion.evaluate --model $(MODELS)/$$model --clips $(CLIPS) --longer-clips $(LONGER_CLIPS) \
+		$(TRAIN).motion.evaluate --model $(MODELS)/$$model --clips $(CLIPS) \
 			&& $(TRAIN).motion.sheet --model $(MODELS)/$$model || exit 1; done
 
 clean: ## Delete the environment, caches and local data

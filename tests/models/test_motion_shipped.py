@@ -93,6 +93,23 @@ class TestFolder:
     def test_the_sheet_holds_only_captions_never_trained(self) -> None:
         assert len(sheet_wishes()) == 12
 
+    def test_larger_clips_share_every_part(self) -> None:
+        larger = SHIPPED.with_name("motion-128")
+        parts = {path.name: path.resolve().parent.name for path in larger.iterdir()}
+        assert parts["vae"] == "shapes-128"
+        assert {parts[name] for name in ("unet", "text_encoder", "tokenizer")} == {"motion"}
+        assert "Not measured yet" not in (larger / "README.md").read_text()
+
+    def test_larger_clips_show_what_is_asked(self) -> None:
+        loaded = DiffusionPipeline.from_pretrained(SHIPPED.with_name("motion-128"))
+        loaded.set_progress_bar_config(disable=True)
+        shooting = Shooting(steps=8, width_px=128, height_px=128, seed=5)
+        wish = wish_of("right")
+        verdict = judge_clip(film_prompts(loaded, [say_clip(wish, None)], shooting)[0], wish)
+        assert verdict.colour
+        assert verdict.background
+        assert verdict.direction
+
 
 class TestFilming:
     """What comes out; a small sample of what `models.training.motion.evaluate` measures."""

@@ -16,7 +16,7 @@ from models.training import card
 from models.training.loop import resume
 from models.training.motion import folder
 from models.training.motion.stage import MotionStage
-from models.training.motion.train import SECOND_PART, SEED
+from models.training.motion.train import FIRST_PART, SECOND_PART, SEED
 
 
 def main() -> None:
@@ -29,7 +29,8 @@ def main() -> None:
     options = parser.parse_args()
     start = DiffusionPipeline.from_pretrained(options.start or options.stills)
     autoencoder = start.vae.float()
-    stage = MotionStage(start, torch.device("cpu"), name=SECOND_PART)
+    name = SECOND_PART if (options.run / f"{SECOND_PART}.pt").exists() else FIRST_PART
+    stage = MotionStage(start, torch.device("cpu"), name=name)
     position = resume(stage, options.run)
     if not position.steps:
         raise SystemExit(f"No checkpoint of the {stage.name} stage in {options.run}: train first")

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from models.training.motion.filming import Shooting, film_prompts
-from models.training.motion.movements import LATER_MOVING, MOVING, ClipWish, is_clip_held_out
+from models.training.motion.movements import MOVING, ClipWish, is_clip_held_out
 from models.training.motion.phrases import say_clip
 from models.training.scenes import Kind, Wish, is_pair_held_out
 from models.training.vocabulary import COLOURS, SHAPES
@@ -31,13 +31,12 @@ ROWS = 12
 CAPTION_PX = 16
 GAP_PX = 3
 SHEET_SEED = 42
-EVERY_MOVING = (*MOVING, *LATER_MOVING)
 
 
 def sheet_wishes() -> list[ClipWish]:
     """Each colour once, in a pair never trained; every movement twice."""
     colours = list(COLOURS)
-    movements = itertools.cycle(EVERY_MOVING)
+    movements = itertools.cycle(MOVING)
     wishes = []
     for index in range(ROWS):
         colour, background = colours[index], colours[(index + 5) % len(colours)]

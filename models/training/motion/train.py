@@ -1,7 +1,7 @@
 """Train the video model: `python -m models.training.motion.train --run FOLDER --out models/motion`.
 
-Starts from the folder of the stills: first straight movements in nine frames of 64 x 64, then every
-movement, length and size. With `--start` the first part is taken from an earlier folder. Resumes
+Starts from the folder of the stills: straight movements in nine frames of 64 x 64, then, if asked for,
+every movement and length. With `--start` the first part is taken from an earlier folder. Resumes
 from its last checkpoint in the run folder, is scored on held-out captions along the way, and writes
 the pipeline folder each time the score has risen.
 """
@@ -86,6 +86,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     start = _first_trained(options)
+    if not options.longer_clips:
+        return
     autoencoder = start.vae.float().eval().to(best_device())
     stage = _stage(start, SECOND_PART, options)
     count = trial_count(LOOK_CLIPS, options.share)
@@ -100,7 +102,8 @@ def _first_trained(options: argparse.Namespace) -> AnimateDiffPipeline:
     stills = StableDiffusionPipeline.from_pretrained(options.stills)
     autoencoder = stills.vae.float().eval().to(best_device())
     stage = _stage(stills, FIRST_PART, options)
-    watcher = Watcher(stage, autoencoder, options.run, None, trial_count(LOOK_CLIPS, options.share))
+    out = None if options.longer_clips else options.out
+    watcher = Watcher(stage, autoencoder, options.run, out, trial_count(LOOK_CLIPS, options.share))
     train(stage, _schedule(options, options.clips), options.run, watcher.look)
     return watcher.pipeline()
 
@@ -127,8 +130,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--longer-clips",
         type=int,
-        default=6_400,
-        help="then of every sort, in clips of nine frames of 64 x 64 (larger ones count as several)",
+        default=0,
+        help="then of every sort, in clips of nine frames of 64 x 64 (longer ones count as several); 6,400 were tried",
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")
     parser.add_argument("--look-every", type=int, default=3_500, help="clips between scores")
