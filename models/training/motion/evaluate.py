@@ -146,7 +146,7 @@ def report(pipeline: AnimateDiffPipeline, options: argparse.Namespace) -> str:
         f"{card.machine()}. Times are of one thread."
     )
     judged = card.table(
-        ["the judge on known clips", *header[1:]], judge_rows(pipeline.vae, side_px)
+        ["the judge on known clips", *header[1:]], judge_rows(pipeline.vae, side_px, movements)
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
