@@ -91,7 +91,7 @@ def test_a_bad_device_is_quarantined_told_and_tried_again_later() -> None:
         [notice] = sim.core.notices()
         assert "fake:0 is in quarantine" in notice
         assert sim.core.readiness() == ()
-        assert bad not in {d.info.id for d in sim.core._view().devices}
+        assert bad not in {d.info.id for d in sim.core.view().devices}
         await asyncio.sleep(31)
         assert sim.core.notices() == ()
         await sim.core.generate(a_request("probation"))

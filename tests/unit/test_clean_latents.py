@@ -65,7 +65,9 @@ def test_a_perfect_model_predicts_the_clean_latent(
     t = scheduler.timesteps[step]
     scheduler.scale_model_input(noisy, t) if hasattr(scheduler, "scale_model_input") else None
     scheduler.step(output, t, noisy)
-    trajectory = SimpleNamespace(scheduler=scheduler, last=Evaluation(noisy, output, t))
+    trajectory = SimpleNamespace(
+        repaint=None, scheduler=scheduler, last=Evaluation(noisy, output, t)
+    )
     found = clean_latents(cast("Trajectory", trajectory))
     assert found is not None
     torch.testing.assert_close(found, clean, atol=2e-3, rtol=2e-3)

@@ -46,7 +46,7 @@ async def test_a_stage_that_starts_over_counts_from_zero() -> None:
     diffuse = run.progress.graph.nodes[NodeId("diffuse-0")]
     run.note_step(begin(run, diffuse), 3, 4)
     (assignment,) = (a for a in run.running.values() if a.task.node == diffuse.id)
-    run.retry(assignment.task, 1.0)
+    run.retry(assignment.task, 1.0, failed_on=(), counted=True)
     waiting = run.share_done
     begin(run, diffuse)
     assert (waiting, run.share_done) == (0.0, 0.0)
