@@ -76,7 +76,7 @@ async def test_a_worker_that_dies_leaves_no_latent_behind(engine: LiveEngine) ->
                 for run in engine.core._launcher.running()
                 if run.assignment.task.id == task
             )
-            engine.executor._slots[device].kill()
+            engine.executor._slots[device].kill("a test wants it dead")
 
     engine.on_step = kill
     seen: list[Preview] = []
