@@ -50,6 +50,7 @@ from gateway.jobs.run import Runner
 from gateway.jobs.service import JobService
 from gateway.jobs.store import JobStore
 from gateway.jobs.sweep import Sweeper
+from gateway.measured import JobGauge
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
 from gateway.remote import RemoteEngines
 from gateway.runner import Telemetry
@@ -97,6 +98,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     runner: Runner | None
     remote: RemoteEngines | None
     telemetry: Telemetry
+    job_gauge: JobGauge
 
     def stop(self, then: Callable[[], None]) -> None:
         """Hear of the end: what runs may finish, then `then` sends those who still wait away."""
@@ -258,6 +260,7 @@ def _build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Par
         runner=runner,
         remote=remote,
         telemetry=telemetry,
+        job_gauge=JobGauge(telemetry.meters.meter, store.census),
     )
 
 
@@ -293,6 +296,7 @@ def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
         "probes": probes,
         "meters": parts.telemetry.meters,
         "feed": parts.telemetry.feed,
+        "job_gauge": parts.job_gauge,
     }
     return {name: _constant(value) for name, value in values.items()}
 

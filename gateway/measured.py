@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import structlog
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from observability import semconv
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
         Placement,
         StageTask,
     )
+    from gateway.jobs.state import JobStatus
     from observability.monitor import StageMonitor
     from observability.snapshot import MonitorSnapshot
 
 Listener = Callable[["DispatchPlan", "ClusterView"], None]
+_log = structlog.get_logger(__name__)
 _DECISION_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 
 
@@ -132,3 +135,24 @@ class EngineGauges:
 
     def _dropped(self, _: CallbackOptions) -> Iterable[Observation]:
         yield Observation(self._monitor.dropped_events)
+
+
+class JobGauge:
+    """How many jobs of all processes wait and run; read from the job table when asked to."""
+
+    def __init__(
+        self, meter: Meter, census: Callable[[], Awaitable[Mapping[JobStatus, int]]]
+    ) -> None:
+        """Count with `census`."""
+        self._census = census
+        self._jobs = meter.create_gauge(semconv.METRIC_JOBS, description="Jobs by state")
+
+    async def refresh(self) -> None:
+        """Count anew; a database that does not answer leaves the last counts."""
+        try:
+            counts = await self._census()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other metrics are still true
+            _log.warning("jobs_not_counted", reason=repr(error))
+            return
+        for status, count in counts.items():
+            self._jobs.set(count, {semconv.LABEL_STATE: status.value})

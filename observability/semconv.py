@@ -90,7 +90,6 @@ METRIC_REPLANS: Final = "tridentserve.planner.replans"
 METRIC_DEVICES: Final = "tridentserve.devices"
 METRIC_JOBS: Final = "tridentserve.jobs"
 METRIC_EMBEDDINGS: Final = "tridentserve.embeddings.requests"
-METRIC_ENGINE_REQUESTS: Final = "tridentserve.engine.requests"
 METRIC_MONITOR_BLIND: Final = "tridentserve.monitor.blind"
 METRIC_MONITOR_DROPPED: Final = "tridentserve.monitor.dropped"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 
+from gateway.measured import JobGauge
 from gateway.middleware import QUIET
 from observability.meters import CONTENT_TYPE, Meters
 
@@ -15,7 +16,10 @@ class MetricsController(Controller):
     tags = ("health",)
     opt = {QUIET: True}  # noqa: RUF012 - litestar reads it from the class
 
-    @get("/metrics", media_type="text/plain", sync_to_thread=False)
-    def metrics(self, meters: NamedDependency[Meters]) -> Response[bytes]:
+    @get("/metrics", media_type="text/plain")
+    async def metrics(
+        self, meters: NamedDependency[Meters], job_gauge: NamedDependency[JobGauge]
+    ) -> Response[bytes]:
         """Return all metrics in Prometheus' text format."""
+        await job_gauge.refresh()
         return Response(meters.page(), headers={"content-type": CONTENT_TYPE})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
-from sqlalchemy import ColumnElement, case, delete, select, update
+from sqlalchemy import ColumnElement, case, delete, func, select, update
 
 from engine import GenerationRequest, Modality, StageTiming
 from gateway.auth.principal import TenantId
@@ -114,6 +114,14 @@ class JobStore:
         )
         async with self._database.reading() as session:
             return await backlog(session, earlier, but=key)
+
+    async def census(self) -> dict[JobStatus, int]:
+        """Return how many jobs of all tenants are in each state that is not terminal."""
+        statement = select(JobRow.status, func.count()).group_by(JobRow.status)
+        async with self._database.reading() as session:
+            rows = await session.execute(statement.where(JobRow.status.in_(ACTIVE)))
+            found = {JobStatus(status): int(count) for status, count in rows}
+        return {status: found.get(status, 0) for status in sorted(ACTIVE)}
 
     async def leave(self, job: JobId, tenant: TenantId, *, now_s: float) -> Job | None:
         """Note that a caller waits no longer; the last one's leaving cancels the job.

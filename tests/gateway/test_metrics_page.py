@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.fake_engine import FakeEngine
 
 
 async def test_metrics_count_requests_by_route_and_jobs_by_deadline(
@@ -22,6 +25,20 @@ async def test_metrics_count_requests_by_route_and_jobs_by_deadline(
     served = ("http_server_request_duration_seconds_count", "/v1/images/generations", None)
     assert found[served] == 1
     assert found["tridentserve_slo_requests_total", None, "met"] == 1
+
+
+async def test_metrics_count_jobs_that_wait_and_run(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    drawing = asyncio.create_task(client.post("/v1/images/generations", json={"prompt": "x"}))
+    await engine.asked.wait()
+    page = (await client.get("/metrics")).text
+    engine.gate.set()
+    assert (await drawing).status_code == 200
+    assert 'tridentserve_jobs{state="in_progress"} 1.0' in page
+    assert 'tridentserve_jobs{state="queued"} 0.0' in page
+    assert 'tridentserve_jobs{state="in_progress"} 0.0' in (await client.get("/metrics")).text
 
 
 async def test_metrics_name_no_job_and_no_prompt(client: httpx.AsyncClient) -> None:
