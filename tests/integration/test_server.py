@@ -235,8 +235,8 @@ def test_a_killed_server_leaves_no_process_and_its_job_is_finished_after_a_resta
         answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_is_overloaded")
 
-    folders = [model_folder("sd")]
-    with running_server(tmp_path, folders, stop_with=signal.SIGKILL) as first:
+    folders, hasty = [model_folder("sd")], {"TRIDENT_DRAIN_S": "0.1"}  # or it would finish it first
+    with running_server(tmp_path, folders, env=hasty, stop_with=signal.SIGKILL) as first:
         first.wait_ready()
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(post, first.url)
