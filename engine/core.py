@@ -42,6 +42,7 @@ from engine.types import (
     HandoffRef,
     Placement,
     RequestId,
+    SavedLatent,
     StageTask,
     TaskId,
 )
@@ -244,6 +245,10 @@ class EngineCore:
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
         """Note a finished denoise step (called by the executor)."""
         self._launcher.note_step(task, step, steps)
+
+    def latent_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        """Note where a diffuse could be taken up again (called by the executor)."""
+        self._launcher.note_saved(launch, task, saved)
 
     def latent_shown(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Have a preview decoded when a device has nothing better to do (called by the executor)."""

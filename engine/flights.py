@@ -14,7 +14,15 @@ import msgspec
 from engine.errors import RequestCancelledError
 from engine.messages import StageReport
 from engine.runs import RequestRun
-from engine.types import Assignment, PlanId, RunningView, StageTask
+from engine.types import (
+    Assignment,
+    HandoffRef,
+    PlanId,
+    RunningView,
+    SavedLatent,
+    StageTask,
+    TaskId,
+)
 
 
 class Follower(NamedTuple):
@@ -33,6 +41,7 @@ class Flight:
         onward: the launch that follows at the next step boundary, if a resize was asked for.
         ahead: what the worker goes on with when this has landed.
         reports: what it will report, if its order was sent with the launch before.
+        has_paused: whether it ended at a step boundary, with the rest still to do.
     """
 
     def __init__(
@@ -46,7 +55,7 @@ class Flight:
         self._started_s = self._step_at_s = now_s
         self._ends_s = now_s + assignment.expected_s
         self._step = assignment.task.steps_done
-        self._pausing = False
+        self._pausing = self.has_paused = False
         for task, run in self.parts:
             run.begin(task, assignment)
 
@@ -85,6 +94,13 @@ class Flight:
         self._step, self._step_at_s = step, now_s
         for task, run in self.parts:
             run.note_step(task, step, steps)
+
+    def keep(self, task: TaskId, saved: SavedLatent) -> tuple[HandoffRef, ...]:
+        """Let a task start from `saved` if this launch fails; return the latents that are spent."""
+        for mine, run in self.parts:
+            if mine.id == task and not run.is_over:
+                return run.keep(mine, saved)
+        return (saved.ref,)
 
     def view(self) -> RunningView:
         """Return what policies may see of it."""

@@ -32,6 +32,11 @@ def preview_of(task: TaskId, index: int) -> TaskId:
     return TaskId(f"{task}/preview-{index}")
 
 
+def saved_of(task: TaskId, step: int) -> TaskId:
+    """Return the name under which a diffuse that goes on saves where it stands after `step`."""
+    return TaskId(f"{task}/saved-{step}")
+
+
 class HandoffStore:
     """Accounts for every hand-off file of one controller process.
 

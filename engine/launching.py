@@ -23,6 +23,7 @@ from engine.types import (
     Purpose,
     RequestId,
     RunningView,
+    SavedLatent,
     StageTask,
     TaskId,
 )
@@ -77,6 +78,13 @@ class Launcher:
         """Note that the launch of `task` finished denoise step `step` of `steps`."""
         if (flight := self._flights.get(task)) is not None:
             flight.note_step(step, steps, self._clock.now())
+
+    def note_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        """Take the latent that a task has saved, and free the one before it."""
+        flight = self._flights.get(launch)
+        spent = (saved.ref,) if flight is None else flight.keep(task, saved)
+        for ref in spent:
+            self._embeddings.release(ref)
 
     def note_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Take the latent that the launch of `task` shows, or free it if nobody wants it."""
@@ -170,6 +178,7 @@ class Launcher:
             self._recover(flight, error)
         else:
             self._recovery.succeeded(assignment.team)
+            flight.has_paused = reports[0].paused
             for (task, run), execution, report in zip(
                 flight.parts, executions, reports, strict=True
             ):
@@ -273,7 +282,7 @@ class Launcher:
     def _free_or_resize(self, flight: Flight) -> None:
         """Free a team, or let a paused diffuse go on where a resize wants it."""
         task, run = flight.assignment.task, flight.runs[0]
-        if flight.onward is None or not run.is_suspended(task.node):
+        if flight.onward is None or not flight.has_paused or run.is_over:
             self._cluster.teams.release(task.id)
             return
         heir = run.task(task.node)

@@ -69,6 +69,22 @@ class UnloadStage(msgspec.Struct, frozen=True, tag=True):
     stage: StageKey
 
 
+class Saving(msgspec.Struct, frozen=True):
+    """How often a diffuse that goes on saves where it stands.
+
+    After at least `every_steps` of the request's steps and `every_s` seconds since its begin or the
+    last time: what a killed worker costs is whichever of both is more, and a step. So a diffuse that
+    is shorter than either saves nothing.
+    """
+
+    every_steps: int
+    every_s: float
+
+    def is_due(self, steps: int, passed_s: float) -> bool:
+        """Whether to save, `steps` and `passed_s` seconds after the last time."""
+        return steps >= self.every_steps and passed_s >= self.every_s
+
+
 class Seat(msgspec.Struct, frozen=True):
     """A device's place in a communication group; rank 0 leads.
 
@@ -192,6 +208,15 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     steps: int
 
 
+class LatentSaved(msgspec.Struct, frozen=True, tag=True):
+    """A task of `launch` goes on, and has saved where it stands after `step` of its request's steps."""
+
+    launch: TaskId
+    task: TaskId
+    step: int
+    latent: HandoffRef
+
+
 class LatentShown(msgspec.Struct, frozen=True, tag=True):
     """The clean latent that `task` predicted at one of its steps: its preview number `index`."""
 
@@ -265,6 +290,7 @@ FromWorker = (
     | StageUnloaded
     | StageLoadFailed
     | StepDone
+    | LatentSaved
     | LatentShown
     | LaunchDone
     | TeamBroke

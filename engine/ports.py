@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         HandoffRef,
         NodeId,
         Placement,
+        SavedLatent,
         StageKey,
         StageTask,
         TaskId,
@@ -77,6 +78,10 @@ class DeviceListener(Protocol):
 
     def executor_failed(self, reason: str) -> None:
         """The executor itself broke; nothing will run any more."""
+        ...
+
+    def latent_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        """The diffuse `task` of a launch goes on, and could be taken up again from `saved`."""
         ...
 
     def task_progressed(self, task: TaskId, step: int, steps: int) -> None:

@@ -278,9 +278,18 @@ class RequestRun:
         """Offer a paused diffuse again from its saved latent; return the latent it replaces."""
         assert report.output is not None  # a paused report carries the latent
         self._timeline.append(timing)
-        spent = self._drop_saved(task.node)
-        self._saved[task.node] = SavedLatent(report.steps_done, report.output)
+        spent = self.keep(task, SavedLatent(report.steps_done, report.output))
         self._offer_again(task, now_s)
+        return spent
+
+    def keep(self, task: StageTask, saved: SavedLatent) -> tuple[HandoffRef, ...]:
+        """Let a diffuse start from `saved` next time; return the latent that this replaces.
+
+        What has come further than ever has not failed in a row.
+        """
+        spent = self._drop_saved(task.node)
+        self._saved[task.node] = saved
+        self.failures[task.node] = 0
         return spent
 
     def skip(self, node: NodeId, output: HandoffRef) -> None:
@@ -298,11 +307,6 @@ class RequestRun:
     def saved(self) -> Mapping[NodeId, SavedLatent]:
         """The latest saved latent of every diffuse that has one and is not done."""
         return self._saved
-
-    def is_suspended(self, node: NodeId) -> bool:
-        """Whether a node waits with a saved latent for a team to go on."""
-        waits = self.progress.states[node] is NodeState.PENDING
-        return waits and node in self._saved and not self.is_over
 
     def _offer_again(self, task: StageTask, now_s: float) -> None:
         del self.running[task.id]

@@ -28,10 +28,12 @@ from engine.messages import (
     CancelTask,
     FromWorker,
     JoinGroup,
+    LatentSaved,
     LatentShown,
     LeaveGroup,
     PauseTask,
     RunStage,
+    Saving,
     Shutdown,
     StepDone,
     ToWorker,
@@ -42,7 +44,7 @@ from engine.stages.loader_thread import LoaderThread
 from engine.stages.running import Said, TaskRunner
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
-from engine.types import HandoffRef, TaskId
+from engine.types import HandoffRef, SavedLatent, TaskId
 from observability.logging import configure_logging
 
 BEAT_INTERVAL_S = 3.0  # each wakes this process and the controller; idle ones should sleep
@@ -60,11 +62,13 @@ class Worker:
         transport: FileTransport,
         groups: Groups,
         shelf: StageShelf,
+        *,
+        saving: Saving | None = None,
     ) -> None:
         """Take the shelf of loaded stages, which the loader thread fills."""
         self._socket, self._device, self._shelf = socket, device, shelf
         self._groups = groups
-        self._runner = TaskRunner(shelf.stages, transport, device, groups, self)
+        self._runner = TaskRunner(shelf.stages, transport, device, groups, self, saving=saving)
         self._inbox: deque[ToWorker] = deque()
         self._launched = 0
         self._current: TaskId | None = None
@@ -126,6 +130,10 @@ class Worker:
         """Tell the controller of a denoise step."""
         self._send(StepDone(launch, step, steps))
 
+    def report_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        """Tell the controller where a task of a launch could be taken up again."""
+        self._send(LatentSaved(launch, task, saved.step, saved.ref))
+
     def report_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Tell the controller of a predicted clean latent."""
         self._send(LatentShown(task, index, latent))
@@ -171,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("endpoint", "identity", "device", "handoff-folder", "group-folder"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--save-every", nargs=2, type=float, metavar=("STEPS", "SECONDS"))
     args = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups; we obey stdin
         signal.signal(number, signal.SIG_IGN)
@@ -190,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loader = LoaderThread(args.endpoint, args.identity, shelf)
     threading.Thread(target=loader.serve, args=(args.threads,), daemon=True).start()
     transport = FileTransport(Path(args.handoff_folder), device)
-    Worker(socket, device, transport, groups, shelf).serve()
+    saving = Saving(int(args.save_every[0]), args.save_every[1]) if args.save_every else None
+    Worker(socket, device, transport, groups, shelf, saving=saving).serve()
     socket.close(linger=1000)
     os._exit(0)  # threads wait on sockets and on standard input; nothing is left to flush
 

@@ -363,6 +363,11 @@ class Profiler:
         """Do nothing: see above."""
         del reason
 
+    def latent_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        """Let go of it: nothing is gone on from."""
+        del launch, task
+        self._executor.release(saved.ref)
+
     def latent_shown(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Let go of it: nobody asked."""
         del task, index

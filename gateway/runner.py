@@ -18,6 +18,7 @@ from engine.executors.local import NODE, LocalExecutor
 from engine.executors.watching import WatchedExecutor
 from engine.fingerprint import fingerprint
 from engine.keeping import KeptLatents
+from engine.messages import Saving
 from engine.ports import Clock, Executor
 from gateway.console import ConsoleFeed
 from gateway.measured import EngineGauges, MeasuredDispatcher, MeasuredPlanner
@@ -124,6 +125,7 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
         host_bytes=settings.host_memory_bytes,
         handoff_bytes=settings.handoff_memory_bytes,
         threads=settings.threads_per_device,
+        saving=_saving(settings),
     )
     policy, telemetry = _policy(settings, bench, executor.devices), bench.telemetry
     meter = telemetry.meters.meter
@@ -145,6 +147,12 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
         kept=KeptLatents(settings.data_dir / "paused"),
     )
     return Engine(core, dispatcher, planner)
+
+
+def _saving(settings: Settings) -> Saving | None:
+    if settings.save_every_steps == 0:
+        return None
+    return Saving(settings.save_every_steps, settings.save_every_s)
 
 
 def _policy(settings: Settings, bench: Workbench, devices: Sequence[DeviceId]) -> Policy:

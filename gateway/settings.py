@@ -54,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     handoff_memory_bytes: int | None = None
     threads_per_device: int | None = None
     embedding_cache_bytes: int = 64 << 20
+    save_every_steps: int = 5
+    save_every_s: float = 5.0
     host: str = "127.0.0.1"
     port: int = 8000
     keys: KeyRing = KeyRing()
@@ -104,6 +106,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
             host_memory_bytes=read.size("TRIDENT_HOST_MEMORY"),
             handoff_memory_bytes=read.size("TRIDENT_HANDOFF_MEMORY"),
+            save_every_steps=read.count("TRIDENT_SAVE_EVERY_STEPS", 5),
+            save_every_s=read.number("TRIDENT_SAVE_EVERY_S", 5.0),
             embedding_cache_bytes=read.size_or_none_at_all("TRIDENT_EMBEDDING_CACHE", 64 << 20),
             threads_per_device=read.optional_integer("TRIDENT_THREADS_PER_DEVICE"),
             host=read.text("TRIDENT_HOST") or "127.0.0.1",
@@ -207,6 +211,10 @@ class _Reader:
         except ValueError as error:
             message = f"{name}: {error}"
             raise SettingsError(message) from error
+
+    def count(self, name: str, default: int) -> int:
+        """Read a whole number that may be 0."""
+        return 0 if self.text(name) == "0" else self.integer(name, default)
 
     def size_or_none_at_all(self, name: str, default: int) -> int:
         """Read a size that may be 0."""

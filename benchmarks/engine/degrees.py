@@ -25,7 +25,7 @@ from torch import Tensor
 
 from engine import GenerationRequest, ModelId, RequestId, Shape, open_pipeline
 from engine.messages import Seat
-from engine.stages.base import Job, Stage
+from engine.stages.base import Job, Stage, Undisturbed
 from engine.stages.groups import Groups
 from engine.stages.random_model import write_model
 from engine.stages.registry import load_stage
@@ -36,18 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("flux", "sd3", "sd", "animatediff", "shapes", "motion")
 PACKAGES = ("torch", "diffusers")
 CPU = torch.device("cpu")
-
-
-class Unwatched:
-    """A boundary at which nothing is said."""
-
-    wants_pause = False
-
-    def passed(self, step: int, steps: int) -> None:
-        """Go on."""
-
-    def show(self, index: int, latents: Tensor) -> None:
-        """Show nobody."""
 
 
 def a_task(model: str, kind: StageKind, seed: int, guidance: float, steps: int) -> StageTask:
@@ -108,8 +96,8 @@ def measure(folder: Path, model: str, args: argparse.Namespace) -> list[dict[str
         for seed in range(args.seeds):
             asked = seed, guidance, args.steps
             task = a_task(model, StageKind.ENCODE, *asked)
-            [encoded] = encode.run([Job(task, {}, Unwatched())], Solo())
-            job = Job(a_task(model, StageKind.DIFFUSE, *asked), encoded.tensors, Unwatched())
+            [encoded] = encode.run([Job(task, {}, Undisturbed())], Solo())
+            job = Job(a_task(model, StageKind.DIFFUSE, *asked), encoded.tensors, Undisturbed())
             alone = final_latents(diffuse, job, Solo())
             for degree in spec.degrees[1:]:
                 found = together(

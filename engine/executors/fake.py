@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import RequestCancelledError, StageFailedError, WorkerLostError
-from engine.handoff import preview_of
-from engine.messages import StageReport
+from engine.handoff import preview_of, saved_of
+from engine.messages import Saving, StageReport
 from engine.previews import preview_steps
 from engine.types import (
     Artifact,
@@ -23,6 +23,7 @@ from engine.types import (
     HandoffRef,
     NodeId,
     Purpose,
+    SavedLatent,
     StageKey,
     StageKind,
     StageTask,
@@ -41,7 +42,10 @@ class Witness(Protocol):
     def ran(
         self, assignment: Assignment, started_s: float, steps: tuple[int, int], outcome: str
     ) -> None:
-        """A launch ended now: `done`, `paused` or `failed`, having taken denoise steps from..to."""
+        """A launch ended now: `done`, `paused` or `failed`, having taken denoise steps from..to.
+
+        Of a failed one that is as far as its steps were saved.
+        """
         ...
 
     def loaded(self, device: DeviceId, stage: StageKey, started_s: float) -> None:
@@ -93,6 +97,20 @@ class Work:
             self._timer.cancel()
 
 
+class _Saves:
+    """When a diffuse saves, and from which step it could be taken up again."""
+
+    def __init__(self, saving: Saving | None, step: int, now_s: float) -> None:
+        self._saving, self.step, self._at_s = saving, step, now_s
+
+    def is_due(self, step: int, now_s: float) -> bool:
+        """Whether to save after `step`; then that is where it stands."""
+        due = self._saving is not None and self._saving.is_due(step - self.step, now_s - self._at_s)
+        if due:
+            self.step, self._at_s = step, now_s
+        return due
+
+
 class FakeExecutor:
     """Devices that exist only on the clock.
 
@@ -101,6 +119,7 @@ class FakeExecutor:
         lead_s: what passes before its first step: hand-off of inputs, forming the team.
         load_s: what loading a stage takes, from a peer on the node or from the host.
         restart_s: how long a killed device stays down.
+        saving: how often diffuses save where they stand, which takes no time; None: never.
 
     Attributes:
         alive: hand-offs that were made and not yet released; empty when all work is done.
@@ -116,6 +135,7 @@ class FakeExecutor:
         lead_s: Callable[[Assignment], float] = lambda _assignment: 0.0,
         load_s: Callable[[StageKey, bool], float] = lambda _stage, _from_peer: 0.0,
         restart_s: float = 1.0,
+        saving: Saving | None = None,
         witness: Witness | None = None,
         keep_launches: bool = True,
     ) -> None:
@@ -123,6 +143,7 @@ class FakeExecutor:
         self._infos = {info.id: info for info in devices}
         self._clock, self._duration_s, self._load_s = clock, duration_s, load_s
         self._lead_s, self._restart_s, self._witness = lead_s, restart_s, witness
+        self._saving = saving
         self._listener: DeviceListener | None = None
         self._running: dict[str, Work] = {}
         self._made: dict[TaskId, asyncio.Future[bool]] = {}
@@ -203,12 +224,14 @@ class FakeExecutor:
         lead_s, run_s = self._lead_s(assignment), self._duration_s(assignment)
         count = max(1, task.steps_left)
         ends_s = [started_s + lead_s + run_s * (i + 1) / count for i in range(count)]
-        first = task.steps_done
+        first, saves = task.steps_done, _Saves(self._saving, task.steps_done, started_s)
 
         def at_boundary(step: int) -> None:
             if task.steps_left:
                 self._tell().task_progressed(task.id, first + step, task.request.steps)
                 self._show(task, first + step)
+                if step < count and saves.is_due(first + step, self._clock.now()):
+                    self._save(assignment, first + step)
 
         work = self._begin(task.id, assignment.team, ends_s, at_boundary)
         outcome = "failed"
@@ -219,7 +242,8 @@ class FakeExecutor:
             self._running.pop(task.id, None)
             if self._witness is not None:
                 reached = first + (work.passed if task.steps_left else 0)
-                self._witness.ran(assignment, started_s, (first, reached), outcome)
+                kept = saves.step if outcome == "failed" else reached
+                self._witness.ran(assignment, started_s, (first, kept), outcome)
         spent_s = self._clock.now() - started_s - lead_s
         return tuple(
             self._report(t, lead_s, spent_s, first + work.passed) for t in assignment.tasks
@@ -229,6 +253,11 @@ class FakeExecutor:
         if step in (steps := preview_steps(task.request.previews, task.request.steps)):
             index = steps.index(step)
             self._tell().latent_shown(task.id, index, self._hand_off(preview_of(task.id, index)))
+
+    def _save(self, assignment: Assignment, step: int) -> None:
+        for task in assignment.tasks:
+            latent = self._hand_off(saved_of(task.id, step))
+            self._tell().latent_saved(assignment.task.id, task.id, SavedLatent(step, latent))
 
     def _begin(
         self,

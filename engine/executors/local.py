@@ -34,15 +34,17 @@ from engine.executors.launches import Launches
 from engine.executors.loads import Loads
 from engine.executors.mailbox import Mailbox
 from engine.executors.slot import BEAT_SUFFIX, LOAD_SUFFIX, WorkerSettings, WorkerSlot, environment
-from engine.handoff import HandoffStore, PrivateFolder, handoff_path, preview_of
+from engine.handoff import HandoffStore, PrivateFolder, handoff_path, preview_of, saved_of
 from engine.messages import (
     BreakGroup,
     CancelTask,
     FromWorker,
+    LatentSaved,
     LatentShown,
     LaunchDone,
     LoaderReady,
     PauseTask,
+    Saving,
     Shutdown,
     StageLent,
     StageLoaded,
@@ -64,6 +66,7 @@ from engine.types import (
     DeviceInfo,
     HandoffRef,
     NodeId,
+    SavedLatent,
     StageKey,
     StageTask,
     TaskId,
@@ -91,6 +94,7 @@ class LocalExecutor:
             half of the shared memory that is free if that is less.
         handoff_bytes: what hand-offs may take in shared memory before they go to disk; None: an
             eighth of what is free there.
+        saving: how often long diffuses save where they stand; None: never.
         threads: CPU threads of each worker; None: an equal share of the cores.
     """
 
@@ -104,10 +108,12 @@ class LocalExecutor:
         host_bytes: int | None = None,
         handoff_bytes: int | None = None,
         threads: int | None = None,
+        saving: Saving | None = None,
     ) -> None:
         """Prepare; no process starts before `start`."""
         self._specs = {spec.id: spec for spec in specs}
         self._memory_bytes, self._device_kind = memory_bytes, device_kind
+        self._saves = saving is not None
         self._decoder = msgspec.msgpack.Decoder(FromWorker)
         self._listener: DeviceListener | None = None
         self._context = zmq.asyncio.Context()
@@ -127,6 +133,7 @@ class LocalExecutor:
             self._handoffs.folder,
             group_folder,
             threads or max(1, (os.cpu_count() or 1) // devices),
+            saving,
         )
         inherited = environment(settings.threads)
         forks = device_kind == "cpu"
@@ -217,6 +224,8 @@ class LocalExecutor:
     def _discard(self, task: StageTask) -> None:
         """Delete what a failed task may have written and not told of."""
         self._handoffs.discard(task.id)
+        for step in range(task.steps_done, task.request.steps if self._saves else 0):
+            self._handoffs.discard(saved_of(task.id, step))
         for index in range(task.request.previews):
             self._handoffs.discard(preview_of(task.id, index))
 
@@ -322,11 +331,8 @@ class LocalExecutor:
             case LoaderReady():
                 slot.loader_is_ready = True
                 self._welcome(slot)
-            case StepDone(task, step, steps):
-                self._tell().task_progressed(task, step, steps)
-            case LatentShown(task, index, latent):
-                self._handoffs.adopt(latent)
-                self._tell().latent_shown(task, index, latent)
+            case StepDone() | LatentSaved() | LatentShown():
+                self._pass_on(message)
             case _:
                 _answer(slot.mailbox, message)
 
@@ -337,6 +343,18 @@ class LocalExecutor:
             self._groups.came_up(slot.device)
             info = DeviceInfo(slot.device, NODE, self._share_of(slot.memory_bytes))
             self._tell().device_ready(info)
+
+    def _pass_on(self, message: StepDone | LatentSaved | LatentShown) -> None:
+        """Tell the core of a task that goes on."""
+        match message:
+            case StepDone(task, step, steps):
+                self._tell().task_progressed(task, step, steps)
+            case LatentSaved(launch, task, step, latent):
+                self._handoffs.adopt(latent)
+                self._tell().latent_saved(launch, task, SavedLatent(step, latent))
+            case LatentShown(task, index, latent):
+                self._handoffs.adopt(latent)
+                self._tell().latent_shown(task, index, latent)
 
     def _share_of(self, found_bytes: int) -> int:
         """Return what a device may hold: CPU devices share what copies and hand-offs leave."""

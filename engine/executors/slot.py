@@ -17,6 +17,7 @@ import msgspec
 from engine.errors import WorkerLostError
 from engine.executors.forking import Spawner, WorkerProcess
 from engine.executors.mailbox import Mailbox
+from engine.messages import Saving
 from engine.types import DeviceId
 
 BEAT_SUFFIX, LOAD_SUFFIX = "/beat", "/load"  # of the identities of a worker's other sockets
@@ -39,6 +40,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     handoff_folder: Path
     group_folder: Path
     threads: int
+    saving: Saving | None = None
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -86,11 +88,17 @@ class WorkerSlot:
                 *("--endpoint", self._settings.endpoint, "--identity", self.identity),
                 *("--device", self.device, "--handoff-folder", str(self._settings.handoff_folder)),
                 *("--group-folder", str(self._settings.group_folder)),
-                *("--threads", str(self._settings.threads)),
+                *("--threads", str(self._settings.threads), *self._saving()),
             ]
         )
         self._spawned_s = time.monotonic()
         self.excuse_silence()
+
+    def _saving(self) -> tuple[str, ...]:
+        saving = self._settings.saving
+        if saving is None:
+            return ()
+        return ("--save-every", str(saving.every_steps), str(saving.every_s))
 
     async def wait(self) -> str:
         """Wait for the process to end, fail what waits for it, and return why it ended."""

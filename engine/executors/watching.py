@@ -9,7 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from engine.executors.fake import Witness
-from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, NodeId, StageKey, TaskId
+from engine.types import (
+    Assignment,
+    DeviceId,
+    DeviceInfo,
+    HandoffRef,
+    NodeId,
+    SavedLatent,
+    StageKey,
+    TaskId,
+)
 
 if TYPE_CHECKING:
     from engine.messages import StageReport
@@ -34,6 +43,7 @@ class WatchedExecutor:
     def __init__(self, inner: Executor, clock: Clock, witness: LiveWitness) -> None:
         """Watch from the start."""
         self._inner, self._clock, self._witness = inner, clock, witness
+        self._saved: dict[TaskId, int] = {}  # the furthest step, by launch
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
@@ -42,7 +52,7 @@ class WatchedExecutor:
 
     async def start(self, listener: DeviceListener) -> None:
         """Start it, with the witness listening first."""
-        await self._inner.start(_WatchedListener(listener, self._witness))
+        await self._inner.start(_WatchedListener(listener, self._witness, self._saved))
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Tell of weights once they have arrived."""
@@ -67,6 +77,9 @@ class WatchedExecutor:
             outcome = "paused" if reports[0].paused else "done"
             return reports
         finally:
+            saved = self._saved.pop(assignment.task.id, first)
+            if outcome == "failed":
+                steps = (first, saved)
             self._witness.ran(assignment, started_s, steps, outcome)
 
     def pause(self, assignment: Assignment) -> None:
@@ -93,8 +106,10 @@ class WatchedExecutor:
 class _WatchedListener:
     """Tells a witness of devices before their listener hears of them."""
 
-    def __init__(self, inner: DeviceListener, witness: LiveWitness) -> None:
-        self._inner, self._witness = inner, witness
+    def __init__(
+        self, inner: DeviceListener, witness: LiveWitness, saved: dict[TaskId, int]
+    ) -> None:
+        self._inner, self._witness, self._saved = inner, witness, saved
 
     def device_ready(self, info: DeviceInfo) -> None:
         self._witness.device_ready(info)
@@ -106,6 +121,10 @@ class _WatchedListener:
 
     def executor_failed(self, reason: str) -> None:
         self._inner.executor_failed(reason)
+
+    def latent_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        self._saved[launch] = max(saved.step, self._saved.get(launch, 0))
+        self._inner.latent_saved(launch, task, saved)
 
     def latent_shown(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         self._inner.latent_shown(task, index, latent)

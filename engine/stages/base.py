@@ -21,12 +21,28 @@ class CancelledAtStep(Exception):  # noqa: N818 - control flow between worker an
         self.steps_done = steps_done
 
 
+class Snapshot(NamedTuple):
+    """Where a trajectory stands between two steps: `outline` is JSON that names `tensors`."""
+
+    tensors: Mapping[str, Tensor]
+    outline: str
+
+
 class Boundary(Protocol):
     """Who is told of every denoise step, and who may want a diffuse to stop between two."""
 
     @property
     def wants_pause(self) -> bool:
         """Whether the diffuse should save where it stands and return."""
+        ...
+
+    @property
+    def wants_save(self) -> bool:
+        """Whether the diffuse should save where it stands and go on."""
+        ...
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Take what was saved, for whoever goes on if this worker does not."""
         ...
 
     def passed(self, step: int, steps: int) -> None:
@@ -38,11 +54,20 @@ class Boundary(Protocol):
         ...
 
 
-class Snapshot(NamedTuple):
-    """Where a trajectory stands between two steps: `outline` is JSON that names `tensors`."""
+class Undisturbed:
+    """A boundary at which nobody listens and nothing is said."""
 
-    tensors: Mapping[str, Tensor]
-    outline: str
+    wants_pause = wants_save = False
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Never called: nothing is to be saved."""
+        raise AssertionError(snapshot)
+
+    def passed(self, step: int, steps: int) -> None:
+        """Go on."""
+
+    def show(self, index: int, latents: Tensor) -> None:
+        """Show nobody."""
 
 
 class StageResult(NamedTuple):

@@ -42,12 +42,15 @@ class Denoise:
         if snapshot is not None:
             restore(trajectory, snapshot)
         shown_at = preview_steps(task.request.previews, trajectory.steps)
-        may_pause = True
+        may_save = True
         while trajectory.step < trajectory.steps:
-            if may_pause and boundary.wants_pause:
-                if (saved := _try_save(trajectory)) is not None:
+            if may_save and (boundary.wants_pause or boundary.wants_save):
+                saved = _try_save(trajectory)
+                may_save = saved is not None
+                if saved is not None and boundary.wants_pause:
                     return StageResult({}, snapshot=saved)
-                may_pause = False
+                if saved is not None:
+                    boundary.keep(saved)
             trajectory.advance()
             if trajectory.step in shown_at and (clean := clean_latents(trajectory)) is not None:
                 boundary.show(shown_at.index(trajectory.step), clean)

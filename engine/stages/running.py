@@ -6,6 +6,7 @@ hears for all: at every boundary the members agree on what it has heard, and all
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Protocol
@@ -14,16 +15,24 @@ import structlog
 import torch
 
 from engine.errors import NotFiniteError
-from engine.handoff import preview_of
-from engine.messages import LaunchDone, RunStage, StageReport, TaskCancelled, TaskFailed, TeamBroke
+from engine.handoff import preview_of, saved_of
+from engine.messages import (
+    LaunchDone,
+    RunStage,
+    Saving,
+    StageReport,
+    TaskCancelled,
+    TaskFailed,
+    TeamBroke,
+)
 from engine.stages import team as teams
-from engine.stages.base import CancelledAtStep, Job, Stage, StageResult
+from engine.stages.base import CancelledAtStep, Job, Snapshot, Stage, StageResult
 from engine.stages.denoise import LATENTS
 from engine.stages.groups import Groups
 from engine.stages.stopwatch import Stopwatch
 from engine.stages.team import Team
 from engine.stages.transport import FileTransport
-from engine.types import HandoffRef, StageKey, StageTask, TaskId
+from engine.types import HandoffRef, SavedLatent, StageKey, StageTask, TaskId
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 log = structlog.get_logger(__name__)
@@ -45,6 +54,10 @@ class Orders(Protocol):
         """Tell the controller of a denoise step."""
         ...
 
+    def report_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
+        """Tell the controller where a task of a launch could be taken up again."""
+        ...
+
     def report_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Tell the controller of the clean latent that a step predicts: preview `index`."""
         ...
@@ -64,8 +77,11 @@ class TaskRunner:
         device: torch.device,
         groups: Groups,
         orders: Orders,
+        *,
+        saving: Saving | None = None,
     ) -> None:
         """Take the worker's loaded stages, which it goes on changing."""
+        self._saving = saving
         self._stages, self._transport, self._groups = stages, transport, groups
         self._device, self._orders = device, orders
         self._made: TaskId | None = None
@@ -101,7 +117,7 @@ class TaskRunner:
 
     def _execute(self, order: RunStage, team: Team) -> LaunchDone:
         boundaries = [
-            TaskBoundary(self._orders, self._transport, order.id, task, team)
+            TaskBoundary(self._orders, self._transport, order.id, task, team, saving=self._saving)
             for task in order.tasks
         ]
         boundaries[0].hear()
@@ -165,11 +181,14 @@ class TaskBoundary:
         launch: TaskId,
         task: StageTask,
         team: Team,
+        *,
+        saving: Saving | None,
     ) -> None:
-        """Stand where the task begins."""
+        """Stand where the task begins; the leader saves for all."""
         self._orders, self._transport = orders, transport
         self._launch, self._task, self._team = launch, task, team
-        self.steps_done = task.steps_done
+        self.steps_done = self._saved_at = task.steps_done
+        self._saving, self._saved_s = saving if team.rank == 0 else None, time.monotonic()
         self.wants_pause = False
 
     def hear(self) -> None:
@@ -178,6 +197,20 @@ class TaskBoundary:
         if said == Said.CANCEL:
             raise CancelledAtStep(self.steps_done)
         self.wants_pause = said == Said.PAUSE
+
+    @property
+    def wants_save(self) -> bool:
+        """Whether enough steps and time have passed since the task was last saved."""
+        steps, passed_s = self.steps_done - self._saved_at, time.monotonic() - self._saved_s
+        return self._saving is not None and self._saving.is_due(steps, passed_s)
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Leave what was saved, and tell the controller."""
+        name = saved_of(self._task.id, self.steps_done)
+        latent = self._transport.put_snapshot(self._task.node, name, snapshot)
+        saved = SavedLatent(self.steps_done, latent)
+        self._orders.report_saved(self._launch, self._task.id, saved)
+        self._saved_at, self._saved_s = self.steps_done, time.monotonic()
 
     def show(self, index: int, latents: torch.Tensor) -> None:
         """Leave a predicted clean latent to be decoded as preview number `index`."""

@@ -42,8 +42,9 @@ def audit(events: Iterable[SimEvent]) -> list[str]:
 
     Checked: a device runs one launch at a time (loads may go on beside it), only while it lives; weights
     and activations fit its memory; the stages of a run are resident on its whole team, which is
-    inside one node; a request goes through encode, all its steps once, and decode, in this order;
-    it ends exactly once, and `on_time` agrees with its deadline.
+    inside one node; a request goes through encode, all its steps once, and decode, in this order
+    (after a failed run from where that had saved, if it had); it ends exactly once, and `on_time`
+    agrees with its deadline.
     """
     return _Audit(events).problems
 
@@ -290,6 +291,7 @@ class _Request:
         self._ready_s = arrival.t  # when the last run was over
         self._encoded, self._decoded = arrival.encoded, False
         self._steps = 0
+        self._saved: range = range(0)  # where a run that failed may be taken up
         self._holders: dict[DeviceId, float] = {}  # who made results, and when
 
     def replay(self, losses: Sequence[DeviceLostEvent]) -> None:
@@ -299,6 +301,9 @@ class _Request:
             self._ready_s = max(self._ready_s, run.end)
             if run.outcome is not RunOutcome.FAILED:
                 self._advance(run)
+            elif run.stage is StageKind.DIFFUSE:
+                first = run.step_to if len(run.requests) == 1 else run.step_from
+                self._saved = range(first, run.step_to + 1)
         if len(self.ends) != 1:
             self._say(f"ends {len(self.ends)} times instead of once")
         for end in self.ends:
@@ -314,7 +319,7 @@ class _Request:
         if not lost or self._decoded:
             return
         if run.stage is StageKind.ENCODE:
-            self._encoded, self._steps = False, 0
+            self._encoded, self._steps, self._saved = False, 0, range(0)
         elif run.stage is StageKind.DIFFUSE:
             self._steps = min(self._steps, run.step_from)
 
@@ -339,7 +344,7 @@ class _Request:
                 self._expect(run, not self._decoded, "although it is decoded")
 
     def _check_steps(self, run: RunEvent) -> None:
-        if run.step_from != self._steps:
+        if run.step_from != self._steps and run.step_from not in self._saved:
             self._say(f"has {_name(run)} from step {run.step_from} after {self._steps} steps")
         if not run.step_from <= run.step_to <= self.arrival.steps:
             steps = f"from step {run.step_from} to {run.step_to} of {self.arrival.steps}"
@@ -350,7 +355,7 @@ class _Request:
         self._encoded |= run.stage is StageKind.ENCODE
         self._decoded |= run.stage is StageKind.DECODE
         if run.stage is StageKind.DIFFUSE:
-            self._steps = run.step_to
+            self._steps, self._saved = run.step_to, range(0)
 
     def _check_end(self, end: FinishEvent | RejectEvent) -> None:
         if end.t < self.arrival.t - TOLERANCE_S:

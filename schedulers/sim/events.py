@@ -22,7 +22,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 class RunOutcome(StrEnum):
-    """How a run ended; after every outcome but `FAILED` the steps up to `step_to` are done."""
+    """How a run ended; the steps up to `step_to` are done, or saved on the way if it is `FAILED`."""
 
     DONE = "done"
     PAUSED = "paused"

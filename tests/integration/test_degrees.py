@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine import GenerationRequest, ModelId, RequestId, Shape
 from engine.pipelines import open_pipeline
-from engine.stages.base import Job, Stage
+from engine.stages.base import Job, Stage, Undisturbed
 from engine.stages.registry import load_stage
 from engine.stages.team import Solo, Team
 from engine.types import MediaFormat, NodeId, StageKey, StageKind, StageTask, TaskId
@@ -27,16 +27,6 @@ SHIPPED = Path(__file__).parents[2] / "models"
 # of the largest number in the latent; float32 and one thread
 TOLERANCE = 5e-6
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers
-
-
-class Unwatched:
-    wants_pause = False
-
-    def passed(self, step: int, steps: int) -> None:
-        del step, steps
-
-    def show(self, index: int, latents: Tensor) -> None:
-        del index, latents
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +48,7 @@ def a_job(model: str, kind: StageKind, inputs: dict[str, Tensor], **changes: Any
         id=TaskId("t"), request=request, node=NodeId("n"), stage=StageKey(request.model, kind),
         image_index=0, inputs=(), sequence=0, attempt=1, ready_s=0.0,
     )  # fmt: skip
-    return Job(task, inputs, Unwatched())
+    return Job(task, inputs, Undisturbed())
 
 
 def a_film(frames: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from engine import EngineCore, GenerationRequest, ModelId, RequestId, Shape, Sys
 from engine.executors.local import LocalExecutor
 from engine.messages import StageReport
 from engine.pipelines import open_pipeline
-from engine.stages.base import Job
+from engine.stages.base import Job, Snapshot
 from engine.stages.registry import load_stage
 from engine.stages.team import Solo
 from engine.stages.transport import FileTransport
@@ -267,10 +267,18 @@ async def test_cancelling_what_is_paused_frees_its_latent(engine: PausingEngine)
 
 
 class PauseAt:
-    """A boundary that wants a pause after one step, and counts how many are taken."""
+    """A boundary that wants a pause after one step, and counts how many are taken.
 
-    def __init__(self, step: int | None) -> None:
+    Attributes:
+        saves: what is saved before every step, if that is wanted.
+    """
+
+    def __init__(self, step: int | None, *, saving: bool = False) -> None:
         self._pause_at, self.step, self.taken = step, 0, 0
+        self.wants_save, self.saves = saving, list[Snapshot]()
+
+    def keep(self, snapshot: Snapshot) -> None:
+        self.saves.append(snapshot)
 
     @property
     def wants_pause(self) -> bool:
@@ -325,3 +333,30 @@ async def test_a_pause_after_any_step_changes_no_bit_of_the_latent(
     too_late, taken = part(steps)
     assert isinstance(too_late, Tensor)
     assert (taken, torch.equal(too_late, undisturbed)) == (steps, True)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("model", ["flux", "sd"])
+async def test_saving_before_every_step_changes_no_bit_and_each_save_can_be_gone_on_from(
+    folder_of: Callable[[str], Path], model: str
+) -> None:
+    device, steps = torch.device("cpu"), 3
+    folder = folder_of(model)
+    family = open_pipeline(folder).family
+    task = a_task(request(model, steps=steps))
+    encode = load_stage(folder, family, StageKind.ENCODE, device)
+    diffuse = load_stage(folder, family, StageKind.DIFFUSE, device)
+    [encoded] = encode.run([Job(task, {}, PauseAt(None))], Solo())
+
+    def latents(boundary: PauseAt, snapshot: Snapshot | None = None) -> Tensor:
+        [result] = diffuse.run([Job(task, encoded.tensors, boundary, snapshot)], Solo())
+        return result.tensors["latents"]
+
+    undisturbed = latents(PauseAt(None))
+    saving = PauseAt(None, saving=True)
+    assert torch.equal(latents(saving), undisturbed)
+    assert len(saving.saves) == steps
+    for done, snapshot in enumerate(saving.saves):
+        rest = PauseAt(None)
+        assert torch.equal(latents(rest, snapshot), undisturbed)
+        assert rest.taken == steps - done

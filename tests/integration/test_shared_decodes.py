@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine import GenerationRequest, ModelId, RequestId, Shape
 from engine.pipelines import open_pipeline
-from engine.stages.base import Job, Stage, StageResult
+from engine.stages.base import Job, Stage, StageResult, Undisturbed
 from engine.stages.registry import load_stage
 from engine.stages.team import Solo, Team
 from engine.stages.tiles import tiles_shared
@@ -24,16 +24,6 @@ from engine.types import MediaFormat, NodeId, StageKey, StageKind, StageTask, Ta
 from tests.support.crew import together
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers
-
-
-class Unwatched:
-    wants_pause = False
-
-    def passed(self, step: int, steps: int) -> None:
-        raise AssertionError((step, steps))
-
-    def show(self, index: int, latents: Tensor) -> None:
-        raise AssertionError((index, latents))
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +59,7 @@ def a_job(kind: StageKind, inputs: dict[str, Tensor] | None = None, **changes: A
         id=TaskId("t"), request=request, node=NodeId("n"), stage=StageKey(request.model, kind),
         image_index=0, inputs=(), sequence=0, attempt=1, ready_s=0.0,
     )  # fmt: skip
-    return Job(task, inputs or {}, Unwatched())
+    return Job(task, inputs or {}, Undisturbed())
 
 
 def pixels(result: StageResult) -> np.ndarray:

@@ -20,7 +20,7 @@ from engine.families import family_named
 from engine.graph import StageNode
 from engine.pipelines import build, open_pipeline
 from engine.stages import random_model
-from engine.stages.base import Job
+from engine.stages.base import Job, Undisturbed
 from engine.stages.media import write_image, write_video
 from engine.stages.registry import load_stage
 from engine.stages.team import Solo
@@ -63,16 +63,6 @@ def png(image: Image.Image) -> bytes:
     return write_image(image, MediaFormat.PNG, 100)
 
 
-class Unwatched:
-    wants_pause = False
-
-    def passed(self, step: int, steps: int) -> None:
-        pass
-
-    def show(self, index: int, latents: Tensor) -> None:
-        pass
-
-
 def request_of(folder: Path, *, strength: float, masked: bool, **changes: Any) -> GenerationRequest:
     spec = open_pipeline(folder)
     values: dict[str, Any] = {
@@ -106,7 +96,7 @@ def by_stages(folder: Path, request: GenerationRequest, files: Mapping[str, byte
         node = graph.nodes[name]
         parents = [outputs[parent] for parent in graph.parents[name]]
         inputs = {k: v for parent in parents for k, v in parent.items()}
-        job = Job(task_of(request, node), inputs or given, Unwatched())
+        job = Job(task_of(request, node), inputs or given, Undisturbed())
         [result] = stages[node.stage.kind].run([job], Solo())
         outputs[name] = result.tensors
         if result.artifact is not None:

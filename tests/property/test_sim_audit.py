@@ -101,7 +101,17 @@ def _(events: list[SimEvent], run: RunEvent) -> tuple[SimEvent, ...]:
 
 @corruption("finishes without being decoded|before it is encoded|after . of . steps|from step")
 def _(_events: list[SimEvent], run: RunEvent) -> SimEvent:
-    return changed(run, outcome=RunOutcome.FAILED)
+    return changed(run, outcome=RunOutcome.FAILED, step_to=run.step_from)  # and saved nothing
+
+
+@corruption("from step")
+def _(_events: list[SimEvent], run: RunEvent) -> tuple[SimEvent, ...]:
+    middle = (run.start + run.end) / 2
+    failed = changed(
+        run, end=middle, stage=StageKind.DIFFUSE, outcome=RunOutcome.FAILED, step_to=run.step_from
+    )
+    beyond = {"step_from": failed.step_to + 1, "step_to": failed.step_to + 1}
+    return (failed, changed(run, start=middle, stage=StageKind.DIFFUSE, **beyond))
 
 
 @corruption("before it arrived")

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from engine.core import EngineCore
 from engine.executors.fake import FakeExecutor
+from engine.messages import Saving
 from engine.pipelines import PipelineSpec
 from engine.types import (
     DeviceInfo,
@@ -48,6 +49,8 @@ def simulated_engine(
     load_s: Callable[[StageKey], float] = lambda _stage: 0.0,
     max_requests: int = 64,
     embedding_bytes: int = 0,
+    saving: Saving | None = None,
+    restart_s: float = 1.0,
 ) -> SimulatedEngine:
     specs = specs or [a_spec()]
     clock, exporter, monitor = VirtualClock(), InMemorySpanExporter(), StageMonitor(window_s=1000)
@@ -56,6 +59,8 @@ def simulated_engine(
         clock=clock,
         duration_s=lambda assignment: duration_s(assignment.task),
         load_s=lambda stage, _from_peer: load_s(stage),
+        restart_s=restart_s,
+        saving=saving,
     )
     provider = build_provider(processors=[SimpleSpanProcessor(exporter), monitor])
     core = EngineCore(

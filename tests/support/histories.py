@@ -133,11 +133,11 @@ class History:
             if to < steps:
                 outcome = self.rng.choice([RunOutcome.PAUSED, RunOutcome.RESIZED])
             if self.rng.random() < 0.1:
-                outcome = RunOutcome.FAILED
+                outcome, to = RunOutcome.FAILED, self.rng.randint(done, steps - 1)  # saved there
             ready_s = self._run(
                 request, StageKind.DIFFUSE, team, ready_s, span=(done, to), outcome=outcome
             )
-            done = done if outcome is RunOutcome.FAILED else to
+            done = to
         return ready_s
 
     def _run(

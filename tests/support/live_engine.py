@@ -12,6 +12,7 @@ import msgspec
 
 from engine import EngineCore, GenerationRequest, ModelId, RequestId, Shape, SystemClock
 from engine.executors.local import LocalExecutor
+from engine.messages import Saving
 from engine.pipelines import open_pipeline
 from engine.types import TaskId
 from observability.tracing import StageSpans, build_provider
@@ -32,10 +33,14 @@ class LiveEngine:
     """
 
     def __init__(
-        self, folders: Sequence[Path], devices: int, knobs: dict[str, Any] | None = None
+        self,
+        folders: Sequence[Path],
+        devices: int,
+        saving: Saving | None = None,
+        knobs: dict[str, Any] | None = None,
     ) -> None:
         specs = [open_pipeline(folder) for folder in folders]
-        self.executor = LocalExecutor(specs, devices=devices, threads=1)
+        self.executor = LocalExecutor(specs, devices=devices, threads=1, saving=saving)
         self.core = EngineCore(
             specs,
             executor=self.executor,
@@ -81,9 +86,9 @@ class LiveEngine:
 
 @asynccontextmanager
 async def live_engine(
-    folders: Sequence[Path], devices: int, **knobs: Any
+    folders: Sequence[Path], devices: int, saving: Saving | None = None, **knobs: Any
 ) -> AsyncIterator[LiveEngine]:
-    engine = LiveEngine(folders, devices, knobs)
+    engine = LiveEngine(folders, devices, saving, knobs)
     await engine.core.start()
     try:
         await engine.ready()

@@ -28,6 +28,9 @@ class NoOrders:
     def hear(self, _launch: TaskId) -> Said:
         return Said.NOTHING
 
+    def report_saved(self, *told: object) -> None:
+        raise AssertionError(told)
+
 
 class FailingStage:
     def __init__(self, fail: Callable[[], None]) -> None:
