@@ -153,6 +153,7 @@ class EngineCore:
         run.lay_down(self._executor.restore)
         self._sequence += 1
         self._requests[request.id] = run
+        self._note(request)
         self.embeddings.recall(run)
         self._kept.recall(self.specs[request.model], run)
         self._landed(run)
@@ -182,6 +183,17 @@ class EngineCore:
                 self._give_up(run, RequestImpossibleError(held.reason))
             elif held.refused:
                 self._give_up(run, RequestRefusedError(held.reason))
+
+    def _note(self, request: GenerationRequest) -> None:
+        """Tell the monitor what is asked for."""
+        if self._monitor is not None:
+            self._monitor.requested(
+                request.model,
+                str(request.shape),
+                outputs=request.n,
+                steps=request.steps,
+                at_s=self._clock.now(),
+            )
 
     def _snapshot(self) -> MonitorSnapshot | None:
         return None if self._monitor is None else self._monitor.fresh_snapshot(self._clock.now())

@@ -1,4 +1,4 @@
-"""The online monitor: folds stage spans into rates and service times for the planner.
+"""The online monitor: requests and stage spans as rates and service times for the planner.
 
 The span hooks only append one tuple to a bounded deque; all folding happens in `snapshot`, on the
 planner's own tick. It sees every span of the engine's scope, whatever the exporter samples.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from opentelemetry.sdk.trace import SpanProcessor
 
+from observability.asking import RequestCount
 from observability.semconv import (
     ATTR_MODEL,
     ATTR_QUEUE_WAIT_S,
@@ -20,7 +21,7 @@ from observability.semconv import (
     ATTR_STEPS,
     ENGINE_SCOPE,
 )
-from observability.snapshot import MonitorSnapshot, StageClass, StageWindow
+from observability.snapshot import MonitorSnapshot, RequestClass, StageClass, StageWindow
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -57,6 +58,7 @@ class StageMonitor(SpanProcessor):
         self._window: deque[_Event] = deque(maxlen=max_events)
         self._tallies: dict[StageClass, _Tally] = {}
         self._in_flight: dict[StageClass, int] = {}
+        self._requests = RequestCount(window_s=window_s, most=max_events)
         self._next_snapshot_s = 0.0
         self._appended = 0
         self._folded = 0
@@ -84,6 +86,10 @@ class StageMonitor(SpanProcessor):
                 steps=_steps_of(span),
             )
         )
+
+    def requested(self, model: str, shape: str, *, outputs: int, steps: int, at_s: float) -> None:
+        """Count a request that has arrived: `outputs` of `steps` denoise steps each."""
+        self._requests.add(RequestClass(model, shape), outputs=outputs, steps=steps, at_s=at_s)
 
     def _append(self, event: _Event) -> None:
         self._appended += 1
@@ -121,6 +127,7 @@ class StageMonitor(SpanProcessor):
             blind=self.is_blind,
             dropped_events=self.dropped_events,
             classes={key: self._describe(key, tally) for key, tally in seen.items()},
+            asked=self._requests.until(now_s),
         )
 
     def _fold(self) -> None:

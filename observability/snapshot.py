@@ -35,10 +35,24 @@ class StageWindow(msgspec.Struct, frozen=True, kw_only=True):
     drift: float = 1.0
 
 
-class MonitorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All stage classes seen in the window that ends at `taken_s`.
+class RequestClass(msgspec.Struct, frozen=True, order=True):
+    """What requests are counted by: model and shape, as strings."""
 
-    `blind` is true if the monitor is attached to no recording tracer and so knows nothing.
+    model: str
+    shape: str
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for in the window: outputs of one class, and their mean denoise steps."""
+
+    outputs: int
+    mean_steps: float
+
+
+class MonitorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All stage classes and all requests seen in the window that ends at `taken_s`.
+
+    `blind` is true if the monitor is attached to no recording tracer and so knows no stage.
     """
 
     taken_s: float
@@ -46,3 +60,4 @@ class MonitorSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     blind: bool
     dropped_events: int
     classes: Mapping[StageClass, StageWindow]
+    asked: Mapping[RequestClass, Asked]

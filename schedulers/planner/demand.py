@@ -1,7 +1,7 @@
 """Demand: how many requests of each class come per second, as a pure value.
 
-It comes from the monitor's window (begun encodes or decodes are requests) or, before anything was
-seen, from a prior. It knows nothing of costs or devices.
+It comes from the requests in the monitor's window or, before anything was seen, from a prior. It
+knows nothing of costs or devices.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from engine.types import ModelId, Shape, StageKind
-from observability.snapshot import MonitorSnapshot, StageWindow
+from engine.types import ModelId, Shape
+from observability.snapshot import MonitorSnapshot
 
 
 class ClassDemand(msgspec.Struct, frozen=True, order=True):
@@ -97,30 +97,14 @@ def observed(
     seconds = max(1e-9, min(snapshot.window_s, elapsed_s))
     by_class = {(entry.model, entry.shape): entry.steps for entry in known.classes}
     classes, requests = [], 0
-    for (model, shape), window in _most_started(snapshot).items():
-        if model in steps:
-            requests += window.started
-            rate = window.started / seconds
-            asked = round(window.mean_steps) or by_class.get((model, shape), steps[model])
-            classes.append(ClassDemand(model, shape, asked, rate))
+    for key, asked in snapshot.asked.items():
+        model, shape = ModelId(key.model), shape_of(key.shape)
+        if shape is not None and model in steps:
+            requests += asked.outputs
+            usual = by_class.get((model, shape), steps[model])
+            each = round(asked.mean_steps) or usual
+            classes.append(ClassDemand(model, shape, each, asked.outputs / seconds))
     return Observation(Demand(tuple(sorted(classes))), requests)
-
-
-def _most_started(snapshot: MonitorSnapshot) -> dict[tuple[ModelId, Shape], StageWindow]:
-    """Return the window of encode or decode by class, whichever was begun more often.
-
-    Encodes come first and tell of requests soonest; but a request whose embeddings were kept has
-    none, and one with several outputs has one where it has several decodes.
-    """
-    found: dict[tuple[ModelId, Shape], StageWindow] = {}
-    for key, window in snapshot.classes.items():
-        shape = shape_of(key.shape)
-        if key.stage == StageKind.DIFFUSE or shape is None or not window.started:
-            continue  # a diffuse that was paused begins more than once
-        known = found.get((ModelId(key.model), shape))
-        if known is None or window.started > known.started:
-            found[ModelId(key.model), shape] = window
-    return found
 
 
 def blended(seen: Observation, known: Demand, min_requests: int) -> Demand:

@@ -186,6 +186,26 @@ def test_the_monitor_counts_what_ran_without_any_exporter() -> None:
     assert not snapshot.blind
 
 
+def test_requests_are_demand_when_they_arrive_and_not_when_their_stages_run() -> None:
+    async def asked_for() -> list[int]:
+        sim = simulated_engine(devices(1))
+        await sim.core.start()
+        waiting = [
+            asyncio.create_task(sim.core.generate(a_request(f"r{i}", n=2))) for i in range(3)
+        ]
+        await asyncio.sleep(1)
+        first = sim.monitor.snapshot(1.0)
+        await asyncio.gather(*waiting)
+        later = sim.monitor.snapshot(1001.0)  # decodes of this window, arrivals of the one before
+        assert {key.stage for key, window in later.classes.items() if window.started}
+        await sim.core.close()
+        return [
+            sum(wish.outputs for wish in snapshot.asked.values()) for snapshot in (first, later)
+        ]
+
+    assert run_virtual(asked_for()) == [6, 0]
+
+
 def test_the_same_requests_give_the_same_schedule_every_time() -> None:
     async def scenario() -> list[tuple[str, DeviceId, float]]:
         sim = simulated_engine(devices(4), duration_s=lambda task: 1 + len(task.request.id) % 3)

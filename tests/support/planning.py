@@ -20,7 +20,7 @@ from engine.types import (
     StageKey,
     StageKind,
 )
-from observability.snapshot import MonitorSnapshot, StageClass, StageWindow
+from observability.snapshot import Asked, MonitorSnapshot, RequestClass
 from schedulers.planner import Demand, uniform
 from tests.support.builders import a_spec
 
@@ -184,21 +184,14 @@ def view_of(
 
 def snapshot_of(demand: Demand, now_s: float, *, window_s: float = 60.0) -> MonitorSnapshot:
     """What a monitor shows after a window of exactly this demand."""
-    classes = {
-        StageClass(str(entry.model), "encode", str(entry.shape)): StageWindow(
-            started=round(entry.rate_per_s * window_s),
-            finished=0,
-            failed=0,
-            in_flight=0,
-            arrivals_per_s=entry.rate_per_s,
-            mean_steps=entry.steps,
-            mean_service_s=0.0,
-            mean_queue_wait_s=0.0,
+    asked = {
+        RequestClass(str(entry.model), str(entry.shape)): Asked(
+            outputs=round(entry.rate_per_s * window_s), mean_steps=entry.steps
         )
         for entry in demand.classes
     }
     return MonitorSnapshot(
-        taken_s=now_s, window_s=window_s, blind=False, dropped_events=0, classes=classes
+        taken_s=now_s, window_s=window_s, blind=False, dropped_events=0, classes={}, asked=asked
     )
 
 

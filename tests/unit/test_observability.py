@@ -13,7 +13,7 @@ from opentelemetry.trace import format_trace_id
 
 from observability import semconv
 from observability.monitor import StageMonitor
-from observability.snapshot import StageClass
+from observability.snapshot import Asked, RequestClass, StageClass
 from observability.tracing import StageSpans, build_provider, context_of, traceparent_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -73,6 +73,25 @@ def test_the_window_forgets_what_is_old_but_not_what_still_runs() -> None:
     spans.start("diffuse", TRACEPARENT, 2.0, KEYS)
     [window] = monitor.snapshot(100.0).classes.values()
     assert (window.started, window.finished, window.in_flight) == (0, 0, 1)
+
+
+def test_what_was_asked_for_leaves_the_window_as_it_came() -> None:
+    monitor = StageMonitor(window_s=10)
+    monitor.requested("m", "64x64", outputs=3, steps=20, at_s=1.0)
+    monitor.requested("m", "64x64", outputs=1, steps=40, at_s=6.0)
+    key = RequestClass("m", "64x64")
+    assert monitor.snapshot(8.0).asked == {key: Asked(outputs=4, mean_steps=25.0)}
+    assert monitor.snapshot(12.0).asked == {key: Asked(outputs=1, mean_steps=40.0)}
+    assert monitor.snapshot(17.0).asked == {}
+
+
+def test_more_requests_than_are_kept_push_the_oldest_out() -> None:
+    monitor = StageMonitor(window_s=1000, max_events=2)
+    for second in range(5):
+        monitor.requested("m", "64x64", outputs=1, steps=second, at_s=float(second))
+    assert monitor.snapshot(5.0).asked == {
+        RequestClass("m", "64x64"): Asked(outputs=2, mean_steps=3.5)
+    }
 
 
 def test_a_monitor_that_never_saw_a_span_says_that_it_is_blind() -> None:
