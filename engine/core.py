@@ -27,6 +27,7 @@ from engine.errors import (
 )
 from engine.keeping import KeptLatents
 from engine.launching import Launcher
+from engine.listener import Listener
 from engine.loading import Loader
 from engine.pipelines import PipelineSpec, build, served
 from engine.readiness import notices, obstacles
@@ -34,17 +35,12 @@ from engine.runs import ALONE, Along, RequestRun
 from engine.types import (
     ClusterView,
     Decision,
-    DeviceId,
-    DeviceInfo,
     DispatchPlan,
     GenerationRequest,
     GenerationResult,
-    HandoffRef,
     Placement,
     RequestId,
-    SavedLatent,
     StageTask,
-    TaskId,
 )
 
 if TYPE_CHECKING:
@@ -111,13 +107,16 @@ class EngineCore:
             give_up=self._give_up,
             landed=self._landed,
         )
+        self.listener = Listener(
+            self.cluster, self._loader, self._launcher, wake=self._wake.set, broke=self._break
+        )
         self._closed: str | None = "The engine has not been started."
 
     async def start(self) -> None:
         """Start the workers and the loop; returns before any weights are loaded."""
         self._closed = None
         self._background.spawn(self._loop())
-        await self._executor.start(self)
+        await self._executor.start(self.listener)
 
     async def generate(
         self, request: GenerationRequest, journal: Journal | None = None, along: Along = ALONE
@@ -242,31 +241,6 @@ class EngineCore:
             if device not in self.cluster.teams.busy:
                 self._loader.fill(device)
 
-    def device_ready(self, info: DeviceInfo) -> None:
-        """Open a ledger for a device whose worker came up (called by the executor)."""
-        self.cluster.add(info)
-        self._loader.restarted(info.id)
-        self._wake.set()
-
-    def device_lost(self, device: DeviceId, reason: str) -> None:
-        """Close the ledger of a device whose worker died (called by the executor)."""
-        log.warning("device_lost", reason=reason)
-        self.cluster.remove(device)
-        self._wake.set()
-
-    def task_progressed(self, task: TaskId, step: int, steps: int) -> None:
-        """Note a finished denoise step (called by the executor)."""
-        self._launcher.note_step(task, step, steps)
-
-    def latent_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
-        """Note where a diffuse could be taken up again (called by the executor)."""
-        self._launcher.note_saved(launch, task, saved)
-
-    def latent_shown(self, task: TaskId, index: int, latent: HandoffRef) -> None:
-        """Have a preview decoded when a device has nothing better to do (called by the executor)."""
-        self._launcher.note_latent(task, index, latent)
-        self._wake.set()
-
     def progress(self, request: RequestId) -> float:
         """Return the share of its denoise steps that a request has done; 0 if it is not here."""
         return self._requests[request].share_done if request in self._requests else 0.0
@@ -294,10 +268,6 @@ class EngineCore:
         for run in self._requests.values():
             run.check_integrity()
 
-    def executor_failed(self, reason: str) -> None:
-        """Stop, because nothing would run any more (called by the executor)."""
-        self._stop(f"The engine stopped because its executor failed: {reason}", EngineCrashedError)
-
     async def suspend(self, timeout_s: float) -> None:
         """Plan no more, pause all diffuses and keep their latents for the engine that comes next.
 
@@ -311,6 +281,9 @@ class EngineCore:
         """Stop loudly on a bug: an engine that lost a task of its own must not look healthy."""
         log.critical("engine_crashed", exc_info=error)
         self._stop(f"The engine stopped on an internal error: {error!r}.", EngineCrashedError)
+
+    def _break(self, reason: str) -> None:
+        self._stop(reason, EngineCrashedError)
 
     def _stop(self, reason: str, error: type[EngineError]) -> None:
         self._closed = self._closed or reason

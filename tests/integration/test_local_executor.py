@@ -61,13 +61,13 @@ class RunningEngine:
             spans=StageSpans(build_provider()),
         )
         self.steps: asyncio.Event = asyncio.Event()
-        report_step = self.core.task_progressed
+        report_step = self.core.listener.task_progressed
 
         def progressed(task: str, step: int, steps: int) -> None:
             report_step(task, step, steps)
             self.steps.set()
 
-        self.core.task_progressed = progressed  # type: ignore[method-assign]
+        self.core.listener.task_progressed = progressed  # type: ignore[method-assign]
 
     async def ready(self) -> None:
         async with asyncio.timeout(240):

@@ -136,7 +136,8 @@ class PausingEngine:
             spans=StageSpans(build_provider()),
         )
         self.steps: list[tuple[TaskId, int]] = []
-        self._note_step, self.core.task_progressed = self.core.task_progressed, self._progressed  # type: ignore[method-assign]
+        listener = self.core.listener
+        self._note_step, listener.task_progressed = listener.task_progressed, self._progressed  # type: ignore[method-assign]
 
     def _progressed(self, task: TaskId, step: int, steps: int) -> None:
         self._note_step(task, step, steps)

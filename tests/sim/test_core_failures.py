@@ -248,7 +248,7 @@ def test_an_executor_that_breaks_stops_the_engine_for_others_to_take_over() -> N
         await sim.core.start()
         work = asyncio.create_task(sim.core.generate(a_request()))
         await asyncio.sleep(1)
-        sim.core.executor_failed("socket gone")
+        sim.core.listener.executor_failed("socket gone")
         with pytest.raises(EngineCrashedError, match="socket gone"):
             await work
         assert sim.core.is_closed

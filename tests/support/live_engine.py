@@ -53,7 +53,8 @@ class LiveEngine:
         )
         self.steps: list[tuple[TaskId, int]] = []
         self.on_step: Callable[[TaskId, int], None] = lambda _task, _step: None
-        self._note_step, self.core.task_progressed = self.core.task_progressed, self._progressed  # type: ignore[method-assign]
+        listener = self.core.listener
+        self._note_step, listener.task_progressed = listener.task_progressed, self._progressed  # type: ignore[method-assign]
 
     def _progressed(self, task: TaskId, step: int, steps: int) -> None:
         self._note_step(task, step, steps)
