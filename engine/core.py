@@ -233,7 +233,7 @@ class EngineCore:
         """Take a new placement: metadata only; weights move when devices are idle or need them."""
         self.cluster.adopt(placement)
         self._loader.start_over()
-        log.info("placement_adopted", version=placement.version)
+        log.info("placement_adopted", version=placement.version, why=placement.why)
 
     def _preload_idle(self) -> None:
         """Let every idle device load a stage that it should hold; it may be launched on meanwhile."""

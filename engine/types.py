@@ -235,10 +235,11 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Which stages each device should hold: a desired state, adopted lazily."""
+    """Which stages each device should hold, and why: a desired state, adopted lazily."""
 
     version: int
     stages: Mapping[DeviceId, frozenset[StageKey]]
+    why: str = ""
 
 
 class Leg(msgspec.Struct, frozen=True):

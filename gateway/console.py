@@ -8,22 +8,20 @@ read: it is sent away and may come again.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from engine.types import DeviceId, DispatchPlan, RequestId
+from engine.types import DeviceId, RequestId
 from gateway.errors import MissingError
 
 if TYPE_CHECKING:
     from engine.types import ClusterView, RunningView, StageTask
 
-HISTORY: Final = 20_000
+HISTORY: Final = 40_000
 BACKLOG: Final = 2_000
-REMEMBERED_REQUESTS: Final = 2_000
-DECISIONS_PER_REQUEST: Final = 16
 STATE_INTERVAL_S: Final = 1.0
 _CLUSTER: Final = b'{"kind":"cluster"'
 
@@ -76,16 +74,8 @@ class EngineState(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...]
 
 
-class Decision(msgspec.Struct, frozen=True):
-    """Why a stage of a request was placed, or held back."""
-
-    at_s: float
-    stage: str
-    why: str
-
-
 class ConsoleFeed:
-    """Takes facts and decisions as they come, and tells every page that listens."""
+    """Takes facts as they come, and tells every page that listens."""
 
     def __init__(self) -> None:
         """Begin before anything happened, with nobody's engine."""
@@ -94,7 +84,6 @@ class ConsoleFeed:
         self._cluster: bytes | None = None
         self._history: deque[bytes] = deque(maxlen=HISTORY)
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
-        self._decisions: OrderedDict[RequestId, deque[Decision]] = OrderedDict()
 
     def follow(self, state: Callable[[], EngineState | None]) -> None:
         """Tell pages how the engine stands that `state` asks; None while it starts."""
@@ -125,30 +114,6 @@ class ConsoleFeed:
             self._listeners.discard(listener)
             listener.get_nowait()
             listener.put_nowait(None)
-
-    def decided(self, plan: DispatchPlan, view: ClusterView) -> None:
-        """Remember why each stage of a plan was placed or held; a repeated reason counts once."""
-        now_s = view.now_s
-        for launch in plan.assignments:
-            where = f"on {', '.join(launch.team)}: {launch.why}"
-            for task in launch.tasks:
-                self._decide(task, Decision(now_s, task.stage.kind.value, where))
-        for held in plan.held:
-            self._decide(held.task, Decision(now_s, held.task.stage.kind.value, held.reason))
-
-    def _decide(self, task: StageTask, decision: Decision) -> None:
-        request = task.request.id
-        known = self._decisions.setdefault(request, deque(maxlen=DECISIONS_PER_REQUEST))
-        if not known or (known[-1].stage, known[-1].why) != (decision.stage, decision.why):
-            known.append(decision)
-        self._decisions.move_to_end(request)
-        while len(self._decisions) > REMEMBERED_REQUESTS:
-            self._decisions.popitem(last=False)
-
-    def decisions(self, request: str) -> tuple[Decision, ...]:
-        """Return what is remembered of a request's decisions, oldest first."""
-        base = request.partition("/")[0].partition("~")[0]
-        return tuple(self._decisions.get(RequestId(base), ()))
 
     def stream(self) -> AsyncIterator[bytes]:
         """Return server-sent events: `start`, the facts so far, then facts and states as they come.

@@ -132,11 +132,10 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
     executor = WatchedExecutor(executor, bench.clock, bench.chronicle)
     dispatcher = TimedDispatcher(policy.dispatcher, bench.chronicle)
     planner = WatchedPlanner(policy.planner, bench.chronicle)
-    told = (bench.gauges.decided, telemetry.feed.decided)
     core = EngineCore(
         bench.specs,
         executor=executor,
-        dispatcher=MeasuredDispatcher(dispatcher, meter, told),
+        dispatcher=MeasuredDispatcher(dispatcher, meter, [bench.gauges.decided]),
         planner=MeasuredPlanner(planner, meter),
         clock=bench.clock,
         spans=StageSpans(telemetry.provider),

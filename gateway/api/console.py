@@ -1,22 +1,20 @@
-"""`/console/stream` and `/console/requests/{id}`: what the console shows of this process's engine.
+"""`/console/stream`: what the console shows of this process's engine.
 
-They show every tenant's requests (never prompts), so they are for the operator: on a server that
-others can reach they want the admin key, and on one that only this machine can reach they want it
-if there is one.
+It shows every tenant's requests (never prompts), so it is for the operator: on a server that others
+can reach it wants the admin key, and on one that only this machine can reach it wants it if there
+is one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from litestar import Controller, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath
 from litestar.response import Stream
 
 from gateway.auth.keys import KeyRing
-from gateway.console import ConsoleFeed, Decision
+from gateway.console import ConsoleFeed
 from gateway.errors import ForbiddenError, UnauthenticatedError
 from gateway.middleware import QUIET
 
@@ -51,12 +49,6 @@ class AdminOnly:
             raise UnauthenticatedError(message)
 
 
-class RequestDecisions(msgspec.Struct, frozen=True):
-    """Why the stages of a request were placed or held, oldest first."""
-
-    decisions: tuple[Decision, ...]
-
-
 class ConsoleController(Controller):
     """What the operator's page asks for."""
 
@@ -68,10 +60,3 @@ class ConsoleController(Controller):
     async def stream(self, feed: NamedDependency[ConsoleFeed]) -> Stream:
         """Stream facts and states of the engine as server-sent events, until the page leaves."""
         return Stream(feed.stream(), media_type="text/event-stream", headers=dict(_HEADERS))
-
-    @get("/requests/{request_id:str}")
-    async def decisions(
-        self, request_id: FromPath[str], feed: NamedDependency[ConsoleFeed]
-    ) -> RequestDecisions:
-        """Return what is remembered of the decisions about a request."""
-        return RequestDecisions(feed.decisions(request_id))

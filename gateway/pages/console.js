@@ -2,7 +2,7 @@
 
 import { Recording, classOf, quantile } from "/static/recording.js";
 import { Timeline, clock } from "/static/timeline.js";
-import { StreamError, bearer, errorOf, events } from "/static/sse.js";
+import { StreamError, bearer, events } from "/static/sse.js";
 import { drawRequest } from "/static/request.js";
 import { drawResidency } from "/static/residency.js";
 import { element, fill } from "/static/dom.js";
@@ -10,6 +10,7 @@ import { element, fill } from "/static/dom.js";
 const LIVE_KEPT_S = 1800;
 const LIVE_SPAN_S = 60;
 const SHOWN_REQUESTS = 200;
+const SHOWN_PLACEMENTS = 8;
 const RETRY_MS = 2000;
 
 const $ = (id) => document.getElementById(id);
@@ -93,7 +94,8 @@ async function openFile(file) {
   const recording = new Recording();
   say(`reading ${file.name}`, "");
   let rest = "";
-  const reader = file.stream().pipeThrough(new TextDecoderStream()).getReader();
+  const bytes = file.name.endsWith(".gz") ? file.stream().pipeThrough(new DecompressionStream("gzip")) : file.stream();
+  const reader = bytes.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { value, done } = await reader.read();
     const lines = (rest + (value ?? "")).split("\n");
@@ -136,6 +138,7 @@ function render() {
   drawOutcomes(outcomes);
   drawQueue(t);
   drawResidency($("residency"), recording, page.state, t);
+  drawPlacements(t);
   drawRequests(t);
   if (page.chosen) drawChosen(t);
 }
@@ -153,9 +156,21 @@ function drawFacts(all, t) {
     "On time": all.ended ? percent(all.met / all.ended) : "-",
     "Mean latency": seconds(mean(all.latencies)),
     "P95 latency": seconds(quantile(all.latencies, 0.95)),
-    Placement: page.state ? `version ${page.state.placement_version}` : `${recording.switches.length} switches`,
+    Placement: placementOf(t),
   };
   fill($("facts"), Object.entries(facts).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+}
+
+function placementOf(t) {
+  const version = page.state?.placement_version ?? page.recording.placementAt(t)?.version;
+  const switches = page.recording.switches.filter((s) => s.t <= t).length;
+  return version === undefined ? `${switches} switches` : `version ${version}`;
+}
+
+function drawPlacements(t) {
+  const { placements, beginsAt } = page.recording;
+  const lines = placements.filter((p) => p.t <= t).slice(-SHOWN_PLACEMENTS);
+  fill($("placements"), lines.map((p) => element("li", {}, `${clock(p.t - (beginsAt ?? 0))} version ${p.version}${p.why ? `: ${p.why}` : ""}`)));
 }
 
 function isBusy(device, t) {
@@ -186,11 +201,18 @@ function drawQueue(t) {
       row.waiting,
       seconds(t - row.oldest),
       row.nextDeadline === Infinity ? "-" : ahead(row.nextDeadline - t),
-      row.predicted === undefined ? "-" : row.predicted === null ? "unknown" : ahead(row.predicted - t),
+      finishOf(row, t),
     ]),
   );
   const none = element("tr", {}, element("td", { colSpan: 5, className: "muted" }, "nothing waits"));
-  table($("queue"), ["Class", "Waiting", "Longest wait", "Next deadline", "Last predicted finish"], body.length ? body : [none]);
+  const finish = page.state ? "Predicted finish of the last" : "Finish of the last, as recorded";
+  table($("queue"), ["Class", "Waiting", "Longest wait", "Next deadline", finish], body.length ? body : [none]);
+}
+
+// A server predicts; a file knows.
+function finishOf(row, t) {
+  const at = page.state ? row.predicted : row.lastEnd;
+  return at === null || at === Infinity ? "unknown" : ahead(at - t);
 }
 
 function queueOfState(state, t) {
@@ -252,28 +274,14 @@ function latencyOf(request, t) {
 
 function choose(id, fromList = false) {
   page.chosen = timeline.chosen = id;
-  page.why = undefined;
   render();
-  if (page.isLive) explain(id);
   if (fromList) $("detail-title").focus();
-}
-
-async function explain(id) {
-  try {
-    const headers = bearer(sessionStorage.getItem("trident-admin-key"));
-    const response = await fetch(`/console/requests/${encodeURIComponent(id)}`, { headers });
-    if (!response.ok) throw await errorOf(response);
-    page.why = await response.json();
-  } catch (error) {
-    page.why = { decisions: [], note: error.message };
-  }
-  if (page.chosen === id) drawChosen(now());
 }
 
 function drawChosen(t) {
   const request = page.recording.requests.get(page.chosen);
   if (!request) return fill($("detail"), [element("p", { className: "muted" }, "This request is no longer remembered.")]);
-  fill($("detail"), drawRequest(request, { t, beginsAt: page.recording.beginsAt, isLive: page.isLive, why: page.why }));
+  fill($("detail"), drawRequest(request, { outputs: page.recording.outputsOf(request), t, beginsAt: page.recording.beginsAt }));
 }
 
 // ---------------------------------------------------------------- small things

@@ -10,8 +10,9 @@ export class Recording {
     this.keepS = keepS;
     this.devices = []; // {id, node, memoryBytes, runs: [], weights: [], lost: []}
     this.byId = new Map();
-    this.requests = new Map(); // id -> {id, model, shape, arrive, deadline, steps, runs, end, onTime, reason}
-    this.switches = [];
+    this.requests = new Map(); // id -> {id, model, shape, arrive, deadline, steps, runs, decisions, end, onTime, reason}
+    this.switches = []; // {t, version, why}
+    this.placements = []; // of switches and the first: {t, version, stages: {device: ["model/stage"]}, why}
     this.beginsAt = null;
     this.endsAt = 0;
     this.malformed = 0;
@@ -53,10 +54,18 @@ export class Recording {
   request(id) {
     let request = this.requests.get(id);
     if (!request) {
-      request = { id, model: "", shape: "", arrive: null, deadline: null, runs: [], end: null, onTime: null };
+      request = { id, model: "", shape: "", arrive: null, deadline: null, runs: [], decisions: [], end: null, onTime: null };
       this.requests.set(id, request);
     }
     return request;
+  }
+
+  // All outputs of the request that an output belongs to: `r`, `r/1`, ...
+  outputsOf({ id }) {
+    const base = id.split("/")[0];
+    const found = [this.requests.get(base)];
+    while (this.requests.has(`${base}/${found.length}`)) found.push(this.requests.get(`${base}/${found.length}`));
+    return found.filter((output) => output !== undefined);
   }
 
   // Forgets what is older than `keepS`, so that a page can stay open for days.
@@ -68,6 +77,7 @@ export class Recording {
       device.weights = device.weights.filter((w) => w.until === null || w.until >= before);
     }
     this.switches = this.switches.filter((s) => s.t >= before);
+    this.placements = this.placements.filter((p, i, all) => p.t >= before || i === all.length - 1);
     for (const [id, request] of this.requests) {
       const crowded = this.requests.size > KEPT_REQUESTS;
       if (request.end !== null && (crowded || request.end < before)) this.requests.delete(id);
@@ -78,6 +88,11 @@ export class Recording {
   // Stages that lie on a device at a time, with how much memory they take.
   residentAt(device, t) {
     return device.weights.filter((w) => w.from <= t && (w.until === null || w.until > t));
+  }
+
+  // The placement that is wanted at a time; null if nobody told.
+  placementAt(t) {
+    return this.placements.findLast((p) => p.t <= t) ?? null;
   }
 
   runningAt(device, t) {
@@ -95,10 +110,11 @@ export class Recording {
       if (request.arrive === null || request.arrive > t || (request.end !== null && request.end <= t)) continue;
       if (request.runs.some((run) => run.start <= t && run.end > t)) continue;
       const key = classOf(request);
-      const row = classes.get(key) ?? { name: key, waiting: 0, oldest: t, nextDeadline: Infinity };
+      const row = classes.get(key) ?? { name: key, waiting: 0, oldest: t, nextDeadline: Infinity, lastEnd: 0 };
       row.waiting += 1;
       row.oldest = Math.min(row.oldest, request.arrive);
       row.nextDeadline = Math.min(row.nextDeadline, request.deadline ?? Infinity);
+      row.lastEnd = Math.max(row.lastEnd, request.end ?? Infinity);
       classes.set(key, row);
     }
     return [...classes.values()].sort((a, b) => a.name.localeCompare(b.name));
@@ -192,6 +208,7 @@ const TAKERS = {
       stepFrom: event.step_from,
       stepTo: event.step_to,
       outcome: event.outcome ?? "done",
+      purpose: event.purpose ?? "main",
     };
     for (const id of event.devices) recording.device(id).runs.push(run);
     for (const id of event.requests) recording.request(id).runs.push(run);
@@ -215,8 +232,18 @@ const TAKERS = {
     if (gone) gone.until = event.start;
     recording.noteTime(event.end);
   },
+  place(recording, event) {
+    recording.placements.push({ t: event.t, version: event.version, stages: event.stages ?? {}, why: event.why ?? "" });
+    recording.noteTime(event.t);
+  },
   switch(recording, event) {
     recording.switches.push({ t: event.t, version: event.version });
+    if (Object.keys(event.stages ?? {}).length > 0) TAKERS.place(recording, event);
+    recording.noteTime(event.t);
+  },
+  decide(recording, event) {
+    const decisions = recording.request(event.request).decisions;
+    decisions.push({ t: event.t, stage: event.stage, devices: event.devices ?? [], why: event.why });
     recording.noteTime(event.t);
   },
   reject(recording, event) {

@@ -3,14 +3,15 @@
 import { element, svg } from "/static/dom.js";
 import { STAGES } from "/static/recording.js";
 
-export function drawRequest(request, { t, beginsAt, isLive, why }) {
+// `outputs`: all outputs of the same request, this one among them; each has its own runs.
+export function drawRequest(request, { outputs, t, beginsAt }) {
   const runs = [...request.runs].sort((a, b) => a.start - b.start);
   return [
     element("p", {}, element("code", {}, request.id)),
     element("p", {}, `${request.model} ${request.shape}${request.steps ? `, ${request.steps} steps` : ""}. ${fate(request, beginsAt)}`),
-    dag(request, runs, t),
+    dag(outputs, t),
     runTable(runs, request.arrive ?? beginsAt),
-    ...explanation(why, isLive),
+    ...explanation(request, t),
   ];
 }
 
@@ -24,19 +25,18 @@ function fate(request, beginsAt) {
 }
 
 // Encode, then a diffuse and a decode for every output: the engine's graph, with what each took.
-function dag(request, runs, t) {
-  const outputs = Math.max(1, runs.filter((run) => run.stage === "decode" && run.outcome === "done").length);
-  const height = 20 + 58 * outputs;
+function dag(outputs, t) {
+  const height = 20 + 58 * outputs.length;
   const root = svg("svg", { viewBox: `0 0 480 ${height}`, width: 480, height, class: "dag", role: "img" });
-  root.append(title(`Graph of ${request.id}: encode, then ${outputs} times diffuse and decode`));
-  const middle = 20 + (58 * (outputs - 1)) / 2;
-  const y = (i) => 20 + 58 * i - 10;
-  for (let i = 0; i < outputs; i += 1) {
-    root.append(svg("path", { d: `M130 ${middle + 10} C 160 ${middle + 10}, 150 ${y(i) + 20}, 180 ${y(i) + 20}` }));
-    root.append(svg("path", { d: `M310 ${y(i) + 20} L 345 ${y(i) + 20}` }));
-    root.append(node(180, y(i), "diffuse", runs, t, outputs), node(345, y(i), "decode", runs, t, outputs));
-  }
-  root.append(node(0, middle - 10, "encode", runs, t, 1));
+  root.append(title(`Graph: encode, then diffuse and decode of ${outputs.map((output) => output.id).join(", ")}`));
+  const middle = 20 + (58 * (outputs.length - 1)) / 2;
+  outputs.forEach(({ runs }, i) => {
+    const y = 10 + 58 * i;
+    root.append(svg("path", { d: `M130 ${middle + 10} C 160 ${middle + 10}, 150 ${y + 20}, 180 ${y + 20}` }));
+    root.append(svg("path", { d: `M310 ${y + 20} L 345 ${y + 20}` }));
+    root.append(node(180, y, "diffuse", runs, t), node(345, y, "decode", runs, t));
+  });
+  root.append(node(0, middle - 10, "encode", outputs[0].runs, t));
   return root;
 }
 
@@ -46,9 +46,9 @@ function title(text) {
   return made;
 }
 
-function node(x, y, stage, runs, t, outputs) {
-  const mine = runs.filter((run) => run.stage === stage);
-  const took = mine.reduce((sum, run) => sum + run.end - run.start, 0) / outputs;
+function node(x, y, stage, runs, t) {
+  const mine = runs.filter((run) => run.stage === stage && run.purpose === "main");
+  const took = mine.reduce((sum, run) => sum + run.end - run.start, 0);
   const degrees = [...new Set(mine.map((run) => run.degree))];
   const group = svg("g");
   const isDone = mine.some((run) => run.end <= t && run.outcome === "done");
@@ -64,7 +64,8 @@ function node(x, y, stage, runs, t, outputs) {
 function runTable(runs, zero) {
   const rows = runs.map((run) => {
     const steps = run.stage === "diffuse" ? `${run.stepFrom} to ${run.stepTo}` : "";
-    const cells = [run.stage, (run.start - zero).toFixed(2), (run.end - run.start).toFixed(3), run.devices.join(" "), run.degree, run.requests.length, steps, run.outcome];
+    const stage = run.purpose === "main" ? run.stage : `${run.stage} (${run.purpose.replace("_", " ")})`;
+    const cells = [stage, (run.start - zero).toFixed(2), (run.end - run.start).toFixed(3), run.devices.join(" "), run.degree, run.requests.length, steps, run.outcome];
     return element("tr", {}, ...cells.map((cell, i) => element("td", { className: [1, 2, 4, 5].includes(i) ? "number" : "" }, cell)));
   });
   const heads = ["Stage", "Start s", "Took s", "Devices", "Degree", "Batch", "Steps", "Outcome"];
@@ -75,12 +76,17 @@ function runTable(runs, zero) {
   return scroll;
 }
 
-function explanation(why, isLive) {
-  if (!isLive) return [element("p", { className: "muted" }, "Event files do not hold the reasons of decisions.")];
-  if (why === undefined) return [element("p", { className: "muted" }, "Asking why it was placed so ...")];
-  const lines = (why.decisions ?? []).map((d) => element("li", {}, `${d.stage}: ${d.why}`));
-  if (!lines.length) return [element("p", { className: "muted" }, why.note ?? "No decision about it is remembered.")];
-  return [element("h3", {}, "Why"), element("ul", {}, ...lines)];
+// What was decided about it until `t`, oldest first.
+function explanation(request, t) {
+  const known = request.decisions.filter((d) => d.t <= t);
+  const heading = element("h3", {}, "Why");
+  if (!known.length) return [heading, element("p", { className: "muted" }, "No decision about it is remembered.")];
+  const lines = known.map((d) => {
+    const at = `${(d.t - (request.arrive ?? d.t)).toFixed(2)} s`;
+    const where = d.devices.length ? ` on ${d.devices.join(" ")}` : "";
+    return element("li", {}, element("span", { className: "muted" }, at), ` ${d.stage}${where}: ${d.why}`);
+  });
+  return [heading, element("ul", { className: "why" }, ...lines)];
 }
 
 export { STAGES };

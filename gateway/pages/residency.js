@@ -1,4 +1,4 @@
-// The residency map: what lies on each device at a time and, live, what the placement wants there.
+// The residency map: what lies on each device at a time, and what the placement wants there.
 
 import { element, fill } from "/static/dom.js";
 
@@ -7,13 +7,14 @@ const CROWD = 24; // from here on stages are squares with a name on hover, and l
 export function drawResidency(parent, recording, state, t) {
   parent.classList.toggle("crowd", recording.devices.length > CROWD);
   const live = new Map((state?.devices ?? []).map((device) => [device.id, device]));
-  fill(parent, recording.devices.map((device) => box(recording, device, live.get(device.id), t)));
+  const wanted = recording.placementAt(t)?.stages ?? {};
+  fill(parent, recording.devices.map((device) => box(recording, device, live.get(device.id), wanted[device.id], t)));
 }
 
-function box(recording, device, live, t) {
+function box(recording, device, live, wanted, t) {
   const weights = recording.residentAt(device, t);
   const resident = live ? live.resident : weights.map((w) => `${w.model}/${w.stage}`);
-  const desired = live?.desired ?? null;
+  const desired = live?.desired ?? wanted ?? null;
   const isLost = live ? live.lost : recording.isLostAt(device, t);
   const used = live ? live.memory_bytes - live.free_bytes : weights.reduce((sum, w) => sum + w.bytes, 0);
   const share = device.memoryBytes > 0 ? Math.min(1, used / device.memoryBytes) : 0;

@@ -265,7 +265,13 @@ class Orchestrator:
             swapped=tuple(d for d, role in self._roles.items() if role in self._swapped),
             impossible=scene.impossible,
         )
-        return Placement(self._version, dict(draft.roles)) if verdict.switch else None
+        return self._placement(draft, trigger, verdict)
+
+    def _placement(self, draft: Draft, trigger: Trigger, verdict: Verdict) -> Placement | None:
+        if not verdict.switch:
+            return None
+        cause = trigger.value.replace("_", " ")
+        return Placement(self._version, dict(draft.roles), f"{cause}: {verdict.reason}")
 
     def _verdict(
         self, trigger: Trigger, scene: _Scene, draft: Draft, now: Balance | None, loads: Loads

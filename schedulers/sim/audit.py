@@ -12,16 +12,18 @@ from enum import IntEnum
 from itertools import product
 from typing import NamedTuple
 
-from engine.types import DeviceId, ModelId, RequestId, StageKind
+from engine.types import DeviceId, ModelId, Purpose, RequestId, StageKind
 from schedulers.sim.events import (
     ArriveEvent,
     ClusterDevice,
     ClusterEvent,
+    DecideEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
     FinishEvent,
     LoadEvent,
+    PlaceEvent,
     RejectEvent,
     RunEvent,
     RunOutcome,
@@ -109,8 +111,8 @@ class _Audit:
                     request.ends.append(event)
             case RunEvent():
                 self._runs.append(event)  # it may name a request whose line is still to come
-            case SwitchEvent():
-                pass  # metadata: what follows from it are loads and evictions
+            case PlaceEvent() | SwitchEvent() | DecideEvent():
+                pass  # what follows from them are loads, evictions and runs
             case _:
                 self._sort_change(event)
 
@@ -149,7 +151,7 @@ class _Audit:
         team = [d for i in run.devices if (d := self._device(i)) is not None]
         if len({device.node for device in team}) > 1:
             self._say(f"{name} has a team on several nodes.")
-        for request in requests:
+        for request in requests if run.purpose is Purpose.MAIN else ():
             request.runs.append(run)
         for device, model in product(team, list(models)[:1]):
             device.take(run, (model, run.stage))

@@ -15,6 +15,7 @@ from engine.types import (
     DeviceId,
     DeviceInfo,
     GenerationRequest,
+    Placement,
     RequestId,
     StageKey,
     StageKind,
@@ -30,6 +31,7 @@ from schedulers.sim.events import (
     EvictEvent,
     FinishEvent,
     LoadEvent,
+    PlaceEvent,
     RejectEvent,
     ResidentStage,
     RunEvent,
@@ -37,12 +39,14 @@ from schedulers.sim.events import (
     SimEvent,
     SwitchEvent,
 )
+from schedulers.sim.reasons import Reasons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.ports import Clock
     from engine.residency import DeviceMemory
+    from engine.types import ClusterView, DispatchPlan
 
 _DIGITS = 9  # of event times: nanoseconds
 
@@ -75,6 +79,8 @@ class Chronicle:
         self._lost_s: dict[DeviceId, float] = {}
         self._free_s: dict[DeviceId, float] = {}  # when each device's last run ended
         self._life = 1
+        self._placement: Placement | None = None
+        self._reasons = Reasons(self._served)
         self.resizing: set[TaskId] = set()
 
     @property
@@ -105,6 +111,8 @@ class Chronicle:
         self._known = {device.id for device in devices}
         self._alive = set(self._known)
         self._tell(ClusterEvent(devices))
+        if self._placement is not None:
+            self.placed(self._placement, is_switch=False)
 
     def device_ready(self, info: DeviceInfo) -> None:
         """Tell of a device that came up, empty: again, or for the first time."""
@@ -136,10 +144,24 @@ class Chronicle:
             self.device_lost(device)
         self._life += 1
 
-    def switched(self, version: int) -> None:
-        """Tell of a placement that was adopted."""
+    def placed(self, placement: Placement, *, is_switch: bool) -> None:
+        """Tell of a placement that was adopted: in place of another one, or as the first."""
+        self._placement = placement
+        if not self.has_begun:
+            return
+        stages = {
+            device: tuple(str(stage) for stage in sorted(wanted))
+            for device, wanted in sorted(placement.stages.items())
+        }
+        kind = SwitchEvent if is_switch else PlaceEvent
+        self._tell(kind(self._now(), placement.version, stages, placement.why))
+
+    def decided(self, plan: DispatchPlan, view: ClusterView) -> None:
+        """Tell why stages are launched, stopped or wait."""
+        self.resizing.update(resize.task for resize in plan.resizes)
         if self.has_begun:
-            self._tell(SwitchEvent(self._now(), version))
+            for event in self._reasons.of(plan, view, self._now()):
+                self._tell(event)
 
     def arrived(
         self, request: GenerationRequest, *, encoded: bool = False, resumed: bool = False
@@ -182,6 +204,7 @@ class Chronicle:
     def _end(
         self, request: GenerationRequest, event: Callable[[RequestId], FinishEvent | RejectEvent]
     ) -> None:
+        self._reasons.forget(request.id)
         if self.has_begun:
             for name in self._outputs(request):
                 self._tell(event(name))
@@ -214,6 +237,7 @@ class Chronicle:
                 step_to=steps[1],
                 activation_bytes=launch.activation_bytes,
                 outcome=ended,
+                purpose=launch.task.purpose,
             )
         )
 

@@ -7,7 +7,7 @@ the time of writing, not by `start`. Times are seconds since the start: virtual 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Self
 
 import msgspec
 
-from engine.types import DeviceId, ModelId, RequestId, StageKind
+from engine.types import DeviceId, ModelId, Purpose, RequestId, StageKind
 from schedulers.errors import TraceError
 
 _BUFFER_BYTES = 1 << 20
@@ -79,7 +79,9 @@ class RunEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="run", kw_only
 
     A diffusion that is paused or changes its degree is several runs. `step_from` and `step_to`
     count denoise steps done before and after (0 for encode and decode); `activation_bytes` is
-    what it takes on every device of the team.
+    what it takes on every device of the team. `purpose` is `main` unless the weights of the stage
+    served something beside the request's way from encode to decode: a partial image, or a source
+    picture that was made a latent.
     """
 
     start: float
@@ -92,6 +94,21 @@ class RunEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="run", kw_only
     step_to: int
     activation_bytes: int
     outcome: RunOutcome = RunOutcome.DONE
+    purpose: Purpose = Purpose.MAIN
+
+
+class DecideEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="decide", kw_only=True):
+    """Why a stage of a request was launched on `devices`, or waits if there are none.
+
+    Why it waits is told once, and again when it waits for another reason; numbers in a reason do
+    not make it another one.
+    """
+
+    t: float
+    request: RequestId
+    stage: StageKind
+    why: str
+    devices: tuple[DeviceId, ...] = ()
 
 
 class LoadEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="load", kw_only=True):
@@ -116,11 +133,26 @@ class EvictEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="evict", kw_
     bytes: int
 
 
+Stages = Mapping[DeviceId, tuple[str, ...]]
+"""What each device should hold, as `model/stage`."""
+
+
+class PlaceEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="place"):
+    """The placement that an engine begins with; it is no switch."""
+
+    t: float
+    version: int
+    stages: Stages
+    why: str = ""
+
+
 class SwitchEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="switch"):
     """A new placement was adopted: metadata only, weights move later."""
 
     t: float
     version: int
+    stages: Stages = msgspec.field(default_factory=dict)
+    why: str = ""
 
 
 class RejectEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="reject"):
@@ -161,7 +193,9 @@ SimEvent = (
     | RunEvent
     | LoadEvent
     | EvictEvent
+    | PlaceEvent
     | SwitchEvent
+    | DecideEvent
     | RejectEvent
     | FinishEvent
     | DeviceLostEvent

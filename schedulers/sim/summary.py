@@ -19,11 +19,13 @@ from schedulers.sim.config import RunFacts
 from schedulers.sim.events import (
     ArriveEvent,
     ClusterEvent,
+    DecideEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
     FinishEvent,
     LoadEvent,
+    PlaceEvent,
     RejectEvent,
     RunEvent,
     RunOutcome,
@@ -186,7 +188,7 @@ class SummaryBuilder:
                 self._loads += 1
             case EvictEvent():
                 self._evictions += 1
-            case SwitchEvent():
+            case PlaceEvent() | SwitchEvent() | DecideEvent():
                 pass  # counted by who decides
             case RejectEvent():
                 self._reject(event)

@@ -1,4 +1,4 @@
-"""Wrappers that count and time what an engine's policies do, and change nothing."""
+"""Wrappers that count, time and tell what an engine's policies do, and change nothing."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MOST_TIMES = 200_000
 
 
 class TimedDispatcher:
-    """A dispatcher whose decisions are counted and timed, in real milliseconds."""
+    """A dispatcher whose decisions are counted, timed in real milliseconds, and told."""
 
     def __init__(self, inner: Dispatcher, chronicle: Chronicle) -> None:
-        """Time `inner`; tell `chronicle` which diffuses are about to be resized."""
+        """Time `inner`; tell `chronicle` what it decides and why."""
         self._inner, self._chronicle = inner, chronicle
         self._decisions = 0
         self._decision_ms: deque[float] = deque(maxlen=MOST_TIMES)
@@ -39,7 +39,7 @@ class TimedDispatcher:
         self._decision_ms.append(1e3 * (time.perf_counter() - started))
         self._pauses += len(plan.pauses)
         self._resizes += len(plan.resizes)
-        self._chronicle.resizing.update(resize.task for resize in plan.resizes)
+        self._chronicle.decided(plan, view)
         return plan
 
     def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
@@ -77,8 +77,8 @@ class WatchedPlanner:
     def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
         """Pass it on."""
         placement = self._inner.place(view, snapshot)
-        if placement is not None and self._placed and self._chronicle.has_begun:
-            self.switches += 1
-            self._chronicle.switched(placement.version)
-        self._placed = self._placed or placement is not None
+        if placement is not None:
+            self.switches += self._placed and self._chronicle.has_begun
+            self._chronicle.placed(placement, is_switch=self._placed)
+            self._placed = True
         return placement

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +41,7 @@ def test_a_live_request_shows_up_with_its_stages_and_why(page: Page, server: Ser
     detail = page.locator("#detail")
     for stage in ("encode", "diffuse", "decode"):
         expect(detail.locator("table")).to_contain_text(stage)
-    expect(detail.locator("li").first).to_be_visible()
+    expect(detail.locator(".why li").first).to_contain_text("encode on")
     expect(page.locator("#slo tbody")).to_contain_text("shapes 64x64")
 
 
@@ -57,6 +59,39 @@ def test_a_simulation_is_shown_with_its_requests(
     expect(page.locator("#facts")).to_contain_text("100.0%")
     page.locator("#requests tbody button").last.click()
     expect(page.locator("#detail svg.dag")).to_be_visible()
+    why = page.locator("#detail .why li")
+    expect(why.first).to_contain_text("encode on")
+    expect(why.last).to_contain_text("decode on")
+    expect(page.locator("#placements li")).to_contain_text("There was no placement yet")
+
+
+def test_a_packed_event_file_opens_too(
+    page: Page, server: Server, event_file: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "simulated.jsonl.gz"
+    packed.write_bytes(gzip.compress(event_file.read_bytes()))
+    open_file(page, server, packed)
+    expect(page.locator("#residency .device")).to_have_count(16)
+
+
+def test_a_file_shows_what_the_placement_wants_beside_what_is_there(
+    page: Page, server: Server, tmp_path: Path
+) -> None:
+    encode = {"model": "m", "stage": "encode", "bytes": 1}
+    device = {"id": "g0", "node": "n0", "memory_bytes": 9, "stages": [encode]}
+    told = [
+        {"kind": "cluster", "devices": [device]},
+        {"kind": "place", "t": 0, "version": 1, "stages": {"g0": ["m/encode"]}},
+        {"kind": "switch", "t": 5, "version": 2, "stages": {"g0": ["m/decode"]}, "why": "a shift"},
+    ]
+    file = tmp_path / "switch.jsonl"
+    file.write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    open_file(page, server, file)
+    expect(page.locator("#residency .chip.spare")).to_have_text("m encode")
+    expect(page.locator("#residency .chip.wanted")).to_have_text("m decode")
+    expect(page.locator("#placements li").last).to_contain_text("version 2: a shift")
+    page.locator("#scrub").fill("0")
+    expect(page.locator("#residency .chip.wanted")).to_have_count(0)
 
 
 def test_the_timeline_is_walked_with_the_keyboard(

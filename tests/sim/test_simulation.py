@@ -12,7 +12,9 @@ from schedulers.errors import SchedulerError
 from schedulers.sim.config import NodeFailure, RunFacts, SimConfig
 from schedulers.sim.events import (
     ArriveEvent,
+    DecideEvent,
     FinishEvent,
+    PlaceEvent,
     RejectEvent,
     RunEvent,
     RunOutcome,
@@ -113,3 +115,23 @@ def test_a_heavier_tenant_is_served_sooner_when_all_queue() -> None:
         ]
         means.append(sum(spent) / len(spent))
     assert means[0] < 0.8 * means[1]
+
+
+def test_a_simulation_says_why_every_launch_is_where_it_is_and_what_devices_should_hold() -> None:
+    events, _facts = run(rows(20, 2.0))
+    decided = {
+        (event.request, event.stage, event.devices): event.why
+        for event in events
+        if isinstance(event, DecideEvent)
+    }
+    runs = [event for event in events if isinstance(event, RunEvent)]
+    assert len(runs) >= 60
+    for ran in runs:
+        for request in ran.requests:
+            assert decided[request, ran.stage, ran.devices]
+    first = events[1]
+    assert isinstance(first, PlaceEvent)
+    assert len(first.stages) == 16
+    assert set.union(*map(set, first.stages.values())) == {
+        f"{COG}/{stage}" for stage in ("encode", "diffuse", "decode")
+    }

@@ -10,6 +10,8 @@ from engine.types import (
     DeviceInfo,
     GenerationRequest,
     NodeId,
+    Placement,
+    Purpose,
     StageKey,
     StageKind,
     StageTask,
@@ -17,7 +19,13 @@ from engine.types import (
 )
 from schedulers.sim.audit import audit
 from schedulers.sim.chronicle import Chronicle
-from schedulers.sim.events import DeviceReadyEvent, RunEvent, SimEvent
+from schedulers.sim.events import (
+    DeviceReadyEvent,
+    PlaceEvent,
+    RunEvent,
+    SimEvent,
+    SwitchEvent,
+)
 from tests.support.builders import MIB, MODEL, a_request
 
 A, B = DeviceId("cpu:0"), DeviceId("cpu:1")
@@ -54,15 +62,18 @@ class Hand:
         on: DeviceId = A,
         index: int = 0,
         outcome: str = "done",
+        purpose: Purpose = Purpose.MAIN,
     ) -> None:
-        task = a_task(request, kind, index)
+        task = a_task(request, kind, index, purpose)
         launch = Assignment(task=task, team=(on,), expected_s=1, activation_bytes=MIB, why="")
         started_s, self.now_s = self.now_s, self.now_s + 1
         steps = request.steps if kind is StageKind.DIFFUSE and outcome == "done" else 0
         self.told.ran(launch, started_s, (0, steps), outcome)
 
 
-def a_task(request: GenerationRequest, kind: StageKind, index: int) -> StageTask:
+def a_task(
+    request: GenerationRequest, kind: StageKind, index: int, purpose: Purpose = Purpose.MAIN
+) -> StageTask:
     return StageTask(
         id=TaskId(f"{request.id}/{kind}/{index}"),
         request=request,
@@ -73,6 +84,7 @@ def a_task(request: GenerationRequest, kind: StageKind, index: int) -> StageTask
         sequence=0,
         attempt=1,
         ready_s=0.0,
+        purpose=purpose,
     )
 
 
@@ -182,3 +194,46 @@ def test_nothing_is_told_before_the_history_begins() -> None:
     silent.device_ready(DeviceInfo(A, "here", MIB))
     silent.rejected(request, "no")
     assert events == []
+
+
+PLACED = Placement(1, {A: frozenset({STAGES[StageKind.ENCODE]})}, "There was none.")
+
+
+def placements(events: list[SimEvent]) -> list[SimEvent]:
+    return [event for event in events if isinstance(event, PlaceEvent | SwitchEvent)]
+
+
+def test_a_placement_says_what_each_device_should_hold_and_why() -> None:
+    hand = Hand()
+    hand.told.placed(PLACED, is_switch=False)
+    hand.told.placed(Placement(2, {A: frozenset(STAGES.values())}), is_switch=True)
+    all_three = ("tiny/decode", "tiny/diffuse", "tiny/encode")
+    assert placements(hand.events) == [
+        PlaceEvent(0.0, 1, {A: ("tiny/encode",)}, "There was none."),
+        SwitchEvent(0.0, 2, {A: all_three}),
+    ]
+
+
+def test_a_history_begins_with_the_placement_that_is_in_force() -> None:
+    events: list[SimEvent] = []
+    told = Chronicle(Hand(), WEIGHTS, events.append)
+    told.placed(PLACED, is_switch=False)
+    assert events == []
+    told.begin()
+    assert [type(event).__name__ for event in events] == ["ClusterEvent", "PlaceEvent"]
+
+
+def test_a_partial_image_and_a_source_are_no_steps_of_the_request() -> None:
+    hand = Hand()
+    hand.up(A)
+    request = wish(hand)
+    hand.told.arrived(request)
+    hand.run(request, StageKind.DECODE, purpose=Purpose.IMAGE_ENCODE)
+    hand.run(request, StageKind.ENCODE)
+    hand.run(request, StageKind.DIFFUSE)
+    hand.run(request, StageKind.DECODE, purpose=Purpose.PREVIEW)
+    hand.run(request, StageKind.DECODE)
+    hand.told.finished(request)
+    assert audit(hand.events) == []
+    told = [e.purpose for e in hand.events if isinstance(e, RunEvent)]
+    assert told == ["image_encode", "main", "main", "preview", "main"]

@@ -90,7 +90,7 @@ def test_a_run_looks_as_documented(path: Path) -> None:
     assert path.read_text() == (
         '{"kind":"run","start":1.0,"end":2.5,"requests":["r1","r2"],"stage":"diffuse",'
         '"devices":["g0","g1"],"degree":2,"step_from":0,"step_to":4,"activation_bytes":7,'
-        '"outcome":"done"}\n'
+        '"outcome":"done","purpose":"main"}\n'
     )
 
 
@@ -102,6 +102,8 @@ def test_a_short_line_after_a_long_one_has_no_rest_of_it(path: Path) -> None:
         "kind": "switch",
         "t": 2.0,
         "version": 1,
+        "stages": {},
+        "why": "",
     }
 
 
