@@ -30,6 +30,9 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# glibc only. By default a worker gives back what a step frees and pays for fresh pages in the next:
+# a tenth of a step of `motion` (docs/development.md). `engine.stages.heap` gives it back instead.
+_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 _SECRETS = ("TRIDENT_API_KEYS", "TRIDENT_API_KEYS_FILE", "TRIDENT_ADMIN_KEY")
 
 
@@ -46,7 +49,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
 def environment(threads: int) -> dict[str, str]:
     """Return what worker processes inherit of this one's environment."""
     inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    return {**inherited, **_QUIET, "OMP_NUM_THREADS": str(threads)}
+    return {**_ALLOCATOR, **inherited, **_QUIET, "OMP_NUM_THREADS": str(threads)}
 
 
 class WorkerSlot:

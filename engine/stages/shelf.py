@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.messages import HostCopy, LoadSource, LoadStage
 from engine.stages.base import Stage
 from engine.stages.flat import LayoutMismatchError, bind, on_meta
+from engine.stages.heap import give_back
 from engine.stages.host_copy import (
     HostSegments,
     LoadStoppedError,
@@ -75,6 +76,7 @@ class StageShelf:
 
     def load(self, order: LoadStage, stopped: Callable[[], bool] = lambda: False) -> Loaded:
         """Make a stage resident, unless `stopped()` becomes true between two chunks."""
+        give_back()
         if order.host is None:
             return self._load_alone(order)
         if order.host.is_filled:
@@ -162,6 +164,7 @@ class StageShelf:
         self._segments.pop(stage, None)
         if (unbind := self._unbind.pop(stage, None)) is not None:
             unbind()
+        give_back()
         if self._device.type == "cuda":
             torch.cuda.ipc_collect()  # what peers have read counts as theirs until then
             torch.cuda.empty_cache()
