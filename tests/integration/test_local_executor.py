@@ -205,7 +205,7 @@ async def test_a_worker_killed_in_mid_request_is_restarted_and_the_stage_retried
 async def test_a_worker_that_hangs_is_killed_and_the_stage_retried(
     engine: RunningEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slot, "SILENCE_S", 2.5)
+    monkeypatch.setattr(slot, "SILENCE_S", 6.0)  # two beats: or all are taken for hanging
     engine.steps.clear()
     work = asyncio.create_task(engine.core.generate(request("sd", steps=60)))
     await engine.steps.wait()
