@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -69,9 +69,7 @@ class HandoffBuffer:
             return path, reserved
         with self._lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with os.scandir(self.folder) as entries:
-                used = sum(entry.stat().st_size for entry in entries)
-            if used + size_bytes > self._bound.budget_bytes:
+            if _bytes_in(self.folder) + size_bytes > self._bound.budget_bytes:
                 return Path(self._bound.spill) / name, reserved
             with reserved.open("wb") as file:
                 file.truncate(size_bytes)
@@ -90,6 +88,16 @@ class HandoffBuffer:
         name = handoff_name(task)
         spilled = () if self._bound is None else (Path(self._bound.spill) / name,)
         return (self.folder / f"{name}{_RESERVED}", self.folder / name, *spilled)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Sum of what lies there; readers take hand-offs away meanwhile, without the writers' lock."""
+    used = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                used += entry.stat().st_size
+    return used
 
 
 def _bound_file(folder: Path) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +49,23 @@ def test_writers_at_the_same_time_share_the_bound(store: HandoffStore) -> None:
     in_memory = [ref for ref in refs if Path(ref.path).parent == store.folder]
     assert len(in_memory) == 6
     store.check_integrity()
+
+
+def test_a_hand_off_that_a_reader_takes_away_meanwhile_disturbs_no_writer(
+    store: HandoffStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, listed = write(store, "read", 700), os.scandir
+
+    @contextmanager
+    def listed_then_read(folder: Path) -> Any:
+        with listed(folder) as entries:
+            found = list(entries)
+        store.release(read)
+        yield iter(found)
+
+    monkeypatch.setattr(os, "scandir", listed_then_read)
+    with HandoffBuffer(store.folder).place(TaskId("next"), 900) as path:
+        assert path.parent == store.folder
 
 
 def test_what_is_being_written_counts_before_it_is_there(store: HandoffStore) -> None:
