@@ -10,6 +10,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
 URL ?= http://127.0.0.1:8000/v1
+TESTERS ?= 2
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 
@@ -48,8 +49,8 @@ lint: $(VENV)/.dev ## ruff and the import contracts
 type: $(VENV)/.dev ## mypy --strict on the packages
 	$(BIN)/mypy
 
-unit: $(VENV)/.dev ## All tests
-	$(BIN)/pytest
+unit: $(VENV)/.dev ## All tests, on two cores (TESTERS=1 for one after the other)
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile
 
 test-node: ## The official Node SDK against a live server with the models that ship (URL=http://127.0.0.1:8000/v1; needs node and npm)
 	cd tests/node && npm install --no-audit --no-fund --silent && URL=$(URL) node --test sdk.mjs
