@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S = 120
 
 
 @dataclass
