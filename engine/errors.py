@@ -117,9 +117,17 @@ class NotFiniteError(StageFailedError):
 
 
 class WorkerLostError(EngineError):
-    """The worker process of a device died; its tasks can be retried elsewhere."""
+    """The worker process of a device died; its tasks can be retried elsewhere.
+
+    `began`: it had begun with what was asked, which may be why it died.
+    """
 
     code = "worker_lost"
+
+    def __init__(self, message: str, *, began: bool = True) -> None:
+        """Remember whether the task may have had a part in it."""
+        super().__init__(message)
+        self.began = began
 
 
 class TeamBrokenError(WorkerLostError):

@@ -296,7 +296,7 @@ class Loader:
             return self._cluster.memories[device]
         except KeyError:
             message = f"Device {device} died before the stage could start."
-            raise WorkerLostError(message) from None
+            raise WorkerLostError(message, began=False) from None
 
     async def _make_room(
         self, memory: DeviceMemory, needed: int, keep: frozenset[StageKey]

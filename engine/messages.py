@@ -200,6 +200,12 @@ class StageLoadFailed(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
+class LaunchBegan(msgspec.Struct, frozen=True, tag=True):
+    """A worker takes up a launch: from now on it may be the reason for what happens to it."""
+
+    task: TaskId
+
+
 class StepDone(msgspec.Struct, frozen=True, tag=True):
     """Denoise step `step` (counted from 1) of `steps` is done."""
 
@@ -289,6 +295,7 @@ FromWorker = (
     | StageLoadStopped
     | StageUnloaded
     | StageLoadFailed
+    | LaunchBegan
     | StepDone
     | LatentSaved
     | LatentShown

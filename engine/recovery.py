@@ -1,7 +1,8 @@
 """What follows from a launch that failed, and who is to blame for it.
 
 A task that failed alone has one attempt less; tasks that failed together keep theirs and run
-alone from then on, so that a poisonous one burns nobody else's. A lost worker or numbers that are
+alone from then on, so that a poisonous one burns nobody else's. One that its worker had not begun
+with when it died simply waits again. A lost worker or numbers that are
 not finite also leave a mark on the device (`quarantine`).
 """
 
@@ -44,6 +45,11 @@ class Recovery:
         error: EngineError,
     ) -> None:
         """Offer the tasks of a failed launch again, or give their requests up."""
+        if isinstance(error, WorkerLostError) and not error.began:
+            for task, run in parts:
+                log.info("stage_not_begun", task=task.id, detail=str(error))
+                run.requeue(task, self._clock.now())
+            return
         alone = len(parts) == 1
         wanted = [(task, run) for task, run in parts if not run.is_over]
         culprits = self._culprits(team, error)

@@ -263,6 +263,10 @@ class RequestRun:
         self._suspect.add(task.stage.kind)
         self._offer_again(task, now_s)
 
+    def requeue(self, task: StageTask, now_s: float) -> None:
+        """Offer a task again that no worker has begun with."""
+        self._offer_again(task, now_s)
+
     def drop_preview(self, task: StageTask) -> tuple[HandoffRef, ...]:
         """Give up a preview that failed; return its latent."""
         del self.running[task.id]

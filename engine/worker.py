@@ -30,6 +30,7 @@ from engine.messages import (
     JoinGroup,
     LatentSaved,
     LatentShown,
+    LaunchBegan,
     LeaveGroup,
     PauseTask,
     RunStage,
@@ -90,6 +91,7 @@ class Worker:
         """Run a launch; its number shows that all members of a team obey in the same order."""
         assert order.launch > self._launched, f"launch {order.launch} after {self._launched}"
         self._launched, self._current = order.launch, order.id
+        self._send(LaunchBegan(order.id))
         if order.pause:
             self._pausing.add(order.id)
         with self._shelf.undisturbed():

@@ -64,7 +64,7 @@ class Launches:
         down = [device for device in members if not self._line.is_up(device)]
         if down:
             message = f"Device {down[0]} has no live worker."
-            raise WorkerLostError(message)
+            raise WorkerLostError(message, began=False)
         calls = self._order(members, assignment, pause=pause)
         try:
             await self._all_ended(members, calls)

@@ -27,7 +27,9 @@ from engine.executors.slot import BEAT_SUFFIX, LOAD_SUFFIX, WorkerSlot
 from engine.messages import (
     BreakGroup,
     FromWorker,
+    LaunchBegan,
     LaunchDone,
+    RunStage,
     StageLent,
     StageLoaded,
     StageLoadFailed,
@@ -78,7 +80,7 @@ class Lines:
 
     def call(self, device: DeviceId, key: str, message: ToWorker) -> asyncio.Future[FromWorker]:
         """Send an order to a live worker and return its reply to come."""
-        reply = self._expect(device, key)
+        reply = self._expect(device, key, queued=isinstance(message, RunStage))
         self.send(device, message)
         return reply
 
@@ -90,12 +92,14 @@ class Lines:
         self.tell_loader(device, order)
         return reply
 
-    def _expect(self, device: DeviceId, key: str) -> asyncio.Future[FromWorker]:
+    def _expect(
+        self, device: DeviceId, key: str, *, queued: bool = False
+    ) -> asyncio.Future[FromWorker]:
         slot = self._slots[device]
         if not slot.is_ready:
             message = f"Device {device} has no live worker."
-            raise WorkerLostError(message)
-        reply = slot.mailbox.expect(key)
+            raise WorkerLostError(message, began=False)
+        reply = slot.mailbox.expect(key, queued=queued)
         slot.answered()  # the time to answer begins now
         return reply
 
@@ -157,6 +161,8 @@ class Lines:
 def _answer(mailbox: Mailbox, message: FromWorker) -> bool:
     """Resolve the call that a message replies to; return whether it is a reply."""
     match message:
+        case LaunchBegan(task):
+            mailbox.began(task)
         case LaunchDone(task):
             mailbox.deliver(task, message)
         case TeamBroke(task, error):

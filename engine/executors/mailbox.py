@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from engine.errors import EngineError
+from engine.errors import EngineError, WorkerLostError
 from engine.messages import FromWorker
 
 
@@ -14,19 +14,33 @@ class Mailbox:
     def __init__(self) -> None:
         """Begin empty."""
         self._waiting: dict[str, asyncio.Future[FromWorker]] = {}
+        self._queued: set[str] = set()
 
     @property
     def is_waited_for(self) -> bool:
         """Whether somebody waits for a reply."""
         return bool(self._waiting)
 
-    def expect(self, key: str) -> asyncio.Future[FromWorker]:
-        """Return a future for the reply to `key`; asking twice at once is a bug."""
+    def expect(self, key: str, *, queued: bool = False) -> asyncio.Future[FromWorker]:
+        """Return a future for the reply to `key`; asking twice at once is a bug.
+
+        What is `queued` at the worker has not begun until it says so.
+        """
         assert key not in self._waiting, key
         future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
-        future.add_done_callback(lambda _done: self._waiting.pop(key, None))
+        if queued:
+            self._queued.add(key)
+        future.add_done_callback(lambda _done: self._forget(key))
         return future
+
+    def _forget(self, key: str) -> None:
+        self._waiting.pop(key, None)
+        self._queued.discard(key)
+
+    def began(self, key: str) -> None:
+        """Note that the worker has taken up what was queued."""
+        self._queued.discard(key)
 
     def deliver(self, key: str, message: FromWorker) -> None:
         """Resolve the future of `key`; a reply that nobody waits for any more is dropped."""
@@ -38,8 +52,8 @@ class Mailbox:
         if (future := self._waiting.get(key)) is not None and not future.done():
             future.set_exception(error)
 
-    def fail_all(self, error: EngineError) -> None:
-        """Fail everything that waits."""
-        for future in list(self._waiting.values()):
+    def lose_all(self, reason: str) -> None:
+        """Fail everything that waits, because the worker is no more."""
+        for key, future in list(self._waiting.items()):
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(WorkerLostError(reason, began=key not in self._queued))

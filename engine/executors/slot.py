@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from engine.errors import WorkerLostError
 from engine.executors.forking import Spawner, WorkerProcess
 from engine.executors.mailbox import Mailbox
 from engine.messages import Saving
@@ -114,7 +113,7 @@ class WorkerSlot:
         if self._why_killed is not None:
             reason = f"Worker of {self.device} was killed: {self._why_killed}."
             self._why_killed = None
-        self.mailbox.fail_all(WorkerLostError(reason))
+        self.mailbox.lose_all(reason)
         return reason
 
     @property
@@ -154,7 +153,7 @@ class WorkerSlot:
     async def stop(self) -> None:
         """End the process for good, politely then firmly."""
         self.is_ready = False
-        self.mailbox.fail_all(WorkerLostError(f"Worker of {self.device} was stopped."))
+        self.mailbox.lose_all(f"Worker of {self.device} was stopped.")
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return

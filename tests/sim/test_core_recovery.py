@@ -73,6 +73,25 @@ def test_a_poisonous_request_kills_few_workers_and_costs_no_other_request_an_att
     assert "SIGSEGV" in message
 
 
+def test_a_launch_that_its_worker_had_not_begun_with_costs_no_attempt() -> None:
+    unlucky = [WorkerLostError("Worker ended with SIGKILL.", began=False) for _ in range(5)]
+
+    def fate(assignment: Assignment) -> Exception | None:
+        is_diffuse = assignment.task.stage.kind is StageKind.DIFFUSE
+        return unlucky.pop() if is_diffuse and unlucky else None
+
+    async def scenario() -> None:
+        sim = disturbed(fate)
+        await sim.core.start()
+        await sim.core.generate(a_request())
+        assert not unlucky
+        assert sim.core.notices() == ()  # no device is blamed either
+        sim.core.check_integrity()
+        await sim.core.close()
+
+    run_virtual(scenario())
+
+
 def test_a_bad_device_is_quarantined_told_and_tried_again_later() -> None:
     bad, failures = DeviceId("fake:0"), []
 
