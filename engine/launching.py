@@ -98,9 +98,11 @@ class Launcher:
             self._executor.release(ref)
 
     def cancel_unwanted(self, run: RequestRun) -> None:
-        """Stop the launches of a request that is over, unless another request rides along."""
-        for assignment in run.running.values():
-            if not self._flights[assignment.task.id].is_wanted:
+        """Stop the launches of a request that is over; if others ride along, only its part."""
+        for task, assignment in run.running.items():
+            if self._flights[assignment.task.id].is_wanted:
+                self._executor.drop(assignment, task)
+            else:
                 self._loader.abandon(assignment)
                 self._executor.cancel(assignment)
 
@@ -178,13 +180,13 @@ class Launcher:
             self._recover(flight, error)
         else:
             self._recovery.succeeded(assignment.team)
-            flight.has_paused = reports[0].paused
+            flight.has_paused = any(report.paused for report in reports)
             for (task, run), execution, report in zip(
                 flight.parts, executions, reports, strict=True
             ):
                 execution.loaded(load_s)
                 self._book(run, task, execution, report)
-                if task.purpose is not Purpose.IMAGE_ENCODE:  # figures are kept of decodes
+                if task.purpose is not Purpose.IMAGE_ENCODE and not report.cancelled:
                     self._observe(assignment, report)
         finally:
             self._land(flight)
@@ -246,6 +248,10 @@ class Launcher:
         self, run: RequestRun, task: StageTask, execution: Execution, report: StageReport
     ) -> None:
         """Take a report into the request's graph and free the hand-offs that are spent."""
+        if report.cancelled:
+            execution.failed(RequestCancelledError(f"Task {task.id} was cancelled."))
+            run.retry(task, self._clock.now(), failed_on=(), counted=False)  # its request is over
+            return
         timing = execution.finished(report)
         self._embeddings.remember(task, report.output)
         if report.paused:

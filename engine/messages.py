@@ -142,7 +142,10 @@ class PauseTask(msgspec.Struct, frozen=True, tag=True):
 
 
 class CancelTask(msgspec.Struct, frozen=True, tag=True):
-    """Stop `task` at its next step boundary, or drop it if it has not begun."""
+    """Stop `task` at its next step boundary, or drop it if it has not begun.
+
+    The others of its launch go on; the launch ends when all of them are cancelled.
+    """
 
     task: TaskId
 
@@ -237,7 +240,8 @@ class StageReport(msgspec.Struct, frozen=True, kw_only=True):
     `output` is set by encode and diffuse stages, `artifact` by decode stages. A diffuse that was
     paused says so: `output` then is its saved latent after `steps_done` steps of all. `steps_done`
     counts from the request's first step, whatever was done before a pause, and in the request's
-    steps, whatever number of steps the sampler makes of them.
+    steps, whatever number of steps the sampler makes of them. `cancelled` tells of a task of a batch
+    that was told to stop while the others went on: it has no output.
     """
 
     task: TaskId
@@ -248,6 +252,7 @@ class StageReport(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int
     steps_done: int = 0
     paused: bool = False
+    cancelled: bool = False
     output: HandoffRef | None = None
     artifact: Artifact | None = None
 

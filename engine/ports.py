@@ -136,6 +136,13 @@ class Executor(Protocol):
         """Ask the team to stop at the next step boundary; `run` then raises or returns."""
         ...
 
+    def drop(self, assignment: Assignment, task: TaskId) -> None:
+        """Ask the team to go on without one of a launch's tasks from the next step boundary on.
+
+        Its report then says `cancelled`, or it is finished if it was too late.
+        """
+        ...
+
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
         """Make a hand-off of what another executor's `node` left; `task` names it here."""
         ...

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,7 +46,7 @@ from engine.stages.loader_thread import LoaderThread
 from engine.stages.running import Said, TaskRunner
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
-from engine.types import HandoffRef, SavedLatent, TaskId
+from engine.types import HandoffRef, SavedLatent, StageTask, TaskId
 from observability.logging import configure_logging
 
 BEAT_INTERVAL_S = 3.0  # each wakes this process and the controller; idle ones should sleep
@@ -72,7 +73,7 @@ class Worker:
         self._runner = TaskRunner(shelf.stages, transport, device, groups, self, saving=saving)
         self._inbox: deque[ToWorker] = deque()
         self._launched = 0
-        self._current: TaskId | None = None
+        self._current: tuple[StageTask, ...] = ()
         self._cancelled: set[TaskId] = set()
         self._pausing: set[TaskId] = set()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
@@ -90,14 +91,14 @@ class Worker:
     def _run(self, order: RunStage) -> FromWorker:
         """Run a launch; its number shows that all members of a team obey in the same order."""
         assert order.launch > self._launched, f"launch {order.launch} after {self._launched}"
-        self._launched, self._current = order.launch, order.id
+        self._launched, self._current = order.launch, order.tasks
         self._send(LaunchBegan(order.id))
         if order.pause:
             self._pausing.add(order.id)
         with self._shelf.undisturbed():
             ending = self._runner.run(order)
-        self._current = None
-        self._cancelled.discard(order.id)
+        self._current = ()
+        self._cancelled.difference_update(task.id for task in order.tasks)
         self._pausing.discard(order.id)
         return ending
 
@@ -122,8 +123,8 @@ class Worker:
 
     def _has(self, task: TaskId) -> bool:
         """Whether a task runs or waits its turn here."""
-        queued = (m.id for m in self._inbox if isinstance(m, RunStage))
-        return task == self._current or task in queued
+        queued = (t for m in self._inbox if isinstance(m, RunStage) for t in m.tasks)
+        return any(task == known.id for known in chain(self._current, queued))
 
     def _send(self, message: FromWorker) -> None:
         self._socket.send(msgspec.msgpack.encode(message))
@@ -140,11 +141,11 @@ class Worker:
         """Tell the controller of a predicted clean latent."""
         self._send(LatentShown(task, index, latent))
 
-    def hear(self, launch: TaskId) -> Said:
-        """Take in what has arrived, and return what it says of a launch."""
+    def hear(self, launch: TaskId, task: TaskId) -> Said:
+        """Take in what has arrived, and return what it says of a launch, and of one task of it."""
         while self._socket.poll(0):
             self._accept(self._socket.recv())
-        if launch in self._cancelled:
+        if task in self._cancelled:
             return Said.CANCEL
         return Said.PAUSE if launch in self._pausing else Said.NOTHING
 

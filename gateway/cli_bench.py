@@ -33,14 +33,14 @@ from gateway.comparing import changes, compare, render_comparison, simulated
 from gateway.embedded import EmbeddedEngine
 from gateway.machine import need_engine, need_gpus
 from gateway.refusal import RefusalError
-from gateway.runner import LIVE_KNOBS, Telemetry, open_models, open_profile
+from gateway.runner import Telemetry, live_knobs, open_models, open_profile
 from gateway.settings import Settings
 from observability.meters import Meters
 from observability.monitor import StageMonitor
 from observability.tracing import build_provider
 from schedulers.cost import CostModel
 from schedulers.errors import SchedulerError
-from schedulers.policies import LIVE_POLICIES
+from schedulers.policies import LIVE_POLICIES, SwitchValue
 from schedulers.profile import Profile
 from schedulers.sim.chronicle import Chronicle
 from schedulers.sim.config import RunFacts
@@ -101,6 +101,7 @@ class _Wish(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--device-memory", type=BytesType(), metavar="SIZE", help="Limit per device.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads per device.")
 @click.option("--policy", type=click.Choice(LIVE_POLICIES), default="trident", show_default=True)
+@click.option("--step-batch", type=click.IntRange(1, 64), default=1, help="As of `serve` [1].")
 @click.option("--profile", type=PATH, metavar="FILE", help="From `trident profile`.")
 @click.option("--trace", type=PATH, metavar="FILE", help="CSV of requests to replay.")
 @click.option("--rate", "rate_rps", type=ABOVE_0, help="Or Poisson requests per second.")
@@ -120,6 +121,7 @@ def bench(
     devices: int,
     device_memory: int | None,
     threads: int | None,
+    step_batch: int,
     profile: Path | None,
     json_path: Path | None,
     events: Path | None,
@@ -144,6 +146,7 @@ def bench(
             devices=devices,
             device_memory_bytes=device_memory,
             threads_per_device=threads,
+            step_batch=step_batch,
             profile=profile,
             policy=wanted.policy,
             max_concurrent=_EVERYTHING,
@@ -177,7 +180,7 @@ def _compare(live: Summary, profile: Profile, run: _Run, wanted: _Wish) -> objec
         policy=wanted.policy,
         slo_scale=wanted.slo_scale,
         workload=wanted.label,
-        knobs=LIVE_KNOBS,
+        knobs=live_knobs(run.settings.step_batch),
     )
     comparison = compare(live, said)
     click.echo("\n" + render(said) + "\n\n" + render_comparison(comparison))
@@ -324,10 +327,14 @@ class _Run:
             stragglers=0.0,
             failures=(),
             dispatcher=None,
-            switches=changes(LIVE_KNOBS) if self._wanted.policy == "trident" else {},
+            switches=_switches(self.settings, self._wanted),
             versions=versions(),
         )
         return msgspec.structs.replace(self._builder.summary(identity, facts), simulated=False)
+
+
+def _switches(settings: Settings, wanted: _Wish) -> dict[str, SwitchValue]:
+    return changes(live_knobs(settings.step_batch)) if wanted.policy == "trident" else {}
 
 
 @contextmanager

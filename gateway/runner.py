@@ -24,7 +24,7 @@ from gateway.console import ConsoleFeed
 from gateway.measured import EngineGauges, MeasuredDispatcher, MeasuredPlanner
 from observability.tracing import StageSpans
 from schedulers.cost import CostModel
-from schedulers.dispatch.knobs import WORKERS
+from schedulers.dispatch.knobs import WORKERS, Knobs
 from schedulers.planner.demand import uniform
 from schedulers.planner.knobs import PlannerKnobs
 from schedulers.policies import Policy, Setup, build_policy
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 _REVIVAL_PAUSE_S: Final = 10.0
 _CUDA_RESERVE_BYTES: Final = 1 << 30  # context, cuDNN and fragmentation, which no profile sees
 _DTYPE_BYTES: Final = {"cpu": 4, "cuda": 2}  # float32 and bfloat16, as workers load weights
-
-# Nobody waits for ever, however urgent the others are.
-LIVE_KNOBS: Final = msgspec.structs.replace(WORKERS, elders_per_16_nodes=1)
 
 _log = structlog.get_logger(__name__)
 
@@ -154,6 +151,11 @@ def _saving(settings: Settings) -> Saving | None:
     return Saving(settings.save_every_steps, settings.save_every_s)
 
 
+def live_knobs(step_batch: int = 1) -> Knobs:
+    """Return what the dispatcher may do live: nobody waits for ever, however urgent the others are."""
+    return msgspec.structs.replace(WORKERS, elders_per_16_nodes=1, step_batch=step_batch)
+
+
 def _policy(settings: Settings, bench: Workbench, devices: Sequence[DeviceId]) -> Policy:
     profiled = {} if bench.profile is None else bench.profile.models
     shapes = {
@@ -165,7 +167,7 @@ def _policy(settings: Settings, bench: Workbench, devices: Sequence[DeviceId]) -
         cost=bench.cost,
         nodes=dict.fromkeys(devices, NODE),
         prior=uniform(shapes, {spec.id: spec.default_steps for spec in bench.specs}),
-        base=LIVE_KNOBS,
+        base=live_knobs(settings.step_batch),
         planner=bench.planner,
     )
     return build_policy(settings.policy, setup)

@@ -305,6 +305,9 @@ class FakeExecutor:
         if (work := self._running.get(assignment.task.id)) is not None:
             work.interrupt(RequestCancelledError(f"Task {assignment.task.id} was cancelled."))
 
+    def drop(self, assignment: Assignment, task: TaskId) -> None:
+        """Let it run along to the end: a batch takes as long without it."""
+
     def kill(self, device: DeviceId, *, for_good: bool = False) -> None:
         """Let a device's process die; it comes back after `restart_s`, unless it is for good."""
         self._down.add(device)

@@ -211,8 +211,12 @@ class LocalExecutor:
 
     def cancel(self, assignment: Assignment) -> None:
         """Tell the leader to stop at the next step boundary; the other members follow it."""
-        leader = self._groups.in_order(assignment.team)[0]
-        self._lines.send(leader, CancelTask(assignment.task.id))
+        for task in assignment.tasks:
+            self.drop(assignment, task.id)
+
+    def drop(self, assignment: Assignment, task: TaskId) -> None:
+        """Tell the leader to go on without a task; the other members follow it."""
+        self._lines.send(self._groups.in_order(assignment.team)[0], CancelTask(task))
 
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
         """Write a hand-off file of what another engine's stage left."""

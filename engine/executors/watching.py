@@ -73,8 +73,8 @@ class WatchedExecutor:
         try:
             reports = await self._inner.run(assignment)
             if assignment.task.steps_left:
-                steps = (first, reports[0].steps_done)
-            outcome = "paused" if reports[0].paused else "done"
+                steps = (first, max(report.steps_done for report in reports))
+            outcome = "paused" if any(report.paused for report in reports) else "done"
             return reports
         finally:
             saved = self._saved.pop(assignment.task.id, first)
@@ -89,6 +89,10 @@ class WatchedExecutor:
     def cancel(self, assignment: Assignment) -> None:
         """Pass it on."""
         self._inner.cancel(assignment)
+
+    def drop(self, assignment: Assignment, task: TaskId) -> None:
+        """Pass it on."""
+        self._inner.drop(assignment, task)
 
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
         """Pass it on."""

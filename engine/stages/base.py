@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -71,11 +71,15 @@ class Undisturbed:
 
 
 class StageResult(NamedTuple):
-    """Tensors for the next stage, the finished artifact of the last one, or a paused diffuse."""
+    """Tensors for the next stage, the finished artifact of the last one, or a paused diffuse.
+
+    Or nothing: `cancelled` tells that this job of a launch was told to stop and others went on.
+    """
 
     tensors: Mapping[str, Tensor]
     artifact: Artifact | None = None
     snapshot: Snapshot | None = None
+    cancelled: bool = False
 
 
 class Job(NamedTuple):
@@ -114,8 +118,27 @@ class Evaluation(NamedTuple):
     timestep: Tensor
 
 
+class Call(NamedTuple):
+    """What a step asks of the denoiser `model`.
+
+    `rows` are arguments with a row or more per branch of guidance in front, the latents first, and
+    `shared` what all requests of one shape have in common: several calls can be made as one.
+    """
+
+    model: Callable[..., Any]
+    rows: Mapping[str, Tensor]
+    shared: Mapping[str, Any]
+
+    @property
+    def row_count(self) -> int:
+        """Rows of its latents, and of the output that belongs to it."""
+        return len(next(iter(self.rows.values())))
+
+
 class Trajectory(Protocol):
     """One request half-way through its denoise loop.
+
+    A step is `advance`, or `take` of what somebody else had the denoiser answer to `ask`.
 
     Attributes:
         scheduler: the request's own sampler, with all that it remembers between steps.
@@ -136,7 +159,15 @@ class Trajectory(Protocol):
         ...
 
     def advance(self) -> None:
-        """Do one denoise step."""
+        """Do one denoise step, together with the team."""
+        ...
+
+    def ask(self) -> Call:
+        """Return what this step asks of the denoiser, of a team of one."""
+        ...
+
+    def take(self, output: Tensor) -> None:
+        """End the step with the denoiser's output (row_count, ...), before guidance."""
         ...
 
 

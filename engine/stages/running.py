@@ -7,7 +7,7 @@ hears for all: at every boundary the members agree on what it has heard, and all
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -62,8 +62,8 @@ class Orders(Protocol):
         """Tell the controller of the clean latent that a step predicts: preview `index`."""
         ...
 
-    def hear(self, launch: TaskId) -> Said:
-        """Take in what has arrived, and return what it says of a launch."""
+    def hear(self, launch: TaskId, task: TaskId) -> Said:
+        """Take in what has arrived, and return what it says of a launch, and of one task of it."""
         ...
 
 
@@ -120,7 +120,7 @@ class TaskRunner:
             TaskBoundary(self._orders, self._transport, order.id, task, team, saving=self._saving)
             for task in order.tasks
         ]
-        boundaries[0].hear()
+        _expect_wanted(boundaries)
         clock = Stopwatch(self._device)
         jobs = [
             self._job(task, boundary)
@@ -135,7 +135,8 @@ class TaskRunner:
             for job, result in zip(jobs, results, strict=True)
         ]
         send_s = clock.lap()
-        self._made = None if any(result.snapshot for result in results) else order.id
+        ended = not any(result.snapshot or result.cancelled for result in results)
+        self._made = order.id if ended else None
         reports = [
             StageReport(
                 task=job.task.id,
@@ -146,6 +147,7 @@ class TaskRunner:
                 peak_memory_bytes=clock.peak_memory_bytes(),
                 steps_done=boundary.steps_done,
                 paused=result.snapshot is not None,
+                cancelled=result.cancelled,
                 output=output,
                 artifact=result.artifact if leads else None,
             )
@@ -192,8 +194,8 @@ class TaskBoundary:
         self.wants_pause = False
 
     def hear(self) -> None:
-        """Agree on what the launch was told; raise `CancelledAtStep` if it is to stop."""
-        said = self._team.agree(self._orders.hear(self._launch))
+        """Agree on what the launch was told; raise `CancelledAtStep` if this task is to stop."""
+        said = self._team.agree(self._orders.hear(self._launch, self._task.id))
         if said == Said.CANCEL:
             raise CancelledAtStep(self.steps_done)
         self.wants_pause = said == Said.PAUSE
@@ -226,6 +228,18 @@ class TaskBoundary:
         if self._team.rank == 0:
             self._orders.report_step(self._launch, step, steps)
         self.hear()
+
+
+def _expect_wanted(boundaries: Sequence[TaskBoundary]) -> None:
+    """Raise `CancelledAtStep` if all tasks of a launch were cancelled before it began."""
+    stops = list[CancelledAtStep]()
+    for boundary in boundaries:
+        try:
+            boundary.hear()
+        except CancelledAtStep as stop:
+            stops.append(stop)
+    if len(stops) == len(boundaries):
+        raise stops[0]
 
 
 def _is_for_memory(error: Exception) -> bool:

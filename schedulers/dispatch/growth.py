@@ -37,7 +37,7 @@ class _Growers:
             self._running.setdefault(node_of[underway.view.assignment.team[0]], []).append(underway)
         self._fresh: dict[Node, list[int]] = {}
         for i, launch in enumerate(decision.launches):
-            if launch.task.stage.kind is StageKind.DIFFUSE:
+            if launch.task.stage.kind is StageKind.DIFFUSE and not launch.riders:
                 self._fresh.setdefault(node_of[launch.team[0]], []).append(i)
 
     def serve(self, node: Node) -> None:

@@ -32,6 +32,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         spill_wait: spill when the pool's wait exceeds this share of the decode itself.
         attempts: preemptions that are thought through per decision.
         batch: most encodes in one launch.
+        step_batch: most diffuses of different requests that share their denoise steps.
         decode_degree: most devices that share out the frames of a film to decode.
         weights: share of the cluster per tenant, 1 if not named.
         fairness_half_life_s: how fast what a tenant has used is forgotten.
@@ -59,6 +60,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     spill_wait: float = 0.5
     attempts: int = 48
     batch: int = 8
+    step_batch: int = 1
     decode_degree: int = 1
     weights: Mapping[str, float] = {}
     fairness_half_life_s: float = 600.0
@@ -68,7 +70,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse what would divide by zero or decide nothing."""
         least_one = {"batch": self.batch, "considered": self.considered}
-        least_one |= {"decode_degree": self.decode_degree}
+        least_one |= {"step_batch": self.step_batch, "decode_degree": self.decode_degree}
         wrong = [name for name, value in least_one.items() if value < 1]
         above = {"least_gain": self.least_gain, "fairness_half_life_s": self.fairness_half_life_s}
         above |= {f"weights.{tenant}": weight for tenant, weight in self.weights.items()}

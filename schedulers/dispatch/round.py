@@ -76,12 +76,12 @@ class Round:
 
     @property
     def underway(self) -> list[Underway]:
-        """Return the diffuses in the air that no one has asked to change yet."""
+        """Return the diffuses in the air that no one has asked to change yet, batches left out."""
         if self._underway is None:
             self._underway = [
                 Underway(seen, self.curve_of(task), self.step_s(task, degree), self.now_s)
                 for seen in self.board.diffusing
-                if not seen.is_changing
+                if not (seen.is_changing or seen.assignment.riders)
                 for task, degree in [(seen.assignment.task, seen.assignment.degree)]
             ]
         return self._underway

@@ -37,6 +37,7 @@ from schedulers.dispatch.prefetching import prefetch
 from schedulers.dispatch.prospects import Curves, Prospect
 from schedulers.dispatch.ranking import Ranking
 from schedulers.dispatch.round import Hold, Round
+from schedulers.dispatch.sharing import share_steps
 from schedulers.dispatch.shrinking import shrink
 from schedulers.dispatch.starts import start_greedily
 
@@ -78,7 +79,9 @@ class TridentDispatcher:
         pooled = [t for t in by_kind[StageKind.ENCODE] if layout.pools.get(t.stage)]
         place_encodes(decision, ranking.ordered(pooled))
         beginning = [t for t in by_kind[StageKind.ENCODE] if not layout.pools.get(t.stage)]
-        self._start(decision, ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]]))
+        prospects = ranking.prospects([*beginning, *by_kind[StageKind.DIFFUSE]])
+        self._start(decision, prospects)
+        share_steps(decision, prospects)
         scale_up(decision)
         shrink(decision)
         widen_decodes(decision)

@@ -25,7 +25,7 @@ class NoOrders:
     def report_step(self, launch: TaskId, step: int, steps: int) -> None:
         raise AssertionError((launch, step, steps))
 
-    def hear(self, _launch: TaskId) -> Said:
+    def hear(self, _launch: TaskId, _task: TaskId) -> Said:
         return Said.NOTHING
 
     def report_saved(self, *told: object) -> None:

@@ -16,7 +16,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from torch import Tensor
 
 from engine.stages.attention import attention_across
-from engine.stages.base import Evaluation, Repaint
+from engine.stages.base import Call, Evaluation, Repaint
 from engine.stages.batching import each
 from engine.stages.source import MASK, MOMENTS, KeptLatents, draw_latents, draw_like
 from engine.stages.team import Team, at_most, gather, share
@@ -157,20 +157,29 @@ class FluxTrajectory:
 
     def advance(self) -> None:
         """Do one denoise step."""
-        t = self._timesteps[self.step]
-        timestep = t.expand(self.latents.shape[0]).to(self.latents.dtype)
+        model, rows, shared = self.ask()
         with attention_across(self._team, [self._tokens]):
-            noise = self._pipe.transformer(
-                hidden_states=share(self._team, self.latents, dim=1),
-                timestep=timestep / 1000,
-                guidance=self._guidance,
-                pooled_projections=self._pooled,
-                encoder_hidden_states=self._prompt,
-                txt_ids=self._text_ids,
-                img_ids=self._image_ids,
-                return_dict=False,
-            )[0]
-        noise = gather(self._team, noise, dim=1, total=self._tokens[1])
+            noise = model(**rows, **shared, return_dict=False)[0]
+        self.take(gather(self._team, noise, dim=1, total=self._tokens[1]))
+
+    def ask(self) -> Call:
+        """Return the transformer's arguments: one row, of this member's tokens."""
+        timestep = self._timesteps[self.step].expand(self.latents.shape[0]).to(self.latents.dtype)
+        rows = {
+            "hidden_states": share(self._team, self.latents, dim=1),
+            "timestep": timestep / 1000,
+            "pooled_projections": self._pooled,
+            "encoder_hidden_states": self._prompt,
+        }
+        if self._guidance is not None:
+            rows["guidance"] = self._guidance
+        return Call(
+            self._pipe.transformer, rows, {"txt_ids": self._text_ids, "img_ids": self._image_ids}
+        )
+
+    def take(self, output: Tensor) -> None:
+        """Let the sampler step."""
+        t, noise = self._timesteps[self.step], output
         self.last = Evaluation(self.latents, noise, t)
         self.latents = self.scheduler.step(noise, t, self.latents, return_dict=False)[0]
         self.step += 1

@@ -17,7 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from engine.stages.base import Evaluation, Repaint
+from engine.stages.base import Call, Evaluation, Repaint
 from engine.stages.batching import each
 from engine.stages.families.frames import branches_and_frames, frames_shared
 from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
@@ -168,10 +168,22 @@ class SdTrajectory:
 
     def advance(self) -> None:
         """Do one denoise step."""
+        self.take(self._predict(self.ask()))
+
+    def ask(self) -> Call:
+        """Return the UNet's arguments: a row per branch of guidance."""
         t = self._timesteps[self.step]
         model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
-        model_input = self.scheduler.scale_model_input(model_input, t)
-        noise = self._predict(model_input, t)
+        rows = {
+            "sample": self.scheduler.scale_model_input(model_input, t),
+            "timestep": t.expand(model_input.shape[0]),
+            "encoder_hidden_states": self._prompt,
+        }
+        return Call(self._unet, rows, {})
+
+    def take(self, output: Tensor) -> None:
+        """Apply guidance and let the sampler step."""
+        t, noise = self._timesteps[self.step], output
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
@@ -187,12 +199,13 @@ class SdTrajectory:
     def _next_timestep(self) -> Tensor | None:
         return self._timesteps[self.step] if self.step < self.steps else None
 
-    def _predict(self, model_input: Tensor, t: Tensor) -> Tensor:
+    def _predict(self, call: Call) -> Tensor:
         """Return the noise of both branches: each member has the UNet predict its part."""
-        mine = share(self._branch, model_input, dim=0)  # (B, C, h, w) or (B, C, F, h, w)
+        whole, t, prompt = call.rows.values()
+        mine = share(self._branch, whole, dim=0)  # (B, C, h, w) or (B, C, F, h, w)
         frames = mine.shape[_FRAMES]  # of images, rows; those are not shared
         mine = share(self._crew, mine, dim=_FRAMES)
         with frames_shared(self._unet, self._crew, frames):
-            noise = self._unet(mine, t, encoder_hidden_states=self._prompt, return_dict=False)[0]
+            noise = self._unet(mine, t[0], encoder_hidden_states=prompt, return_dict=False)[0]
         noise = gather(self._crew, noise, dim=_FRAMES, total=frames)
-        return gather(self._branch, noise, dim=0, total=model_input.shape[0])
+        return gather(self._branch, noise, dim=0, total=call.row_count)

@@ -21,7 +21,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from torch import Tensor
 
 from engine.stages.attention import attention_across
-from engine.stages.base import Evaluation, Repaint
+from engine.stages.base import Call, Evaluation, Repaint
 from engine.stages.batching import each
 from engine.stages.hooks import output_changed
 from engine.stages.source import MASK, KeptLatents, draw_latents, draw_like
@@ -168,16 +168,25 @@ class Sd3Trajectory:
 
     def advance(self) -> None:
         """Do one denoise step."""
-        t = self._timesteps[self.step]
-        model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
+        model, rows, _shared = self.ask()
         with self._tokens_shared():
-            noise = self._pipe.transformer(
-                hidden_states=model_input,
-                timestep=t.expand(model_input.shape[0]),
-                encoder_hidden_states=self._prompt,
-                pooled_projections=self._pooled,
-                return_dict=False,
-            )[0]
+            noise = model(**rows, return_dict=False)[0]
+        self.take(noise)
+
+    def ask(self) -> Call:
+        """Return the transformer's arguments: a row per branch of guidance."""
+        model_input = torch.cat([self.latents] * 2) if self._guided else self.latents
+        rows = {
+            "hidden_states": model_input,
+            "timestep": self._timesteps[self.step].expand(model_input.shape[0]),
+            "encoder_hidden_states": self._prompt,
+            "pooled_projections": self._pooled,
+        }
+        return Call(self._pipe.transformer, rows, {})
+
+    def take(self, output: Tensor) -> None:
+        """Apply guidance and let the sampler step."""
+        t, noise = self._timesteps[self.step], output
         if self._guided:
             unconditional, conditional = noise.chunk(2)
             noise = unconditional + self._guidance * (conditional - unconditional)
