@@ -126,14 +126,15 @@ bench-scheduling: $(VENV)/.dev ## Simulate every table of docs/benchmarks.md (ho
 	$(BIN)/python -m benchmarks.scheduling.run report
 
 # A trial of the whole chain in minutes: make train-models SHARE=0.0003 MODELS=/tmp/trial \
-# RUNS=/tmp/trial/runs CAPTIONS=4 STYLED=1 SIZED=2 CLIPS=6
+# RUNS=/tmp/trial/runs CAPTIONS=4 STYLED=1 SIZED=2 CLIPS=6 OTHER_CLIPS=1
 SHARE ?= 1
 MODELS ?= models
 RUNS ?= runs
 CAPTIONS ?= 500
 STYLED ?= 50
 SIZED ?= 40
-CLIPS ?= 200
+CLIPS ?= 500
+OTHER_CLIPS ?= 40
 TRAIN := $(BIN)/python -m models.training
 LARGER := shapes-128 shapes-256
 
@@ -150,6 +151,7 @@ train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU;
 			--size-captions $(SIZED) && $(TRAIN).sheet --model $(MODELS)/$$model || exit 1; done
 	for model in motion motion-128; do \
 		$(TRAIN).motion.evaluate --model $(MODELS)/$$model --clips $(CLIPS) \
+			--longer-clips $(OTHER_CLIPS) --bouncing-clips $(OTHER_CLIPS) \
 			&& $(TRAIN).motion.sheet --model $(MODELS)/$$model || exit 1; done
 
 clean: ## Delete the environment, caches and local data

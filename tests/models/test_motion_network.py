@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +17,13 @@ from models.training.denoiser import build_text_encoder, build_unet  # noqa: E40
 from models.training.motion.movements import ClipWish, lay_out_clip  # noqa: E402
 from models.training.motion.network import inflate, lengthened  # noqa: E402
 from models.training.motion.phrases import motion_words  # noqa: E402
-from models.training.motion.stage import latents_of  # noqa: E402
+from models.training.motion.stage import (  # noqa: E402
+    LONG_FRAMES,
+    MIDDLE_FRAMES,
+    MotionStage,
+    latents_of,
+    mixed_lengths,
+)
 from models.training.motion.words import (  # noqa: E402
     extend_embeddings,
     extended_tokenizer,
@@ -26,23 +35,40 @@ from models.training.tokens import build_tokenizer  # noqa: E402
 from models.training.vocabulary import words  # noqa: E402
 
 
+@pytest.fixture(scope="module")
+def first_part() -> MotionStage:
+    """The first part, on stills that know nothing yet."""
+    tokenizer = build_tokenizer()
+    text_encoder = build_text_encoder(tokenizer)
+    stills = SimpleNamespace(unet=build_unet(), tokenizer=tokenizer, text_encoder=text_encoder)
+    return MotionStage(stills, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def second_part(first_part: MotionStage) -> MotionStage:
+    """The second part, on what the first part begins with."""
+    unet, text_encoder = first_part.smoothed()
+    clips = SimpleNamespace(unet=unet, tokenizer=first_part.tokenizer, text_encoder=text_encoder)
+    return MotionStage(clips, torch.device("cpu"), name="longer")
+
+
 class TestWords:
     """The tokenizer and the embeddings."""
 
     def test_old_words_keep_their_ids(self) -> None:
-        old, new = build_tokenizer(), extended_tokenizer(build_tokenizer())
+        old, new = build_tokenizer(), extended_tokenizer(build_tokenizer(), motion_words())
         for word in words():
             assert new(word).input_ids == old(word).input_ids, word
 
     def test_every_motion_word_is_one_token(self) -> None:
-        new = extended_tokenizer(build_tokenizer())
+        new = extended_tokenizer(build_tokenizer(), motion_words())
         assert [new.tokenize(word) for word in motion_words()] == [
             [f"{word}</w>"] for word in motion_words()
         ]
 
     def test_old_embeddings_stay(self) -> None:
         old = build_tokenizer()
-        new = extended_tokenizer(old)
+        new = extended_tokenizer(old, motion_words())
         encoder = build_text_encoder(old).eval()
         before = encoder.get_input_embeddings().weight.detach().clone()
         extend_embeddings(encoder, new)
@@ -52,8 +78,8 @@ class TestWords:
 
     def test_taught_words_are_not_among_the_untaught(self) -> None:
         old = build_tokenizer()
-        new = extended_tokenizer(old)
-        untaught = untaught_ids(new, len(old))
+        new = extended_tokenizer(old, motion_words())
+        untaught = untaught_ids(new, len(old), motion_words())
         assert untaught
         assert not {new.convert_tokens_to_ids(f"{w}</w>") for w in motion_words()} & set(untaught)
 
@@ -108,3 +134,43 @@ class TestNetwork:
         assert torch.equal(latents[0], latents[1].flip(1))
         corner = torch.from_numpy(draw(scenes[3])[0, 0])
         assert torch.allclose(latents[0, :3, 3, 0, 0], corner)
+
+
+class TestStage:
+    """The two parts of the training: what they say, and what their batches hold."""
+
+    def test_the_second_part_teaches_bouncing_from_down_on(
+        self, first_part: MotionStage, second_part: MotionStage
+    ) -> None:
+        assert len(first_part.tokenizer.tokenize("bouncing")) > 1
+        assert second_part.tokenizer.tokenize("bouncing") == ["bouncing</w>"]
+        ids = second_part.tokenizer.convert_tokens_to_ids(["bouncing</w>", "down</w>"])
+        bouncing, down = second_part.text_encoder.get_input_embeddings().weight[ids]
+        assert (bouncing - down).abs().max() < 0.2
+
+    def test_a_batch_of_the_second_part_mixes_lengths(self) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(100):
+            lengths = sorted(mixed_lengths(4, rng))
+            assert lengths[:2] == [9, 9]
+            assert MIDDLE_FRAMES[0] <= lengths[2] <= MIDDLE_FRAMES[1]
+            assert LONG_FRAMES[0] <= lengths[3] <= LONG_FRAMES[1]
+
+    def test_a_step_follows_clips_of_all_lengths_at_once(
+        self, second_part: MotionStage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lengths, moved = [], []
+        denoise = second_part.unet.forward
+        before = second_part.unet.conv_out.weight.detach().clone()
+
+        def watched(noisy: torch.Tensor, *rest: torch.Tensor, **options: bool) -> tuple[Any, ...]:
+            lengths.extend([noisy.shape[2]] * len(noisy))
+            moved.append(not torch.equal(second_part.unet.conv_out.weight, before))
+            return denoise(noisy, *rest, **options)
+
+        monkeypatch.setattr(second_part.unet, "forward", watched)
+        assert second_part.step(0.5, np.random.default_rng(0)) > 0
+        assert sorted(lengths)[:2] == [9, 9]
+        assert len(set(lengths)) == len(moved) == 3
+        assert not any(moved)
+        assert not torch.equal(second_part.unet.conv_out.weight, before)

@@ -10,8 +10,8 @@ import pytest
 from models.training.motion.courses import track_of
 from models.training.motion.movements import (
     BOUNCING,
+    EVERY_MOVING,
     HEADINGS,
-    LATER_MOVING,
     MOVING,
     ROUND_SHAPES,
     STILL,
@@ -31,7 +31,6 @@ from models.training.seeing import see
 from models.training.vocabulary import SHAPES
 
 SHIPPED = Path(__file__).parents[2] / "models" / "motion"
-EVERY_MOVING = (*MOVING, *LATER_MOVING)
 LOOK = Wish((Kind("red", "star"),), "blue")
 
 

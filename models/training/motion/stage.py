@@ -8,7 +8,7 @@ share one noise level, and each has noise of its own.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +17,16 @@ from diffusers import UNetMotionModel
 from models.training.autoencoder import fold
 from models.training.batches import pictures_of
 from models.training.diffusion import DROPPED_CAPTIONS, LEAST_NOISE_WEIGHTED
-from models.training.motion.movements import FRAMES, SIDE_PX, lay_out_clip, sample_clip_wish
+from models.training.motion.movements import (
+    BOUNCING,
+    FRAMES,
+    MOVING,
+    STILL,
+    lay_out_clip,
+    sample_clip_wish,
+)
 from models.training.motion.network import inflate, lengthened, parts_of
-from models.training.motion.phrases import say_clip
+from models.training.motion.phrases import motion_words, say_clip
 from models.training.motion.words import (
     extend_embeddings,
     extended_tokenizer,
@@ -44,30 +51,21 @@ NEARLY_NOISE_EVERY = 2
 """One clip in so many has a noise level in the last few percent. Below, a course can be seen
 through the noise, and captions would never be asked which way it goes."""
 NEARLY_NOISE = 0.03
-STILLS_RATES, MOTION_RATES = (1.5e-3, 1e-3), (4e-3, 2e-3)
-"""Of Muon and AdamW; what is new has further to go."""
+FIRST_RATES = (1.5e-3, 1e-3), (4e-3, 2e-3)
+"""Of Muon and AdamW, for what comes from the stills and for the motion modules, which have further
+to go."""
+SECOND_RATES = (3e-4, 3e-4), (1.5e-3, 8e-4)
+"""A second part at the full rates made the edges of straight movements rougher."""
 BACK_FROM, BACK_UNTIL = 0.12, 0.25
 """When left, up and shrinking join, as shares of the first training. With all movements from the start,
 neither the number of a frame nor the word alone says anything about where the object is, only
 both together do, and nothing was learned about either in 2,800 clips."""
 
 
-class Take(NamedTuple):
-    """Length and size of clips, and how often a batch has them."""
-
-    frames: int
-    side_px: int
-    share: float
-
-    @property
-    def work(self) -> int:
-        """Pixels of a clip."""
-        return self.frames * self.side_px**2
-
-
-_WORK = FRAMES * SIDE_PX**2
-FIRST = (Take(FRAMES, SIDE_PX, 1.0),)
-LONGER = (Take(9, 64, 0.6), Take(17, 64, 0.22), Take(33, 64, 0.18))
+MIDDLE_FRAMES, LONG_FRAMES = (10, 20), (21, 33)
+"""Least and most frames of the longer clips of a batch in the second part."""
+EXACT_SHARE = 0.6
+"""How often they have 17 and 33 frames; any other number of their range comes as often as another."""
 
 
 class MotionStage:
@@ -80,35 +78,33 @@ class MotionStage:
         batch: int = 4,
         *,
         name: str = "motion",
-        compiled: bool = False,
     ) -> None:
         """Inflate the UNet of trained stills, or go on from trained clips; teach new words.
 
-        On stills, straight movements are trained in short and small clips; on clips, everything.
+        On stills, straight movements are trained in short clips; on clips, longer ones and bounces too.
         """
         self.name, self.batch = name, batch
         self._is_first = not isinstance(start.unet, UNetMotionModel)
-        self._takes = FIRST if self._is_first else LONGER
-        self.tokenizer: CLIPTokenizer = extended_tokenizer(start.tokenizer)
+        spoken = motion_words((*MOVING, STILL) if self._is_first else (*MOVING, STILL, BOUNCING))
+        self.tokenizer: CLIPTokenizer = extended_tokenizer(start.tokenizer, spoken)
         self._device = device
-        self._known = start.text_encoder.get_input_embeddings().num_embeddings
+        self._known, self._spoken = start.text_encoder.get_input_embeddings().num_embeddings, spoken
         self.text_encoder: CLIPTextModel = start.text_encoder.float()
         extend_embeddings(self.text_encoder, self.tokenizer)
         self.text_encoder.set_attn_implementation("eager")
         self.text_encoder.to(device).train()
         begin = inflate if self._is_first else lengthened
         self.unet: UNetMotionModel = begin(start.unet.float()).to(device).train()
-        self._denoise = torch.compile(self.unet, dynamic=False) if compiled else self.unet
         self._optimisers = [
             Optimisers(
                 modules,
-                warmup=0.01 if self._is_first else 0.03,
-                decay_from=0.5 if self._is_first else 0.4,
+                warmup=0.01 if self._is_first else 0.04,
+                decay_from=0.5 if self._is_first else 0.35,
                 rates=rates,
             )
             for modules, rates in zip(
                 self._groups(self.unet, self.text_encoder),
-                (STILLS_RATES, MOTION_RATES),
+                FIRST_RATES if self._is_first else SECOND_RATES,
                 strict=True,
             )
         ]
@@ -120,19 +116,32 @@ class MotionStage:
         return [[stills, text_encoder], [motion]]
 
     def step(self, progress: float, rng: np.random.Generator) -> float:
-        """One batch of clips of one length and size, of about the same work."""
-        take = self._takes[rng.choice(len(self._takes), p=[take.share for take in self._takes])]
-        count = max(1, round(self.batch * _WORK / take.work))
-        wishes = [self._wish(progress, rng) for _ in range(count)]
-        clips = [lay_out_clip(wish, rng, take.frames, take.side_px) for wish in wishes]
+        """One batch of clips; those of one length go through the network together.
+
+        Their gradients are added up: a step never follows a single clip.
+        """
+        lengths = [FRAMES] * self.batch if self._is_first else mixed_lengths(self.batch, rng)
+        levels = _noise_levels(len(lengths), rng)
+        loss = 0.0
+        for frames in dict.fromkeys(lengths):
+            rows = [row for row, length in enumerate(lengths) if length == frames]
+            part = self._part_loss(frames, levels[rows], progress, rng) / len(lengths)
+            part.backward()
+            loss += float(part.detach())
+        for optimisers in self._optimisers:
+            optimisers.step(progress)
+        return loss
+
+    def _part_loss(
+        self, frames: int, levels: Tensor, progress: float, rng: np.random.Generator
+    ) -> Tensor:
+        """The summed losses of clips of one length, one per noise level."""
+        wishes = [self._wish(progress, rng) for _ in levels]
+        clips = [lay_out_clip(wish, rng, frames) for wish in wishes]
         captions = [
             "" if rng.random() < DROPPED_CAPTIONS else say_clip(wish, rng) for wish in wishes
         ]
-        loss = self._loss(clips, captions, rng)
-        loss.backward()
-        for optimisers in self._optimisers:
-            optimisers.step(progress)
-        return float(loss.detach())
+        return self._loss(clips, captions, levels, rng)
 
     def _wish(self, progress: float, rng: np.random.Generator) -> ClipWish:
         if not self._is_first:
@@ -141,23 +150,27 @@ class MotionStage:
         return sample_clip_wish(rng, 0.5 * min(1.0, max(0.0, joined)), straight=True)
 
     def _loss(
-        self, clips: Sequence[Sequence[Scene]], captions: Sequence[str], rng: np.random.Generator
+        self,
+        clips: Sequence[Sequence[Scene]],
+        captions: Sequence[str],
+        levels: Tensor,
+        rng: np.random.Generator,
     ) -> Tensor:
         clean = latents_of(clips, self._device)  # (B, 48, F, h, w)
-        level = _noise_levels(len(clips), rng).to(clean)  # (B,)
+        level = levels.to(clean)  # (B,)
         noise = torch.from_numpy(rng.standard_normal(tuple(clean.shape), np.float32)).to(clean)
         spread = level[:, None, None, None, None]
         noisy = (1 - spread) * clean + spread * noise
         predicted = self._predict(noisy, level, captions)
         error = (predicted - clean).square().mean(dim=(1, 2, 3, 4))
         weight = _size_weights(clips).to(clean) / level.clamp(min=LEAST_NOISE_WEIGHTED) ** 2
-        return (error * weight).mean()
+        return (error * weight).sum()
 
     def _predict(self, noisy: Tensor, level: Tensor, captions: Sequence[str]) -> Tensor:
         ids = token_ids(self.tokenizer, captions).to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16):
             text = self.text_encoder(ids)[0].repeat_interleave(noisy.shape[2], dim=0)
-            return self._denoise(noisy, 1000 * level, text, return_dict=False)[0].float()
+            return self.unet(noisy, 1000 * level, text, return_dict=False)[0].float()
 
     def smoothed(self) -> tuple[UNetMotionModel, CLIPTextModel]:
         """Copies with averaged weights; pieces of new words mean what the unknown word means."""
@@ -167,7 +180,7 @@ class MotionStage:
             optimisers.copy_average_into(modules)
         table = text_encoder.get_input_embeddings().weight
         with torch.no_grad():
-            untaught = untaught_ids(self.tokenizer, self._known)
+            untaught = untaught_ids(self.tokenizer, self._known, self._spoken)
             table[untaught] = table[unknown_id(self.tokenizer)].clone()
         return unet, text_encoder
 
@@ -193,11 +206,22 @@ def latents_of(clips: Sequence[Sequence[Scene]], device: torch.device) -> Tensor
     return flat.unflatten(0, (len(clips), -1)).transpose(1, 2).contiguous()
 
 
+def mixed_lengths(count: int, rng: np.random.Generator) -> list[int]:
+    """Half the usual nine frames, a quarter of middling length, a quarter long, in random order."""
+    longer = [
+        exact if rng.random() < EXACT_SHARE else int(rng.integers(least, most + 1))
+        for exact, (least, most) in ((17, MIDDLE_FRAMES), (33, LONG_FRAMES))
+        for _ in range(count // 4)
+    ]
+    lengths = [*longer, *[FRAMES] * (count - len(longer))]
+    return [lengths[index] for index in rng.permutation(count)]
+
+
 def _noise_levels(count: int, rng: np.random.Generator) -> Tensor:
     """Stratified over the batch, shifted towards much noise; some are nothing but noise."""
     uniform = (rng.permutation(count) + rng.random(count)) / count
     shifted = NOISE_SHIFT * uniform / (1 + (NOISE_SHIFT - 1) * uniform)
-    # From a random one on: a long clip is alone in its batch, and must not always be nearly noise.
+    # From a random one on, so that no place of a batch is always nearly noise.
     chosen = slice(int(rng.integers(NEARLY_NOISE_EVERY)), None, NEARLY_NOISE_EVERY)
     shifted[chosen] = 1 - NEARLY_NOISE * rng.random(len(shifted[chosen]))
     return torch.from_numpy(shifted.astype(np.float32))

@@ -1,9 +1,9 @@
 """Train the video model: `python -m models.training.motion.train --run FOLDER --out models/motion`.
 
-Starts from the folder of the stills: straight movements in nine frames of 64 x 64, then, if asked for,
-every movement and length. With `--start` the first part is taken from an earlier folder. Resumes
-from its last checkpoint in the run folder, is scored on held-out captions along the way, and writes
-the pipeline folder each time the score has risen.
+Starts from the folder of the stills: straight movements in nine frames of 64 x 64, then bounces and
+up to 33 frames too. With `--start` the first part is taken from an earlier folder. Resumes from its
+last checkpoint in the run folder, is scored on held-out captions along the way, and writes the
+pipeline folder each time the score has risen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.training.looks import trial_count
 from models.training.loop import Position, Schedule, train
 from models.training.motion import folder
 from models.training.motion.filming import Shooting, film_prompts
-from models.training.motion.movements import LATER_MOVING, MOVING
+from models.training.motion.movements import BOUNCING, MOVING
 from models.training.motion.scoring import held_out_clip_prompts, judge_all, shares_of
 from models.training.motion.stage import MotionStage
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SEED = 11
 FIRST_PART, SECOND_PART = "motion", "longer"
-"""Names of the two stages: straight movements in short clips, then everything."""
+"""Names of the two stages: straight movements in short clips, then bounces and longer clips too."""
 LOOK_SEED, LOOK_CLIPS = 30_000, 24
 WORTH_SHIPPING = 0.3
 """Share of everything-right clips from which on a checkpoint is written out."""
@@ -51,7 +51,7 @@ class Watcher:
     def look(self, position: Position) -> None:
         """Judge held-out captions, log them, ship the folder if it has improved."""
         pipeline = self.pipeline()
-        movements = MOVING if self.stage.name == FIRST_PART else (*MOVING, *LATER_MOVING)
+        movements = MOVING if self.stage.name == FIRST_PART else (*MOVING, BOUNCING)
         prompts = held_out_clip_prompts(LOOK_SEED, self.captions, movements)
         with torch.autocast(pipeline.device.type, torch.bfloat16):
             clips = film_prompts(pipeline, [prompt.text for prompt in prompts], Shooting(batch=8))
@@ -89,7 +89,7 @@ def main() -> None:
     if not options.longer_clips:
         return
     autoencoder = start.vae.float().eval().to(best_device())
-    stage = _stage(start, SECOND_PART, options)
+    stage = _stage(start, SECOND_PART)
     count = trial_count(LOOK_CLIPS, options.share)
     watcher = Watcher(stage, autoencoder, options.run, options.out, count)
     train(stage, _schedule(options, options.longer_clips), options.run, watcher.look)
@@ -101,18 +101,16 @@ def _first_trained(options: argparse.Namespace) -> AnimateDiffPipeline:
         return AnimateDiffPipeline.from_pretrained(options.start)
     stills = StableDiffusionPipeline.from_pretrained(options.stills)
     autoencoder = stills.vae.float().eval().to(best_device())
-    stage = _stage(stills, FIRST_PART, options)
+    stage = _stage(stills, FIRST_PART)
     out = None if options.longer_clips else options.out
     watcher = Watcher(stage, autoencoder, options.run, out, trial_count(LOOK_CLIPS, options.share))
     train(stage, _schedule(options, options.clips), options.run, watcher.look)
     return watcher.pipeline()
 
 
-def _stage(
-    start: StableDiffusionPipeline | AnimateDiffPipeline, name: str, options: argparse.Namespace
-) -> MotionStage:
+def _stage(start: StableDiffusionPipeline | AnimateDiffPipeline, name: str) -> MotionStage:
     torch.manual_seed(SEED)
-    return MotionStage(start, best_device(), name=name, compiled=options.compile)
+    return MotionStage(start, best_device(), name=name)
 
 
 def _schedule(options: argparse.Namespace, clips: int) -> Schedule:
@@ -128,17 +126,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="an earlier folder, instead of the first part")
     parser.add_argument("--clips", type=int, default=8_000, help="straight, nine frames of 64 x 64")
     parser.add_argument(
-        "--longer-clips",
-        type=int,
-        default=0,
-        help="then of every sort, in clips of nine frames of 64 x 64 (longer ones count as several); 6,400 were tried",
+        "--longer-clips", type=int, default=6_000, help="then of 9 to 33 frames; none if 0"
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")
     parser.add_argument("--look-every", type=int, default=3_500, help="clips between scores")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--compile", action="store_true", help="a fifth faster, needs a C++ compiler"
-    )
     return parser.parse_args()
 
 

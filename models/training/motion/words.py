@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import CLIPTokenizer
 
-from models.training.motion.phrases import motion_words
 from models.training.tokens import MAX_TOKENS, unknown_id
 from models.training.vocabulary import words
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import CLIPTextModel
 
 _WORD_END = "</w>"
@@ -33,17 +34,18 @@ _NEAR: Mapping[str, str] = MappingProxyType(
         "bigger": "big",
         "shrinking": "small",
         "smaller": "small",
+        "bouncing": "down",
     }
 )
 """Known words near which a new one starts; all others start near the unknown word."""
 
 
-def extended_tokenizer(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
-    """The same tokenizer with every word of stills and motion as one token."""
+def extended_tokenizer(tokenizer: CLIPTokenizer, spoken: Sequence[str]) -> CLIPTokenizer:
+    """The same tokenizer with every word of stills, and these of motion, as one token."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocabulary = dict(model["vocab"])
     merges = dict.fromkeys(tuple(merge) for merge in model["merges"])
-    for word in (*words(), *motion_words()):
+    for word in (*words(), *spoken):
         for start in range(len(word) - 2, -1, -1):
             merges[word[start], word[start + 1 :] + _WORD_END] = None
             vocabulary.setdefault(word[start:] + _WORD_END, len(vocabulary))
@@ -72,8 +74,8 @@ def extend_embeddings(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> 
             table[new] += table[old] - table[unknown_id(tokenizer)]
 
 
-def untaught_ids(tokenizer: CLIPTokenizer, known: int) -> list[int]:
+def untaught_ids(tokenizer: CLIPTokenizer, known: int, spoken: Sequence[str]) -> list[int]:
     """Pieces of the new words, with ids from `known` on, that no caption of ours leaves behind."""
-    whole = {word + _WORD_END for word in (*words(), *motion_words())}
+    whole = {word + _WORD_END for word in (*words(), *spoken)}
     pieces = tokenizer.get_vocab().items()
     return [index for token, index in pieces if index >= known and token not in whole]
