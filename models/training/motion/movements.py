@@ -88,9 +88,9 @@ MOVING_SHARES: Mapping[str, float] = MappingProxyType(
 """How often each is trained, before ways are balanced. Shrinking is learned last: at even shares
 it was still half-hearted after 3,400 clips, when the directions were right."""
 ALL_SHARES: Mapping[str, float] = MappingProxyType(
-    {name: 0.9 * share for name, share in MOVING_SHARES.items()} | {BOUNCING: 0.1}
+    {name: 0.84 * share for name, share in MOVING_SHARES.items()} | {BOUNCING: 0.16}
 )
-"""The same for the second part. Since movements of the wrong way are drawn again, a sixth of what
+"""The same for the second part. Since movements of the wrong way are drawn again, a quarter of what
 is trained bounces."""
 
 

@@ -126,7 +126,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="an earlier folder, instead of the first part")
     parser.add_argument("--clips", type=int, default=8_000, help="straight, nine frames of 64 x 64")
     parser.add_argument(
-        "--longer-clips", type=int, default=6_000, help="then of 9 to 33 frames; none if 0"
+        "--longer-clips", type=int, default=6_800, help="then of 9 to 33 frames; none if 0"
     )
     parser.add_argument("--share", type=float, default=1.0, help="of all lengths, for a trial")
     parser.add_argument("--look-every", type=int, default=3_500, help="clips between scores")
