@@ -6,14 +6,15 @@ import asyncio
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import click
+import msgspec
 import structlog
 
 from engine import EngineError, PipelineError, Shape
@@ -21,7 +22,8 @@ from engine.executors.local import LocalExecutor
 from engine.fingerprint import fingerprint
 from gateway.cli_options import ABOVE_0, PATH, BytesType, need_places
 from gateway.machine import need_engine, need_gpus
-from gateway.profiler import Notebook, Profiler
+from gateway.notebook import Notebook
+from gateway.profiler import Profiler
 from gateway.refusal import RefusalError
 from gateway.runner import open_models, reserve_bytes
 from gateway.settings import default_data_dir
@@ -30,6 +32,9 @@ from schedulers.profiles.build import render
 from schedulers.profiles.checks import decode_profile
 from schedulers.profiles.measured import build_profile
 from schedulers.profiles.schema import Measurement
+
+if TYPE_CHECKING:
+    from engine import PipelineSpec
 
 _PACKAGES: Final = ("tridentserve", "torch", "diffusers", "transformers")
 
@@ -66,102 +71,143 @@ class _Size(click.ParamType[Shape]):
     default=(1,),
     help="Devices that share a diffuse; repeatable [1].",
 )
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(1, 64),
+    multiple=True,
+    default=(1, 2, 4),
+    help="Requests that share a launch; repeatable [1 2 4].",
+)
 @click.option("--repetitions", type=click.IntRange(1, 100), default=5, show_default=True)
-def profile(
-    *,
-    models: tuple[Path, ...],
-    device: str,
-    devices: int,
-    device_memory: int | None,
-    threads: int | None,
-    out: Path | None,
-    minutes: float,
-    sizes: tuple[Shape, ...],
-    degrees: tuple[int, ...],
-    repetitions: int,
-) -> None:
+def profile(out: Path | None, **wish: object) -> None:
     """Measure what stages take here and write it as a profile.
 
-    Each model's default size is always measured, other sizes as far as the minutes reach. An
-    interrupted run goes on where it stopped. `trident serve --profile FILE` starts from it.
+    Each model's default size is always measured, other sizes and batches as far as the minutes
+    reach. An interrupted run goes on where it stopped. `trident serve --profile FILE` starts from it.
     """
-    if out is None:
-        folder = Path(os.environ.get("TRIDENT_DATA_DIR") or default_data_dir(os.environ))
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        out = folder / "profile.json"
+    wanted, out = _Wish(**wish), out or _default_place()  # type: ignore[arg-type] # click's types
     need_places(out)
-    if max(degrees) > devices:
-        raise RefusalError(f"--degree {max(degrees)} needs as many --devices.")
-    need_engine()
-    need_gpus(device, devices)
-    try:
-        specs = open_models(models, device=device)
-    except PipelineError as error:
-        raise RefusalError(str(error)) from error
-    threads = threads or max(1, (os.cpu_count() or 1) // devices)
-    prints = {str(spec.id): fingerprint(Path(spec.folder)) for spec in specs}
-    circumstances = {
-        "machine": machine(device),
-        "versions": versions(),
-        "models": prints,
-        "devices": devices,
-        "memory": device_memory,
-        "threads": threads,
-        "repetitions": repetitions,
-    }
-    notebook = Notebook(out.with_name(out.name + ".part"), circumstances)
-
-    async def measure(say: Callable[[str, float], None]) -> list[str]:
-        executor = LocalExecutor(
-            specs,
-            devices=devices,
-            device_kind="cuda" if device == "cuda" else "cpu",
-            memory_bytes=device_memory,
-            threads=threads,
-        )
-        profiler = Profiler(
-            executor,
-            notebook,
-            degrees=sorted({1, *degrees}),
-            repetitions=repetitions,
-            minutes=minutes,
-            say=say,
-        )
-        try:
-            await profiler.measure(specs, sizes)
-        finally:
-            await executor.close()
-        return profiler.left_out
-
+    specs = wanted.open()
+    notebook = Notebook(out.with_name(out.name + ".part"), wanted.circumstances(specs))
     try:
         with _bar() as say:
-            left_out = asyncio.run(measure(say))
+            left_out = asyncio.run(_measured(wanted, specs, notebook, say))
     except (EngineError, TimeoutError) as error:
         why = str(error) or "Workers did not start."
         raise RefusalError(f"The measurement broke off. {why} Run it again to go on.") from error
+    _write(wanted, specs, notebook, out)
+    for name in left_out:
+        click.echo(f"left out: {name}", err=True)
+    click.echo(f"written to {out}")
+
+
+class _Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What is measured, and on what."""
+
+    models: tuple[Path, ...]
+    device: Literal["cpu", "cuda"]
+    devices: int
+    device_memory: int | None
+    threads: int | None
+    minutes: float
+    sizes: tuple[Shape, ...]
+    degrees: tuple[int, ...]
+    batches: tuple[int, ...]
+    repetitions: int
+
+    def open(self) -> tuple[PipelineSpec, ...]:
+        """Read the model folders, and see that this machine can run them."""
+        if max(self.degrees) > self.devices:
+            raise RefusalError(f"--degree {max(self.degrees)} needs as many --devices.")
+        need_engine()
+        need_gpus(self.device, self.devices)
+        try:
+            return open_models(self.models, device=self.device)
+        except PipelineError as error:
+            raise RefusalError(str(error)) from error
+
+    @property
+    def threads_each(self) -> int:
+        """CPU threads of a device."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.devices)
+
+    def circumstances(self, specs: Sequence[PipelineSpec]) -> dict[str, object]:
+        """Return what figures depend on: those of other circumstances are not gone on from."""
+        return {
+            "machine": machine(self.device),
+            "versions": versions(),
+            "models": fingerprints(specs),
+            "devices": self.devices,
+            "memory": self.device_memory,
+            "threads": self.threads_each,
+            "repetitions": self.repetitions,
+        }
+
+
+def fingerprints(specs: Sequence[PipelineSpec]) -> dict[str, str]:
+    """Return which version of each model its folder holds."""
+    return {str(spec.id): fingerprint(Path(spec.folder)) for spec in specs}
+
+
+def _default_place() -> Path:
+    folder = Path(os.environ.get("TRIDENT_DATA_DIR") or default_data_dir(os.environ))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / "profile.json"
+
+
+async def _measured(
+    wanted: _Wish,
+    specs: Sequence[PipelineSpec],
+    notebook: Notebook,
+    say: Callable[[str, float], None],
+) -> list[str]:
+    """Fill the notebook; return what was left out."""
+    executor = LocalExecutor(
+        specs,
+        devices=wanted.devices,
+        device_kind=wanted.device,
+        memory_bytes=wanted.device_memory,
+        threads=wanted.threads_each,
+    )
+    profiler = Profiler(
+        executor,
+        notebook,
+        degrees=sorted({1, *wanted.degrees}),
+        batches=sorted({1, *wanted.batches}),
+        repetitions=wanted.repetitions,
+        minutes=wanted.minutes,
+        say=say,
+    )
+    try:
+        await profiler.measure(specs, wanted.sizes)
+    finally:
+        await executor.close()
+    return profiler.left_out
+
+
+def _write(wanted: _Wish, specs: Sequence[PipelineSpec], notebook: Notebook, out: Path) -> None:
+    """Write the profile and forget the notebook; what nobody could read is not written."""
     made = build_profile(
         notebook.figures,
         specs,
-        device=device,
-        devices=devices,
-        reserve_bytes=reserve_bytes(device),
-        fingerprints=prints,
+        device=wanted.device,
+        devices=wanted.devices,
+        reserve_bytes=reserve_bytes(wanted.device),
+        fingerprints=fingerprints(specs),
         measurement=Measurement(
-            machine=machine(device),
+            machine=machine(wanted.device),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            repetitions=repetitions,
+            repetitions=wanted.repetitions,
             versions=versions(),
-            threads=threads,
+            threads=wanted.threads_each,
             load_average=os.getloadavg()[0],
         ),
     )
     content = render(made)
-    decode_profile(content.encode(), str(out))  # what nobody could read is not written
+    decode_profile(content.encode(), str(out))
     out.write_text(content, encoding="utf-8")
     notebook.forget()
-    for name in left_out:
-        click.echo(f"left out: {name}", err=True)
-    click.echo(f"written to {out}")
 
 
 def machine(device: str) -> str:

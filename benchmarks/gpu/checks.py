@@ -23,7 +23,8 @@ from engine.fingerprint import fingerprint
 from engine.types import Shape
 from gateway.bench import EngineTarget, Replay, until_ready
 from gateway.embedded import EmbeddedEngine
-from gateway.profiler import Notebook, Profiler
+from gateway.notebook import Notebook
+from gateway.profiler import Profiler
 from gateway.runner import Telemetry, reserve_bytes
 from gateway.settings import Settings
 from observability.meters import Meters
@@ -164,6 +165,7 @@ async def profiled(folder: Path, scratch: Path, kind: str, minutes: float) -> tu
         executor,
         notebook,
         degrees=(1,),
+        batches=(1,),
         repetitions=REPETITIONS,
         minutes=minutes,
         say=lambda _what, _share: None,

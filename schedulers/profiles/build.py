@@ -254,6 +254,7 @@ def render(profile: Profile) -> str:
     for holder, field in [
         (content, "measurement"),
         (content["node"], "slowdown"),
+        (content["node"], "launch_s"),
         *((m, "fingerprint") for m in content["models"].values()),
     ]:
         if not holder[field]:  # said only of what was measured

@@ -69,11 +69,13 @@ class NodeFigure(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     Attributes:
         change_s: seconds that a pause and a resume add to a diffuse.
         slowdown: times that executions take when 1, 2, .. devices work at once.
+        launch_s: seconds that a launch takes beside its stage.
     """
 
     memory_bytes: int
     change_s: tuple[float, ...]
     slowdown: tuple[float, ...]
+    launch_s: tuple[float, ...] = ()
 
 
 Measured = Figure | LoadFigure | NodeFigure
@@ -99,7 +101,7 @@ def build_profile(
         device=measurement.machine,
         description=(
             "Written by `trident profile`: medians of executions on this machine, by the code "
-            "that serves. Batches and degrees are those that its workers can run."
+            "that serves."
         ),
         node=_node(node, loads.values(), specs, devices, reserve_bytes),
         models={
@@ -139,6 +141,7 @@ def _node(
         network_bytes_per_s=ASSUMED_NETWORK_BYTES_PER_S,
         change_s=max(0.0, median(node.change_s)) if node.change_s else 0.0,
         slowdown=node.slowdown,
+        launch_s=max(0.0, median(node.launch_s)) if node.launch_s else 0.0,
         provenance={
             **dict.fromkeys(measured, Provenance.MEASURED),
             "reserve_bytes": Provenance.ASSUMED,
@@ -212,7 +215,7 @@ def _edge(before: Sequence[Figure], after: Sequence[Figure]) -> EdgeProfile:
     single = [figure for figure in before if figure.degree == figure.batch == 1]
     fixed, slope = _line([(f.shape.pixels, f.output_bytes) for f in single])
     seconds = median(s for figure in single for s in figure.send_s) + median(
-        s for figure in after for s in figure.arrival_s
+        s for figure in after if figure.batch == 1 for s in figure.arrival_s
     )
     return EdgeProfile(
         fixed_bytes=round(fixed),

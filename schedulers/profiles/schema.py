@@ -60,9 +60,10 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         memory_bytes: of one device, of which `reserve_bytes` are never given to stages.
         change_s: what it costs to pause, resume or regroup a team at a step boundary.
-        provenance: of every other field but the last.
+        provenance: of every other field but the last two.
         slowdown: times as long as executions take when 1, 2, .. devices work at once; measured,
             empty if devices do not hinder each other.
+        launch_s: what a launch takes beside its stage where nothing is handed over; measured.
     """
 
     gpus: Count
@@ -74,6 +75,7 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     change_s: Duration
     provenance: Mapping[str, Provenance]
     slowdown: tuple[Positive, ...] = ()
+    launch_s: Duration = 0.0
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -88,6 +88,7 @@ class _Simulation:
             noise=config.noise,
             stragglers=config.stragglers,
             slowdown=profile.node.slowdown,
+            launch_s=profile.node.launch_s,
             busy=lambda: self._executor.busy,
         )
         weights = {

@@ -30,14 +30,15 @@ class World:
         noise: float = 0.0,
         stragglers: float = 0.0,
         slowdown: Sequence[float] = (),
+        launch_s: float = 0.0,
         busy: Callable[[], int] = lambda: 0,
     ) -> None:
         """Begin before time 0: until `begin`, loads take no time.
 
-        `slowdown` is the profile's, and `busy` tells how many devices work already when a launch
+        `slowdown` and `launch_s` are the profile's, and `busy` tells how many devices work already when a launch
         begins: it takes as many times as long as that says, to its end.
         """
-        self._slowdown, self._busy = tuple(slowdown), busy
+        self._slowdown, self._busy, self._launch_s = tuple(slowdown), busy, launch_s
         self._truth, self._rng = truth, rng
         self._noise, self._stragglers = noise, stragglers
         self._node_of: dict[DeviceId, str] = {}
@@ -71,7 +72,7 @@ class World:
         return factor
 
     def lead_s(self, launch: Assignment) -> float:
-        """Return what passes before a launch's first step: hand-off, and forming a new team."""
+        """Return what passes before a launch's first step: order or hand-off, forming a new team."""
         task = launch.task
         source = task.came_from[0] if task.came_from else None
         lead_s = self._truth.handoff_s(
@@ -80,6 +81,8 @@ class World:
             same_device=source in launch.team,
             same_node=self._node_of.get(source or DeviceId("")) == self._node_of[launch.team[0]],
         )
+        if launch.follows is None:  # a hand-off was measured with the order in it
+            lead_s = lead_s or self._launch_s
         return lead_s + (self._truth.change_s if task.saved is not None else 0.0)
 
     def load_s(self, stage: StageKey, from_peer: bool) -> float:  # noqa: FBT001 - the port's order
