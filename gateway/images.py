@@ -121,9 +121,7 @@ class ImageService:
         Raises:
             GatewayError: the job ended in any other way.
         """
-        waiting = asyncio.create_task(
-            self._jobs.wait(job.id, job.tenant, until_s=self._until_s(job))
-        )
+        waiting = asyncio.create_task(self._jobs.wait(job, until_s=self._until_s(job)))
         leaving = asyncio.ensure_future(caller_left)
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -156,7 +154,7 @@ class ImageService:
         seen: set[tuple[int, int]] = set()
         is_over = False
         try:
-            async for now in self._jobs.wakes(job.id, job.tenant, until_s=self._until_s(job)):
+            async for now in self._jobs.wakes(job, until_s=self._until_s(job)):
                 is_over = now.status in TERMINAL
                 async for event in self._new_previews(now, body, prefix, seen):
                     yield event

@@ -48,7 +48,7 @@ def configure_logging(log_format: str = "auto", *, level: int = logging.INFO) ->
     root.handlers = [handler]
     root.setLevel(level)
     # These are chatty at INFO and say nothing that our own events do not.
-    for name in ("sqlalchemy.engine", "aiosqlite", "httpx"):
+    for name in ("sqlalchemy.engine", "httpx"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 

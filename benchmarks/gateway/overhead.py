@@ -1,17 +1,29 @@
-"""What the gateway adds to a request: a null engine behind it, and a bare Litestar handler beside it.
+"""What the gateway adds to a request, beside a bare Litestar handler under the same load.
 
-Each server runs in a process of its own on one core; a client sends `--requests` calls, 16 at a
-time. Three servers: the gateway with SQLite, the gateway's engine called without any gateway by a
-handler that decodes the same body (no database), and a handler that answers a constant.
+Three servers, each in a process of its own with one worker, as `trident serve` has:
 
-    python -m benchmarks.gateway.overhead --requests 2000 --out benchmarks/results/gateway.json
+- `gateway`: the whole gateway with SQLite and files, in front of an engine that only waits;
+- `without_database`: a handler that decodes the same body and paints the same picture;
+- `bare`: a handler that answers a constant.
+
+Two measurements of each:
+
+- `saturation`: the engine takes no time, `--concurrency` callers ask again at once. Calls per second
+  tell what a server can do; latencies would tell nothing (they are concurrency by throughput).
+- `overhead`: the engine takes a fixed time. Calls come at random moments, so often that on average
+  `--concurrency` of them are in the engine: 160 a second at 100 ms, 32 at 500 ms. Reported is
+  latency minus the engine's time: the gateway's work for a call, and its waiting for other calls.
+
+The client sends prepared bytes (`load.py`), so the server is the limit. `cpu_ms_per_call` is
+processor time of the server process per call, which hardly depends on what else the machine does.
+
+    python -m benchmarks.gateway.overhead --out benchmarks/results/gateway.json
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import os
 import platform
@@ -20,57 +32,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import httpx
-from litestar import Litestar, Request, post
+from benchmarks.gateway.load import Load, closed_loop, open_loop, request_of
+from benchmarks.gateway.servers import PATH, ROOT
 
-ROOT = Path(__file__).parents[2]
-BODY = {"prompt": "a red circle", "model": "shapes", "size": "64x48", "seed": 7}
-PATH = "/v1/images/generations"
-
-
-def gateway() -> Litestar:
-    """Return the real app with an engine that answers at once."""
-    sys.path.insert(0, str(ROOT))
-    from gateway.app import create_app  # noqa: PLC0415 - only in the server's process
-    from gateway.settings import Settings  # noqa: PLC0415
-    from tests.support.fake_engine import FakeEngine  # noqa: PLC0415
-
-    folder = Path(os.environ["BENCH_FOLDER"])
-    return create_app(Settings(models=(), data_dir=folder), engine=FakeEngine())
-
-
-def without_database() -> Litestar:
-    """Return a handler that checks the same body and paints the same picture; keeps nothing."""
-    sys.path.insert(0, str(ROOT))
-    from gateway.schemas.images import ImageGenerationBody  # noqa: PLC0415
-    from gateway.wire import decode  # noqa: PLC0415
-    from tests.support.fake_engine import png  # noqa: PLC0415
-
-    @post(PATH, status_code=200)
-    async def handler(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        decode(await request.body(), ImageGenerationBody)
-        content = base64.b64encode(png(64, 48, b"abc")).decode()
-        return {"created": int(time.time()), "data": [{"b64_json": content}]}
-
-    return Litestar([handler], logging_config=None)
-
-
-def bare() -> Litestar:
-    """Return a handler that does nothing."""
-
-    @post(PATH, status_code=200, sync_to_thread=False)
-    def handler() -> dict[str, str]:
-        return {"status": "ok"}
-
-    return Litestar([handler], logging_config=None)
-
-
-SERVERS = ("gateway", "without_database", "bare")
+BODY: Final = {"prompt": "a red circle", "model": "shapes", "size": "64x48", "seed": 7}
+SERVERS: Final = ("gateway", "without_database", "bare")
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_START_WITHIN_S: Final = 120
+_WARM_UP: Final = 200  # calls
 
 
 def free_port() -> int:
@@ -80,79 +56,115 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def measure(base: str, requests: int, concurrency: int) -> dict[str, Any]:
-    """Send `requests` calls, `concurrency` at a time; return latencies in milliseconds."""
-    latencies: list[float] = []
-    limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=base, limits=limits, timeout=60) as client:
-        await ready(client)
-        numbers = iter(range(requests))
-
-        async def caller() -> None:
-            for _ in numbers:
-                began = time.perf_counter()
-                response = await client.post(PATH, json=BODY)
-                latencies.append((time.perf_counter() - began) * 1000)
-                response.raise_for_status()
-
-        began = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(concurrency)))
-        took_s = time.perf_counter() - began
-    latencies.sort()
-    return {
-        "requests_per_s": round(requests / took_s, 1),
-        **{f"p{q}_ms": round(latencies[int(len(latencies) * q / 100)], 2) for q in (50, 90, 99)},
-    }
-
-
-async def ready(client: httpx.AsyncClient) -> None:
-    """Wait until the server answers a call."""
-    async with asyncio.timeout(120):
-        while True:
-            try:
-                if (await client.post(PATH, json=BODY)).is_success:
-                    return
-            except httpx.TransportError:
-                await asyncio.sleep(0.2)
-
-
-def run(server: str, requests: int, concurrency: int) -> dict[str, Any]:
-    """Measure one server in a process of its own."""
+@contextmanager
+def serving(server: str, engine_s: float) -> Iterator[tuple[int, int]]:
+    """Run a server in a process of its own; yield its port and granian's process id."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        target = f"benchmarks.gateway.overhead:{server}"
+        target = f"benchmarks.gateway.servers:{server}"
         arguments = ["--interface", "asgi", "--factory", "--port", str(port), "--no-access-log"]
         process = subprocess.Popen(
             [sys.executable, "-m", "granian", *arguments, target],
             cwd=ROOT,
-            env={**os.environ, "BENCH_FOLDER": folder, "TRIDENT_LOG_FORMAT": "json"},
+            env={**os.environ, "BENCH_FOLDER": folder, "BENCH_ENGINE_S": str(engine_s)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
-            return asyncio.run(measure(f"http://127.0.0.1:{port}", requests, concurrency))
+            wait_until_open(port)
+            yield port, process.pid
         finally:
             process.terminate()
             process.wait(timeout=30)
 
 
+def wait_until_open(port: int) -> None:
+    """Return when somebody listens."""
+    deadline_s = time.monotonic() + _START_WITHIN_S
+    while time.monotonic() < deadline_s:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    message = f"nobody listens on port {port} after {_START_WITHIN_S} s"
+    raise TimeoutError(message)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor seconds that a process and its children have taken so far."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    own_s = (int(stat[11]) + int(stat[12])) / _TICKS
+    return own_s + sum(cpu_s(int(child)) for child in children)
+
+
+def saturation(server: str, *, calls: int, concurrency: int) -> dict[str, Any]:
+    """Load one server with as many calls as it can take."""
+    with serving(server, 0.0) as (port, pid):
+        request = request_of(PATH, json.dumps(BODY).encode(), port)
+
+        def load(count: int) -> Load:
+            return asyncio.run(closed_loop(port, request, calls=count, concurrency=concurrency))
+
+        load(_WARM_UP)
+        before_s = cpu_s(pid)
+        found = load(calls)
+        spent_s = cpu_s(pid) - before_s
+    return {"calls_per_s": round(found.per_s, 1), "cpu_ms_per_call": _ms(spent_s / calls)}
+
+
+def overhead(server: str, *, calls: int, concurrency: int, engine_s: float) -> dict[str, Any]:
+    """Send calls so that `concurrency` are in the engine on average; what is added to its time?"""
+    per_s = concurrency / engine_s
+    with serving(server, engine_s) as (port, pid):
+        request = request_of(PATH, json.dumps(BODY).encode(), port)
+
+        def load(count: int) -> Load:
+            return asyncio.run(open_loop(port, request, calls=count, per_s=per_s))
+
+        load(_WARM_UP)
+        before_s = cpu_s(pid)
+        found = load(calls)
+        spent_s = cpu_s(pid) - before_s
+    return {
+        "calls_per_s": round(found.per_s, 1),
+        **{
+            f"p{percent}_ms": _ms(found.percentile_s(percent) - engine_s)
+            for percent in (50, 90, 99)
+        },
+        "cpu_ms_per_call": _ms(spent_s / calls),
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 2)
+
+
 def main() -> None:
     """Measure all servers and write a report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--engine-ms", type=float, nargs="*", default=(100, 500))
+    parser.add_argument("--servers", nargs="*", default=SERVERS)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gateway.json")
     args = parser.parse_args()
+    sizes = {"calls": args.calls, "concurrency": args.concurrency}
+    found: dict[str, Any] = {"saturation": {s: saturation(s, **sizes) for s in args.servers}}
+    for engine_ms in args.engine_ms:
+        found[f"overhead_engine_{engine_ms:g}_ms"] = {
+            server: overhead(server, **sizes, engine_s=engine_ms / 1000) for server in args.servers
+        }
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpus": os.cpu_count(), "load": os.getloadavg(), "cpu": platform.processor()},
-        "versions": {name: version(name) for name in ("litestar", "granian", "httpx")},
-        "requests": args.requests,
-        "concurrency": args.concurrency,
-        "servers": {s: run(s, args.requests, args.concurrency) for s in SERVERS},
+        "versions": {n: version(n) for n in ("litestar", "granian", "sqlalchemy")},
+        "means": __doc__,
+        **sizes,
+        **found,
     }
     args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report["servers"], indent=2))
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

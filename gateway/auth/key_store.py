@@ -6,11 +6,11 @@ A key is random, so its SHA-256 cannot be turned back; a slow hash would only sl
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import Table, insert, select, update
 from uuid_utils.compat import uuid7
 
 from gateway.auth.keys import digest_of
@@ -18,6 +18,8 @@ from gateway.auth.principal import Principal, TenantId
 from gateway.db.models import ApiKeyRow
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection, Row
+
     from engine.ports import Clock
     from gateway.db.session import Database
 
@@ -28,6 +30,7 @@ _ID: Final = "key_"
 # A revoked key works so long at most; a new one ends open mode as soon.
 FRESH_S: Final = 5.0
 _MOST_CACHED: Final = 10_000
+_KEYS: Final = cast("Table", ApiKeyRow.__table__)  # typed as anything to select from
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,23 +54,28 @@ class KeyStore:
     async def create(self, tenant: TenantId, name: str, *, now_s: float) -> tuple[str, StoredKey]:
         """Make a key; what a client has to send is returned here and nowhere else."""
         key = _PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
-        row = ApiKeyRow(
-            id=uuid7(),
-            tenant=tenant,
-            name=name,
-            digest=digest_of(key).hex(),
-            hint=key[-_HINT:],
-            created_s=now_s,
+        made = (
+            insert(_KEYS)
+            .values(
+                id=uuid7(),
+                tenant=tenant,
+                name=name,
+                digest=digest_of(key).hex(),
+                hint=key[-_HINT:],
+                created_s=now_s,
+            )
+            .returning(_KEYS)
         )
-        async with self._database.writing() as session:
-            session.add(row)
-        return key, _stored(row)
+        return key, await self._database.write(
+            lambda connection: _stored(connection.execute(made).one())
+        )
 
     async def all(self) -> list[StoredKey]:
         """Return all keys in the order they were made, revoked ones included."""
-        async with self._database.reading() as session:
-            rows = await session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.id))
-            return [_stored(row) for row in rows]
+        statement = select(_KEYS).order_by(_KEYS.c.id)
+        return await self._database.read(
+            lambda connection: [_stored(row) for row in connection.execute(statement)]
+        )
 
     async def revoke(self, key_id: str, *, now_s: float) -> StoredKey | None:
         """Make a key worthless; None if there is no such key that is not yet."""
@@ -76,29 +84,32 @@ class KeyStore:
         except ValueError:
             return None
         statement = (
-            update(ApiKeyRow)
-            .where(ApiKeyRow.id == identifier, ApiKeyRow.revoked_s.is_(None))
+            update(_KEYS)
+            .where(_KEYS.c.id == identifier, _KEYS.c.revoked_s.is_(None))
             .values(revoked_s=now_s)
-            .returning(ApiKeyRow)
+            .returning(_KEYS)
         )
-        async with self._database.writing() as session:
-            row = (await session.scalars(statement)).one_or_none()
+
+        def work(connection: Connection) -> StoredKey | None:
+            row = connection.execute(statement).one_or_none()
             return None if row is None else _stored(row)
+
+        return await self._database.write(work)
 
     async def owner(self, digest: bytes) -> TenantId | None:
         """Return whose key has this digest, unless it was revoked."""
-        statement = select(ApiKeyRow.tenant).where(
-            ApiKeyRow.digest == digest.hex(), ApiKeyRow.revoked_s.is_(None)
+        statement = select(_KEYS.c.tenant).where(
+            _KEYS.c.digest == digest.hex(), _KEYS.c.revoked_s.is_(None)
         )
-        async with self._database.reading() as session:
-            tenant = await session.scalar(statement)
-            return None if tenant is None else TenantId(tenant)
+        tenant = await self._database.read(lambda connection: connection.scalar(statement))
+        return None if tenant is None else TenantId(tenant)
 
     async def any(self) -> bool:
         """Return whether some key would be accepted."""
-        statement = select(ApiKeyRow.id).where(ApiKeyRow.revoked_s.is_(None)).limit(1)
-        async with self._database.reading() as session:
-            return await session.scalar(statement) is not None
+        statement = select(_KEYS.c.id).where(_KEYS.c.revoked_s.is_(None)).limit(1)
+        return (
+            await self._database.read(lambda connection: connection.scalar(statement)) is not None
+        )
 
 
 class KnownKeys:
@@ -137,7 +148,7 @@ class KnownKeys:
         return found
 
 
-def _stored(row: ApiKeyRow) -> StoredKey:
+def _stored(row: Row[*tuple[Any, ...]]) -> StoredKey:
     return StoredKey(
         id=_ID + row.id.hex,
         tenant=TenantId(row.tenant),

@@ -88,9 +88,7 @@ class JobRow(UUIDv7AuditBase):
     schedule: Mapped[str | None] = mapped_column(Text)
     checkpoint: Mapped[str | None] = mapped_column(Text)
     content_removed_s: Mapped[float | None]
-    artifacts: Mapped[list[ArtifactRow]] = relationship(
-        order_by=ArtifactRow.index_in_job, lazy="selectin"
-    )
+    artifacts: Mapped[list[ArtifactRow]] = relationship(order_by=ArtifactRow.index_in_job)
 
 
 class EngineRow(DefaultBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from gateway.db.models import SecretRow
@@ -24,13 +25,12 @@ class Secrets:
         if (known := await self._get(name)) is not None:
             return known
         try:
-            async with self._database.writing() as session:
-                session.add(SecretRow(name=name, value=offered.hex()))
+            await self._database.execute(insert(SecretRow).values(name=name, value=offered.hex()))
         except IntegrityError:  # another process was faster
             return await self._get(name) or offered
         return offered
 
     async def _get(self, name: str) -> bytes | None:
-        async with self._database.reading() as session:
-            row = await session.get(SecretRow, name)
-            return None if row is None else bytes.fromhex(row.value)
+        wanted = select(SecretRow.value).where(SecretRow.name == name)
+        value = await self._database.read(lambda connection: connection.scalar(wanted))
+        return None if value is None else bytes.fromhex(value)

@@ -12,8 +12,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 _DRIVERS: Final[Mapping[str, str]] = {
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "sqlite": "sqlite",
+    "sqlite+aiosqlite": "sqlite",  # what earlier versions were told
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
@@ -46,7 +46,7 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
     @classmethod
     def in_folder(cls, folder: Path) -> DatabaseUrl:
         """Return the embedded database of a data folder."""
-        return cls(f"sqlite+aiosqlite:///{folder / 'trident.db'}")
+        return cls(f"sqlite:///{folder / 'trident.db'}")
 
     @property
     def is_sqlite(self) -> bool:

@@ -8,9 +8,10 @@ the table again, and polls slowly besides.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -21,8 +22,6 @@ from uuid_utils.compat import uuid7
 from gateway.jobs.events import InProcessEvents, JobEvent, JobEvents, Watch
 
 if TYPE_CHECKING:
-    import aiosqlite
-
     from gateway.db.url import DatabaseUrl
     from gateway.jobs.record import JobId
 
@@ -139,9 +138,8 @@ class SqliteEvents(InProcessEvents):
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Look for as long as the context lasts."""
-        import aiosqlite  # noqa: PLC0415 - only processes that share a file need it
-
-        async with aiosqlite.connect(self._path) as connection:
+        # One thread at a time uses it, though not always the same one.
+        with closing(sqlite3.connect(self._path, check_same_thread=False)) as connection:
             task = asyncio.create_task(self._look(connection), name="job-events")
             try:
                 yield
@@ -150,15 +148,19 @@ class SqliteEvents(InProcessEvents):
                 with suppress(asyncio.CancelledError):
                     await task
 
-    async def _look(self, connection: aiosqlite.Connection) -> None:
+    async def _look(self, connection: sqlite3.Connection) -> None:
         seen = None
         while True:
-            async with connection.execute("PRAGMA data_version") as cursor:
-                version = await cursor.fetchone()
+            version = await asyncio.to_thread(_version_of, connection)
             if version != seen:
                 seen = version
                 self.nudge()
             await asyncio.sleep(_LOOK_S)
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    """Return a number that grows when another connection has committed."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
 
 def events_for(url: DatabaseUrl, *, shared: bool) -> JobEvents:

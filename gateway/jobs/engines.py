@@ -6,19 +6,22 @@ by when it was last heard of.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import Table, delete, insert, or_, select, update
 
 from engine import PipelineSpec
 from gateway.db.models import EngineRow
 
 if TYPE_CHECKING:
+    from sqlalchemy import Row
+
     from gateway.db.session import Database
 
 # A model stays on offer for so long after its last engine died: its jobs wait for the next one.
 REMEMBERED_S: Final = 3600.0
+_ENGINES: Final = cast("Table", EngineRow.__table__)  # typed as anything to select from
 
 
 class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,38 +47,42 @@ class EngineRegistry:
 
     async def announce(self, report: EngineReport) -> None:
         """Write down how an engine is; forget those that have been silent for an hour."""
-        row = EngineRow(
-            owner=report.owner,
-            seen_s=report.seen_s,
-            devices=report.devices,
-            models=msgspec.json.encode(report.models).decode(),
-            learnt=report.learnt.decode(),
-            reasons=msgspec.json.encode(report.reasons).decode(),
+        silent_s = report.seen_s - REMEMBERED_S
+        await self._database.execute(
+            delete(_ENGINES).where(
+                or_(_ENGINES.c.seen_s < silent_s, _ENGINES.c.owner == report.owner)
+            ),
+            insert(_ENGINES).values(
+                owner=report.owner,
+                seen_s=report.seen_s,
+                devices=report.devices,
+                models=msgspec.json.encode(report.models).decode(),
+                learnt=report.learnt.decode(),
+                reasons=msgspec.json.encode(report.reasons).decode(),
+            ),
+            sync=False,
         )
-        silent = delete(EngineRow).where(EngineRow.seen_s < report.seen_s - REMEMBERED_S)
-        async with self._database.writing() as session:
-            await session.execute(silent)
-            await session.merge(row)
 
     async def withdraw(self, owner: str) -> None:
         """Tell that an engine has stopped; what it served stays on offer for a while."""
-        async with self._database.writing() as session:
-            row = await session.get(EngineRow, owner)
-            if row is not None:
-                row.devices, row.reasons = 0, '["The engine was stopped."]'
+        stopped = update(_ENGINES).where(_ENGINES.c.owner == owner)
+        await self._database.execute(
+            stopped.values(devices=0, reasons='["The engine was stopped."]')
+        )
 
     async def remembered(self, *, now_s: float) -> list[EngineReport]:
         """Return all engines of the last hour, the one last heard of first."""
         statement = (
-            select(EngineRow)
-            .where(EngineRow.seen_s >= now_s - REMEMBERED_S)
-            .order_by(EngineRow.seen_s.desc(), EngineRow.owner)
+            select(_ENGINES)
+            .where(_ENGINES.c.seen_s >= now_s - REMEMBERED_S)
+            .order_by(_ENGINES.c.seen_s.desc(), _ENGINES.c.owner)
         )
-        async with self._database.reading() as session:
-            return [_report_of(row) for row in await session.scalars(statement)]
+        return await self._database.read(
+            lambda connection: [_report_of(row) for row in connection.execute(statement)]
+        )
 
 
-def _report_of(row: EngineRow) -> EngineReport:
+def _report_of(row: Row[*tuple[Any, ...]]) -> EngineReport:
     return EngineReport(
         owner=row.owner,
         seen_s=row.seen_s,

@@ -7,21 +7,20 @@ processes share: of two equal requests that come at once to two gateways, one ma
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import case, func, or_, select, text
+from sqlalchemy import bindparam, case, func, or_, select, text, update
 
-from gateway.db.models import JobRow
+from gateway.jobs.rows import JOB_COLUMNS, JOBS, job_of
 from gateway.jobs.state import ACTIVE, JobStatus
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy import ColumnElement, Connection, CursorResult, Row, Select
 
-    from gateway.jobs.record import NewJob
+    from gateway.jobs.record import Job, NewJob
 
 KEY_LIFE_S: Final = 86_400.0
 # The SDKs give up within half a minute; beyond that, an equal request is a new wish.
@@ -44,79 +43,100 @@ class Backlog(msgspec.Struct, frozen=True):
     work_s: float
 
 
-async def enter_alone(session: AsyncSession) -> None:
+def enter_alone(connection: Connection) -> None:
     """Let one transaction at a time add jobs; SQLite has one writer anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        await session.execute(text(f"SELECT pg_advisory_xact_lock({_ENTRY_LOCK})"))
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_ENTRY_LOCK})"))
 
 
-async def backlog(
-    session: AsyncSession, before: ColumnElement[bool], *, but: UUID | None = None
+def backlog(
+    connection: Connection, before: ColumnElement[bool], *, but: UUID | None = None
 ) -> Backlog:
     """Return what waits, and what of it is `before` a job, which itself is left out."""
-    waits = JobRow.status == JobStatus.QUEUED
-    counts = or_(JobRow.status == JobStatus.IN_PROGRESS, before)
-    left_s = func.coalesce(JobRow.work_s, 0.0) * (100 - JobRow.progress) / 100
-    statement = select(
+    statement = _backlog(before)
+    if but is not None:
+        statement = statement.where(JOBS.c.id != but)
+    return _counted(connection.execute(statement))
+
+
+def backlog_before(connection: Connection, deadline_s: float) -> Backlog:
+    """Return what would be before a new job with this deadline."""
+    return _counted(connection.execute(_BEFORE_DEADLINE, {"deadline": deadline_s}))
+
+
+def _backlog(before: ColumnElement[bool]) -> Select[Any]:
+    waits = JOBS.c.status == JobStatus.QUEUED
+    counts = or_(JOBS.c.status == JobStatus.IN_PROGRESS, before)
+    left_s = func.coalesce(JOBS.c.work_s, 0.0) * (100 - JOBS.c.progress) / 100
+    return select(
         func.coalesce(func.sum(case((waits, 1), else_=0)), 0),
         func.coalesce(func.sum(case((waits & before, 1), else_=0)), 0),
         func.coalesce(func.sum(case((counts, left_s), else_=0.0)), 0.0),
-    ).where(JobRow.status.in_(ACTIVE))
-    if but is not None:
-        statement = statement.where(JobRow.id != but)
-    waiting, ahead, work_s = (await session.execute(statement)).one()
+    ).where(JOBS.c.status.in_(ACTIVE))
+
+
+_BEFORE_DEADLINE: Final = _backlog(JOBS.c.deadline_s <= bindparam("deadline"))
+
+
+def _counted(result: CursorResult[*tuple[Any, ...]]) -> Backlog:
+    waiting, ahead, work_s = result.one()
     return Backlog(int(waiting), int(ahead), float(work_s))
 
 
-async def same_job(session: AsyncSession, new: NewJob, *, now_s: float) -> JobRow | None:
+def same_job(connection: Connection, new: NewJob, *, now_s: float) -> Job | None:
     """Return the job that an equal request made before, with `new`'s caller attached to it.
 
     Raises:
         KeyReusedError: the key was used for another request.
     """
-    row = await (_by_key(session, new, now_s) if new.key else _by_retry(session, new, now_s))
-    if row is not None:
-        row.waiters += new.waiters
-        row.retry_count = max(row.retry_count, new.retry_count)
-        await session.flush()
-    return row
+    find = _by_key if new.key else _by_retry
+    row = find(connection, new, now_s)
+    if row is None:
+        return None
+    attached = (
+        update(JOBS)
+        .where(JOBS.c.id == row.id)
+        .values(
+            waiters=row.waiters + new.waiters, retry_count=max(row.retry_count, new.retry_count)
+        )
+        .returning(*JOB_COLUMNS)
+    )
+    return job_of(connection, connection.execute(attached).one())
 
 
-async def _by_key(session: AsyncSession, new: NewJob, now_s: float) -> JobRow | None:
-    statement = select(JobRow).where(JobRow.tenant == new.tenant, JobRow.idempotency_key == new.key)
-    row = await session.scalar(statement)
+def _by_key(connection: Connection, new: NewJob, now_s: float) -> Row[*tuple[Any, ...]] | None:
+    wanted = (JOBS.c.tenant == new.tenant, JOBS.c.idempotency_key == new.key)
+    row = connection.execute(_FOUND.where(*wanted)).one_or_none()
     if row is None:
         return None
     if row.created_at < _before(now_s, KEY_LIFE_S) or _was_given_up(row):
-        row.idempotency_key = None
-        await session.flush()
+        connection.execute(update(JOBS).where(*wanted).values(idempotency_key=None))
         return None
     if row.fingerprint != new.fingerprint:
         raise KeyReusedError
     return row
 
 
-async def _by_retry(session: AsyncSession, new: NewJob, now_s: float) -> JobRow | None:
+def _by_retry(connection: Connection, new: NewJob, now_s: float) -> Row[*tuple[Any, ...]] | None:
     """Find what an SDK asked for already: it sends no key, but counts its silent retries."""
     if not new.retry_count:
         return None
-    statement = (
-        select(JobRow)
-        .where(
-            JobRow.tenant == new.tenant,
-            JobRow.fingerprint == new.fingerprint,
-            JobRow.idempotency_key.is_(None),
-            JobRow.retry_count < new.retry_count,
-            JobRow.status != JobStatus.FAILED,
-            JobRow.created_at >= _before(now_s, RETRY_LIFE_S),
-        )
-        .order_by(JobRow.id.desc())
-    )
-    rows = await session.scalars(statement.limit(10))
+    statement = _FOUND.where(
+        JOBS.c.tenant == new.tenant,
+        JOBS.c.fingerprint == new.fingerprint,
+        JOBS.c.idempotency_key.is_(None),
+        JOBS.c.retry_count < new.retry_count,
+        JOBS.c.status != JobStatus.FAILED,
+        JOBS.c.created_at >= _before(now_s, RETRY_LIFE_S),
+    ).order_by(JOBS.c.id.desc())
+    rows = connection.execute(statement.limit(10)).all()
     return next((row for row in rows if not _was_given_up(row)), None)
 
 
-def _was_given_up(row: JobRow) -> bool:
+_FOUND: Final = select(*JOB_COLUMNS, JOBS.c.created_at)
+
+
+def _was_given_up(row: Row[*tuple[Any, ...]]) -> bool:
     """Whether nobody will ever get an answer from this job, so that a retry needs a new one."""
     over_for_nothing = row.status in {JobStatus.CANCELLED, JobStatus.EXPIRED}
     stopping = row.cancel_requested and row.status in ACTIVE

@@ -53,6 +53,7 @@ class JobJournal:
         self._finished: list[FinishedStage] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+        self._kept_any = False
         self.decided: tuple[object, ...] = ()
 
     @property
@@ -90,6 +91,7 @@ class JobJournal:
                 return  # an engine without files
         else:
             return
+        self._kept_any = True
         task = asyncio.create_task(self._keep(timing, content, artifact), name=self._job.id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -126,8 +128,9 @@ class JobJournal:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def remove(self) -> None:
-        """Remove what was kept, because the job is over."""
-        await self._blobs.delete_folder(stages_folder(self._job))
+        """Remove what was kept by this holder or an earlier one, because the job is over."""
+        if self._kept_any or self._job.attempts > 1:
+            await self._blobs.delete_folder(stages_folder(self._job))
 
 
 def _facts(artifact: Artifact) -> ArtifactFacts:

@@ -2,18 +2,19 @@
 
 A holder must renew its leases; what it fails to renew goes back to the queue. Each change is one
 conditional UPDATE that also asks for the holder's name, so a runner that lost a job without
-noticing cannot overwrite what its successor made.
+noticing cannot overwrite what its successor made. None of them waits for the disk: what a power cut
+takes back is a job that is leased, and run, once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Float, bindparam, func, insert, or_, select, update
 
-from gateway.db.models import ArtifactRow, JobRow
 from gateway.jobs.record import (
     Job,
     JobError,
@@ -24,11 +25,12 @@ from gateway.jobs.record import (
     job_id_of,
     key_of,
 )
+from gateway.jobs.rows import ARTIFACTS, JOB_COLUMNS, JOBS, jobs_of, json_of, output_values
 from gateway.jobs.state import JobStatus, lost_its_holder, sources
-from gateway.jobs.store import job_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Connection, Row
+    from sqlalchemy.sql.dml import ReturningUpdate
 
     from engine import StageTiming
     from gateway.db.session import Database
@@ -63,30 +65,17 @@ class JobLeases:
 
     async def take(self, limit: int, *, models: Sequence[str], now_s: float) -> list[Job]:
         """Lease up to `limit` waiting jobs of `models`, earliest deadline first."""
-        waiting = (
-            select(JobRow.id)
-            .where(JobRow.status == JobStatus.QUEUED, JobRow.model.in_(models))
-            .order_by(JobRow.deadline_s, JobRow.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            # PostgreSQL may run a mere subquery once per row, and then lease more than `limit`.
-            .cte("waiting")
-            .prefix_with("MATERIALIZED")
+        values = {
+            "models": list(models),
+            "at_most": limit,
+            "holder": self.owner,
+            "now": now_s,
+            "until": now_s + self.lease_s,
+        }
+        jobs = await self._database.write(
+            lambda connection: jobs_of(connection, connection.execute(_TAKE, values).all()),
+            sync=False,
         )
-        statement = (
-            update(JobRow)
-            .where(JobRow.id.in_(select(waiting.c.id)))
-            .values(
-                status=JobStatus.IN_PROGRESS.value,
-                attempts=JobRow.attempts + 1,
-                started_s=func.coalesce(JobRow.started_s, now_s),
-                lease_owner=self.owner,
-                lease_until_s=now_s + self.lease_s,
-            )
-            .returning(JobRow)
-        )
-        async with self._database.writing() as session:
-            jobs = [job_of(row) for row in await session.scalars(statement)]
         return sorted(jobs, key=lambda job: (job.request.deadline_s, job.id))
 
     async def renew(self, running: Collection[JobId], *, now_s: float) -> Renewal:
@@ -94,13 +83,16 @@ class JobLeases:
         if not running:
             return Renewal(held=frozenset(), to_cancel=frozenset())
         statement = (
-            update(JobRow)
-            .where(*self._mine(), JobRow.id.in_([key_of(job) for job in running]))
+            update(JOBS)
+            .where(*self._mine(), JOBS.c.id.in_([key_of(job) for job in running]))
             .values(lease_until_s=now_s + self.lease_s)
-            .returning(JobRow.id, JobRow.cancel_requested)
+            .returning(JOBS.c.id, JOBS.c.cancel_requested)
         )
-        async with self._database.writing() as session:
-            rows = [(job_id_of(key), cancel) for key, cancel in await session.execute(statement)]
+
+        def work(connection: Connection) -> list[tuple[JobId, bool]]:
+            return [(job_id_of(key), cancel) for key, cancel in connection.execute(statement)]
+
+        rows = await self._database.write(work, sync=False)
         return Renewal(
             held=frozenset(job for job, _ in rows),
             to_cancel=frozenset(job for job, cancel in rows if cancel),
@@ -108,9 +100,10 @@ class JobLeases:
 
     async def to_cancel(self) -> frozenset[JobId]:
         """Return which of this runner's jobs should stop."""
-        wanted = select(JobRow.id).where(*self._mine(), JobRow.cancel_requested.is_(True))
-        async with self._database.reading() as session:
-            return frozenset(job_id_of(key) for key in await session.scalars(wanted))
+        wanted = select(JOBS.c.id).where(*self._mine(), JOBS.c.cancel_requested.is_(True))
+        return await self._database.read(
+            lambda connection: frozenset(job_id_of(key) for key in connection.scalars(wanted))
+        )
 
     async def complete(
         self,
@@ -122,40 +115,39 @@ class JobLeases:
         schedule: Sequence[StageDecision] = (),
     ) -> bool:
         """Record a job's outputs; False if this runner no longer holds it or it was deleted."""
-        values: dict[str, Any] = {"timeline": _json(timeline), "finished_s": now_s}
+        values: dict[str, Any] = {"timeline": json_of(timeline), "finished_s": now_s}
         if schedule:
-            values["schedule"] = _json(schedule)
-        rows = [_artifact_row(job, artifact) for artifact in artifacts]
-        return await self._settle(job, JobStatus.COMPLETED, values, rows)
+            values["schedule"] = json_of(schedule)
+        return await self._settle(job, JobStatus.COMPLETED, values, artifacts)
 
     async def keep(
         self, job: Job, kept: Sequence[KeptStage], schedule: Sequence[StageDecision]
     ) -> None:
         """Write down which finished stages are kept, and what was decided; if still held."""
-        values = {"checkpoint": _json(kept), "schedule": _json(schedule)}
+        values = {"checkpoint": json_of(kept), "schedule": json_of(schedule)}
         await self._note(job.id, values)
 
     async def note_schedule(self, job: JobId, schedule: Sequence[StageDecision]) -> None:
         """Write down what was decided about a job's stages; if it is still held."""
-        await self._note(job, {"schedule": _json(schedule)})
+        await self._note(job, {"schedule": json_of(schedule)})
 
     async def _note(self, job: JobId, values: dict[str, Any]) -> None:
-        statement = update(JobRow).where(*self._mine(), JobRow.id == key_of(job))
-        async with self._database.writing() as session:
-            await session.execute(statement.values(**values))
+        statement = update(JOBS).where(*self._mine(), JOBS.c.id == key_of(job)).values(**values)
+        await self._database.execute(statement, sync=False)
 
     async def note_progress(self, percents: Mapping[JobId, int]) -> None:
         """Write down how far jobs of this runner are; what is written never falls."""
-        async with self._database.writing() as session:
-            for job, percent in percents.items():
-                statement = update(JobRow).where(
-                    *self._mine(), JobRow.id == key_of(job), JobRow.progress < percent
-                )
-                await session.execute(statement.values(progress=percent))
+        statements = [
+            update(JOBS)
+            .where(*self._mine(), JOBS.c.id == key_of(job), JOBS.c.progress < percent)
+            .values(progress=percent)
+            for job, percent in percents.items()
+        ]
+        await self._database.execute(*statements, sync=False)
 
     async def fail(self, job: Job, error: JobError, *, now_s: float) -> bool:
         """Record why a job failed; False if this runner no longer holds it."""
-        values = {"error": _json(error), "finished_s": now_s}
+        values = {"error": json_of(error), "finished_s": now_s}
         return await self._settle(job, JobStatus.FAILED, values)
 
     async def cancel(self, job: Job, *, now_s: float) -> bool:
@@ -164,41 +156,50 @@ class JobLeases:
 
     async def give_back(self, job: Job, *, counted: bool = False) -> bool:
         """Queue a job again; the try does not count unless the job may be at fault."""
-        values = {} if counted else {"attempts": JobRow.attempts - 1}
+        values = {} if counted else {"attempts": job.attempts - 1}
         return await self._settle(job, JobStatus.QUEUED, values)
 
     async def give_all_back(self) -> list[JobId]:
         """Queue again whatever this runner still holds; returns which jobs that were."""
         statement = (
-            update(JobRow)
+            update(JOBS)
             .where(*self._mine())
-            .values(status=JobStatus.QUEUED.value, attempts=JobRow.attempts - 1, **_NO_LEASE)
-            .returning(JobRow.id)
+            .values(status=JobStatus.QUEUED.value, attempts=JOBS.c.attempts - 1, **_NO_LEASE)
+            .returning(JOBS.c.id)
         )
-        async with self._database.writing() as session:
-            return [job_id_of(key) for key in await session.scalars(statement)]
+        return await self._database.write(
+            lambda connection: [job_id_of(key) for key in connection.scalars(statement)]
+        )
 
     async def recover(self, *, now_s: float) -> list[Job]:
         """Take jobs from holders that died, and expire those whose time is over.
 
         Returns the jobs that changed, as they are now.
         """
-        overdue = select(JobRow).where(
+        overdue = select(*JOB_COLUMNS).where(
             or_(
-                (JobRow.status == JobStatus.IN_PROGRESS) & (JobRow.lease_until_s < now_s),
-                (JobRow.status == JobStatus.QUEUED) & (JobRow.expires_at_s < now_s),
+                (JOBS.c.status == JobStatus.IN_PROGRESS) & (JOBS.c.lease_until_s < now_s),
+                (JOBS.c.status == JobStatus.QUEUED) & (JOBS.c.expires_at_s < now_s),
             )
         )
-        async with self._database.writing() as session:
-            rows = (await session.scalars(overdue.with_for_update(skip_locked=True))).all()
-            for row in rows:
-                _recover(row, now_s)
-                if row.finished_s is not None:
-                    row.expires_at_s = row.finished_s + self._retention_s
-            return [job_of(row) for row in rows]
+
+        def work(connection: Connection) -> list[Job]:
+            rows = connection.execute(overdue.with_for_update(skip_locked=True)).all()
+            changed = [
+                connection.execute(
+                    update(JOBS)
+                    .where(JOBS.c.id == row.id)
+                    .values(**_recovered(row, now_s, retention_s=self._retention_s))
+                    .returning(*JOB_COLUMNS)
+                ).one()
+                for row in rows
+            ]
+            return jobs_of(connection, changed)
+
+        return await self._database.write(work)
 
     def _mine(self) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-        return JobRow.lease_owner == self.owner, JobRow.status == JobStatus.IN_PROGRESS
+        return JOBS.c.lease_owner == self.owner, JOBS.c.status == JobStatus.IN_PROGRESS
 
     def _ending(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return what changes besides when a job is over: nothing is kept, and the files expire."""
@@ -211,36 +212,49 @@ class JobLeases:
         job: Job,
         status: JobStatus,
         values: dict[str, Any],  # column values, as SQLAlchemy takes them
-        artifacts: Sequence[ArtifactRow] = (),
+        artifacts: Sequence[StoredArtifact] = (),
     ) -> bool:
-        statement = (
-            update(JobRow)
-            .where(
-                JobRow.id == key_of(job.id),
-                JobRow.lease_owner == self.owner,
-                JobRow.status.in_(sources(status)),
-                *_undeleted(status),
-            )
-            .values(status=status.value, **_NO_LEASE, **self._ending(values), **values)
-            .returning(JobRow.id)
+        values = {**_NO_LEASE, **self._ending(values), **values, "status": status.value}
+        ours = {"the_job": key_of(job.id), "holder": self.owner}
+        outputs = [output_values(job, artifact) for artifact in artifacts]
+
+        def work(connection: Connection) -> bool:
+            statement = _settling(status, tuple(values))
+            if connection.execute(statement, values | ours).one_or_none() is None:
+                return False
+            if outputs:
+                connection.execute(_ADD_OUTPUTS, outputs)
+            return True
+
+        return await self._database.write(work, sync=False)
+
+
+_ADD_OUTPUTS: Final = insert(ARTIFACTS)
+
+
+@cache
+def _settling(status: JobStatus, columns: tuple[str, ...]) -> ReturningUpdate[Any]:
+    """Return the change of a job that is held into `status`; takes the values of `columns`."""
+    return (
+        update(JOBS)
+        .where(
+            JOBS.c.id == bindparam("the_job"),
+            JOBS.c.lease_owner == bindparam("holder"),
+            JOBS.c.status.in_(sources(status)),
+            *_undeleted(status),
         )
-        async with self._database.writing() as session:
-            held = (await session.scalars(statement)).one_or_none() is not None
-            if held:
-                session.add_all(artifacts)
-            return held
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+        .values({name: bindparam(name) for name in columns})
+        .returning(JOBS.c.id)
+    )
 
 
 def _undeleted(status: JobStatus) -> tuple[ColumnElement[bool], ...]:
     """Only what its owner has not deleted can complete: nobody could remove the bytes later."""
-    return (JobRow.deleted_s.is_(None),) if status is JobStatus.COMPLETED else ()
+    return (JOBS.c.deleted_s.is_(None),) if status is JobStatus.COMPLETED else ()
 
 
-def _recover(row: JobRow, now_s: float) -> None:
+def _recovered(row: Row[*tuple[Any, ...]], now_s: float, *, retention_s: float) -> dict[str, Any]:
+    """Return what changes in a row whose time is over, or whose holder has died."""
     if row.expires_at_s < now_s:
         status = JobStatus.EXPIRED
     else:
@@ -249,28 +263,44 @@ def _recover(row: JobRow, now_s: float) -> None:
             max_attempts=MAX_ATTEMPTS,
             cancel_requested=row.cancel_requested,
         )
-    row.status = status.value
-    row.lease_owner = row.lease_until_s = None
-    row.finished_s = None if status is JobStatus.QUEUED else now_s
+    values = {**_NO_LEASE, "status": status.value}
+    if status is JobStatus.QUEUED:
+        return {**values, "finished_s": None}
     if status is JobStatus.FAILED:
         message = (
             f"Job {job_id_of(row.id)} was given up after {row.attempts} attempts: each time the "
             "process that ran it died. Look for the cause in the server's log."
         )
-        row.error = _json(JobError("attempts_exhausted", message))
+        values["error"] = json_of(JobError("attempts_exhausted", message))
+    return {**values, "finished_s": now_s, "expires_at_s": now_s + retention_s}
 
 
-def _artifact_row(job: Job, artifact: StoredArtifact) -> ArtifactRow:
-    return ArtifactRow(
-        id=key_of(artifact.id),
-        job_id=key_of(job.id),
-        tenant=job.tenant,
-        index_in_job=artifact.index,
-        blob=artifact.blob,
-        media_type=artifact.media_type,
-        width_px=artifact.width_px,
-        height_px=artifact.height_px,
-        size_bytes=artifact.size_bytes,
-        seed=str(artifact.seed),
-        sha256=artifact.sha256,
+def _taking() -> ReturningUpdate[Any]:
+    waiting = (
+        select(JOBS.c.id)
+        .where(
+            JOBS.c.status == JobStatus.QUEUED,
+            JOBS.c.model.in_(bindparam("models", expanding=True)),
+        )
+        .order_by(JOBS.c.deadline_s, JOBS.c.id)
+        .limit(bindparam("at_most"))
+        .with_for_update(skip_locked=True)
+        # PostgreSQL may run a mere subquery once per row, and then lease more than the limit.
+        .cte("waiting")
+        .prefix_with("MATERIALIZED")
     )
+    return (
+        update(JOBS)
+        .where(JOBS.c.id.in_(select(waiting.c.id)))
+        .values(
+            status=JobStatus.IN_PROGRESS.value,
+            attempts=JOBS.c.attempts + 1,
+            started_s=func.coalesce(JOBS.c.started_s, bindparam("now", type_=Float)),
+            lease_owner=bindparam("holder"),
+            lease_until_s=bindparam("until"),
+        )
+        .returning(*JOB_COLUMNS)
+    )
+
+
+_TAKE: Final = _taking()

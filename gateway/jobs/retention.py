@@ -43,18 +43,17 @@ class Retention:
             )
             .limit(_BATCH)
         )
-        async with self._database.reading() as session:
-            keys = (await session.scalars(expired)).all()
+        keys = await self._database.read(lambda connection: connection.scalars(expired).all())
         for key in keys:
             await self._blobs.delete_folder(job_id_of(key))
             await self._note_removed(key, now_s)
         return len(keys)
 
     async def _note_removed(self, key: UUID, now_s: float) -> None:
-        async with self._database.writing() as session:
-            await session.execute(delete(ArtifactRow).where(ArtifactRow.job_id == key))
-            statement = update(JobRow).where(JobRow.id == key)
-            await session.execute(statement.values(content_removed_s=now_s))
+        await self._database.execute(
+            delete(ArtifactRow).where(ArtifactRow.job_id == key),
+            update(JobRow).where(JobRow.id == key).values(content_removed_s=now_s),
+        )
 
     async def forget(self, *, now_s: float) -> int:
         """Delete the rows of up to 100 jobs that have been over for long; return how many."""
@@ -67,8 +66,7 @@ class Retention:
             )
             .limit(_BATCH)
         )
-        async with self._database.writing() as session:
-            gone = await session.scalars(
-                delete(JobRow).where(JobRow.id.in_(old)).returning(JobRow.id)
-            )
-            return len(gone.all())
+        statement = delete(JobRow).where(JobRow.id.in_(old)).returning(JobRow.id)
+        return await self._database.write(
+            lambda connection: len(connection.scalars(statement).all())
+        )

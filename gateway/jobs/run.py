@@ -88,6 +88,7 @@ class Runner:
         self._to_cancel: set[JobId] = set()
         self._progress = ProgressNotes(engine, leases)
         self._relay = PreviewRelay(PreviewStore(blobs), events)
+        self._may_wait = True  # whether jobs may be in the queue that were not seen yet
         self._upkeep_due_s = 0.0
         self._glance_due_s = self._explain_due_s = 0.0
         self._announced: tuple[str, ...] = ()
@@ -153,7 +154,9 @@ class Runner:
         with self._events.watch() as watch:
             while not self._closing:
                 await self._try_tick()
-                for event in await watch.next(timeout_s=_POLL_S):
+                events = await watch.next(timeout_s=_POLL_S)
+                self._may_wait |= not events  # a nudge, or time to look
+                for event in events:
                     self._heed(event)
 
     async def _try_tick(self) -> None:
@@ -179,9 +182,11 @@ class Runner:
             self._explain_due_s = now_s + _EXPLAIN_S
             await self._explain()
         room = self._max_concurrent - len(self._jobs)
-        if room > 0 and self._draining is None and await self._engine.revive():
-            models = tuple(self._engine.specs)
-            for job in await self._leases.take(room, models=models, now_s=self._clock.now()):
+        if self._may_wait and room > 0 and self._draining is None and await self._engine.revive():
+            models, self._may_wait = tuple(self._engine.specs), False
+            jobs = await self._leases.take(room, models=models, now_s=self._clock.now())
+            self._may_wait |= len(jobs) == room
+            for job in jobs:
                 self._begin(job)
 
     async def _upkeep(self, now_s: float) -> None:
@@ -213,6 +218,7 @@ class Runner:
         self._announced = report.reasons
 
     def _heed(self, event: JobEvent) -> None:
+        self._may_wait |= event.status is JobStatus.QUEUED
         if event.cancel_requested and event.status is JobStatus.IN_PROGRESS:
             self._cancel(event.job)
 

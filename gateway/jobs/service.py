@@ -15,17 +15,18 @@ from gateway.jobs.events import event_of
 from gateway.jobs.state import TERMINAL
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from engine import Modality
     from engine.ports import Clock
     from gateway.auth.principal import TenantId
     from gateway.jobs.entry import Backlog
-    from gateway.jobs.events import JobEvents
+    from gateway.jobs.events import JobEvent, JobEvents
     from gateway.jobs.record import Job, JobId, NewJob
     from gateway.jobs.store import JobStore, PageQuery
 
 _POLL_S: Final = 2.0  # the floor under lost events
+_FIRST_LOOK_S: Final = 0.1  # for what happened between the reading of a job and the watch
 _GLANCE_S: Final = 1.0  # progress is written once a second, without an event
 _HEARTBEAT_S: Final = 15.0
 
@@ -94,35 +95,41 @@ class JobService:
         if cancelled is not None:
             self._events.publish(event_of(cancelled))
 
-    async def wait(self, job_id: JobId, tenant: TenantId, *, until_s: float) -> Job:
+    async def wait(self, job: Job, *, until_s: float) -> Job:
         """Return the job once it is over.
 
         Raises:
             JobTimeoutError: it was not over at `until_s`; it still runs unless cancelled.
             ClosingError: the server is shutting down.
         """
-        async for job in self.wakes(job_id, tenant, until_s=until_s):
-            if job.status in TERMINAL:
-                return job
-        raise AssertionError(job_id)  # it ends with a terminal job or an error
+        async for now in self.wakes(job, until_s=until_s, only_ends=True):
+            if now.status in TERMINAL:
+                return now
+        raise AssertionError(job.id)  # it ends with a terminal job or an error
 
-    async def wakes(self, job_id: JobId, tenant: TenantId, *, until_s: float) -> AsyncIterator[Job]:
-        """Yield the job now and whenever something may have happened to it; its end last.
+    async def wakes(
+        self, job: Job, *, until_s: float, only_ends: bool = False
+    ) -> AsyncIterator[Job]:
+        """Yield the job as it is known and whenever something may have happened; its end last.
 
-        Raises as `wait` does.
+        With `only_ends` the table is not asked because of news that the job has not ended. Raises
+        as `wait` does.
         """
-        with self._events.watch(job_id) as watch:
-            while True:
-                job = _existing(await self._store.get(job_id, tenant), job_id)
-                yield job
-                if job.status in TERMINAL:
-                    return
+        poll_s = _FIRST_LOOK_S
+        with self._events.watch(job.id) as watch:
+            yield job
+            while job.status not in TERMINAL:
                 if self._closing:
-                    raise ClosingError(job_id)
+                    raise ClosingError(job.id)
                 left_s = until_s - self._clock.now()
                 if left_s <= 0:
-                    raise JobTimeoutError(job_id)
-                await watch.next(timeout_s=min(_POLL_S, left_s))
+                    raise JobTimeoutError(job.id)
+                look_s = min(poll_s, left_s)
+                news = await watch.next(timeout_s=look_s)
+                while only_ends and news and not _tell_of_an_end(news):
+                    news = await watch.next(timeout_s=look_s)
+                job, poll_s = _existing(await self._store.get(job.id, job.tenant), job.id), _POLL_S
+                yield job
 
     async def changes(self, job_id: JobId, tenant: TenantId) -> AsyncIterator[Job | None]:
         """Yield a job now and whenever it has changed, until it is over or the server stops.
@@ -169,6 +176,10 @@ class JobService:
         if job is not None:
             self._events.publish(event_of(job))
         return job
+
+
+def _tell_of_an_end(news: Sequence[JobEvent]) -> bool:
+    return any(event.status in TERMINAL for event in news)
 
 
 def _existing(job: Job | None, job_id: JobId) -> Job:

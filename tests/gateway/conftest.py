@@ -105,7 +105,6 @@ async def database(database_url: DatabaseUrl) -> AsyncIterator[Database]:
     await database.migrate()
     if not database_url.is_sqlite:
         tables = ", ".join(table.name for table in JobRow.metadata.sorted_tables)
-        async with database.writing() as session:
-            await session.execute(text(f"TRUNCATE {tables}"))
+        await database.execute(text(f"TRUNCATE {tables}"))
     yield database
     await database.close()

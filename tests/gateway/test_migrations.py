@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from engine import Modality
 from gateway.cli import main
@@ -103,9 +102,11 @@ def empty_url(database_url: DatabaseUrl) -> DatabaseUrl:
 
 
 async def in_transaction(url: DatabaseUrl, action: Any) -> Any:
-    engine = create_async_engine(url.text, poolclass=sa.NullPool)
-    async with engine.begin() as connection:
-        return await connection.run_sync(action)
+    database = Database(url)
+    try:
+        return await database.write(action)
+    finally:
+        await database.close()
 
 
 def drop_everything(connection: sa.Connection) -> None:

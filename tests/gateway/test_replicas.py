@@ -179,8 +179,7 @@ async def test_events_come_again_after_the_connection_was_cut(
     with there.watch() as away:
         async with here.connected(), there.connected():
             await away.next(timeout_s=10)
-            async with database.writing() as session:
-                await session.execute(cut)
+            await database.execute(cut)
             async with asyncio.timeout(20):
                 heard: list[JobEvent] = []
                 while event not in heard:
@@ -199,8 +198,7 @@ async def test_processes_that_share_a_sqlite_file_notice_each_others_writes(
         async with events.connected():
             await watch.next(timeout_s=5)
             loop = asyncio.get_running_loop()
-            async with database.writing() as session:
-                await session.execute(text("INSERT INTO secret VALUES ('a', '00')"))
+            await database.execute(text("INSERT INTO secret VALUES ('a', '00')"))
             began_s = loop.time()
             assert await watch.next(timeout_s=5) == []
             assert loop.time() - began_s < 4

@@ -1,0 +1,215 @@
+"""SQLite from threads of our own: one that writes, one that reads, each with one connection.
+
+A thread takes all work that waits and does it in one transaction (group commit): sixteen requests
+that come at once cost one commit, and each statement costs no hop between threads. If a piece of
+work fails after it has written, the transaction is undone and every piece is done again in one of
+its own, so a failure takes nothing of the others with it. Nobody hears of a piece before the
+transaction that holds it is on the disk.
+
+Everything committed survives the death of the process. Work done with `sync` survives a power cut,
+too: its commit waits for the disk (`synchronous=FULL`). Other work is on the disk with the next such
+commit at the latest; what a power cut takes of it must be such that it can be done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.pool import NullPool
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_MS: Final = 10_000
+_MOST_AT_ONCE: Final = 64
+_BEGIN: Final = "trident_begin"
+_SYNC: Final = "trident_sync"
+
+
+class _Piece(Generic[T]):
+    """Work that somebody waits for, and what became of it."""
+
+    def __init__(self, work: Callable[[Connection], T], *, sync: bool) -> None:
+        self.sync = sync
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.error: Exception | None = None
+        self._work = work
+        self._result: T | None = None
+
+    def run(self, connection: Connection) -> None:
+        """Do it in the transaction that is open; raises if it has written before it failed."""
+        before = _changes(connection)
+        self.error = None
+        try:
+            self._result = self._work(connection)
+        except Exception as error:
+            self.error = error
+            if _changes(connection) != before:
+                raise
+
+    def tell(self) -> None:
+        """Hand the result to who waits for it, if anybody still does."""
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self._result)  # type: ignore[arg-type] # no error: it is a T
+
+
+class Lane:
+    """A thread with a connection that does work in the order it came; `close` at the end.
+
+    Belongs to one event loop, as a connection does.
+    """
+
+    def __init__(self, engine: Engine, begin: str) -> None:
+        """Begin each transaction with the statement `begin`; the thread starts with the first."""
+        self._engine = engine.execution_options(**{_BEGIN: begin})
+        self._waiting: SimpleQueue[_Piece[Any] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def do(self, work: Callable[[Connection], T], *, sync: bool = False) -> T:
+        """Return what `work` returns or raise what it raises, once its transaction has ended.
+
+        With `sync` it is on the disk then. It is done even if the caller is cancelled meanwhile.
+        """
+        if self._thread is None:
+            loop = asyncio.get_running_loop()
+            self._thread = threading.Thread(
+                target=self._run, args=(loop,), name="sqlite", daemon=True
+            )
+            self._thread.start()
+        piece = _Piece(work, sync=sync)
+        self._waiting.put(piece)
+        return await piece.future
+
+    async def close(self) -> None:
+        """Do what still waits, and end the thread."""
+        if self._thread is not None:
+            self._waiting.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with ExitStack() as stack:
+            connection: Connection | None = None
+            while pieces := self._next():
+                try:
+                    if connection is None:
+                        connection = stack.enter_context(self._engine.connect())
+                    _do_all(connection, pieces)
+                except Exception as error:  # noqa: BLE001 - raised where the work came from
+                    for piece in pieces:
+                        piece.error = error
+                with suppress(RuntimeError):  # the loop was closed, and nobody waits
+                    loop.call_soon_threadsafe(_tell_all, pieces)
+
+    def _next(self) -> list[_Piece[Any]]:
+        """Wait for work and return all that has come; none if there was the last."""
+        pieces: list[_Piece[Any]] = []
+        piece = self._waiting.get()
+        while piece is not None:
+            pieces.append(piece)
+            if len(pieces) == _MOST_AT_ONCE or self._waiting.empty():
+                return pieces
+            piece = self._waiting.get()
+        if pieces:
+            self._waiting.put(None)  # the end is for the next time
+        return pieces
+
+
+def _do_all(connection: Connection, pieces: Sequence[_Piece[Any]]) -> None:
+    try:
+        _wait_for_disk(connection, wait=any(piece.sync for piece in pieces))
+        with connection.begin():
+            for piece in pieces:
+                piece.run(connection)
+    except Exception:  # noqa: BLE001 - whose it was shows when each is done alone
+        for piece in pieces:
+            _do_alone(connection, piece)
+
+
+def _do_alone(connection: Connection, piece: _Piece[Any]) -> None:
+    try:
+        with connection.begin():
+            piece.run(connection)
+    except Exception as error:  # noqa: BLE001 - raised where the work came from
+        piece.error = error
+
+
+def _wait_for_disk(connection: Connection, *, wait: bool) -> None:
+    """Have the next commit wait for the disk or not; said to SQLite only if it is new."""
+    if connection.info.get(_SYNC) != wait:
+        connection.info[_SYNC] = wait
+        mode = "FULL" if wait else "NORMAL"
+        connection.connection.cursor().execute(f"PRAGMA synchronous={mode}")
+
+
+def _changes(connection: Connection) -> int:
+    """Return how many rows this connection has written so far."""
+    return int(connection.connection.driver_connection.total_changes)  # type: ignore[union-attr]
+
+
+def _tell_all(pieces: Sequence[_Piece[Any]]) -> None:
+    for piece in pieces:
+        piece.tell()
+
+
+class SqliteThreads:
+    """The two lanes of one database file."""
+
+    def __init__(self, url: str) -> None:
+        """Open nothing yet."""
+        self.engine = create_engine(url, poolclass=NullPool)
+        _tune(self.engine)
+        self._writing = Lane(self.engine, "BEGIN IMMEDIATE")
+        self._reading = Lane(self.engine, "BEGIN")
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Do work that changes nothing; it sees all that was written before."""
+        return await self._reading.do(work)
+
+    async def write(self, work: Callable[[Connection], T], *, sync: bool) -> T:
+        """Do work in a transaction that writes."""
+        return await self._writing.do(work, sync=sync)
+
+    async def migrate(self, upgrade: Callable[[Connection], None]) -> None:
+        """Change the layout in a transaction of its own."""
+        await asyncio.to_thread(self._migrate, upgrade)
+
+    def _migrate(self, upgrade: Callable[[Connection], None]) -> None:
+        writing = self.engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+        with writing.begin() as connection:
+            upgrade(connection)
+
+    async def close(self) -> None:
+        """Finish what waits, and close the connections."""
+        await self._writing.close()
+        await self._reading.close()
+        self.engine.dispose()
+
+
+def _tune(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # transactions begin where `on_begin` says, and so
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))

@@ -1,0 +1,122 @@
+"""What a transaction promises, on both databases: all or nothing, and nobody pays for others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from gateway.db.models import SecretRow
+from gateway.db.session import Database
+from gateway.db.url import DatabaseUrl
+
+
+class RefusedError(Exception):
+    """What work raises that does not want to go on."""
+
+
+def write(name: str, *, then: Exception | None = None) -> Callable[[Connection], str]:
+    def work(connection: Connection) -> str:
+        connection.execute(insert(SecretRow).values(name=name, value="00"))
+        if then is not None:
+            raise then
+        return name
+
+    return work
+
+
+async def names(database: Database) -> list[str]:
+    wanted = select(SecretRow.name).order_by(SecretRow.name)
+    return await database.read(lambda connection: list(connection.scalars(wanted)))
+
+
+async def test_of_writes_that_come_at_once_those_that_fail_take_nothing_with_them(
+    database: Database,
+) -> None:
+    done = await asyncio.gather(
+        database.write(write("a")),
+        database.write(write("b", then=RefusedError("b"))),
+        database.write(write("a")),
+        database.write(write("c")),
+        return_exceptions=True,
+    )
+    kinds = [type(outcome) for outcome in done]
+    assert kinds[1::2] == [RefusedError, str]
+    assert {kinds[0], kinds[2]} == {str, IntegrityError}  # whichever came first
+    assert await names(database) == ["a", "c"]
+
+
+async def test_work_that_refuses_before_it_writes_lets_the_others_be_done_once(
+    database: Database,
+) -> None:
+    runs: list[str] = []
+
+    def work(connection: Connection) -> None:
+        runs.append("good")
+        write("a")(connection)
+
+    def refuse(_connection: Connection) -> None:
+        raise RefusedError
+
+    done = await asyncio.gather(
+        database.write(work), database.write(refuse), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in done] == [type(None), RefusedError]
+    assert runs == ["good"]
+
+
+async def test_what_is_read_includes_what_was_written_before(database: Database) -> None:
+    for name in ("a", "b", "c"):
+        await database.write(write(name), sync=False)
+        assert name in await names(database)
+
+
+async def test_writes_that_wait_for_each_other_are_one_commit(tmp_path: Path) -> None:
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    commits: list[Connection] = []
+    may_go_on, is_in = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        write("first")(connection)
+        is_in.set()
+        assert may_go_on.wait(10)
+
+    first = asyncio.create_task(database.write(hold))
+    await asyncio.to_thread(is_in.wait, 10)
+    others = [asyncio.create_task(database.write(write(f"n{number}"))) for number in range(5)]
+    await asyncio.sleep(0)  # they are in the queue now
+    event.listen(Engine, "commit", note := commits.append)
+    may_go_on.set()
+    await asyncio.gather(first, *others)
+    event.remove(Engine, "commit", note)
+    assert len(commits) == 2  # the one that was held, and all others
+    assert len(await names(database)) == 6
+    await database.close()
+
+
+async def test_a_caller_who_leaves_neither_stops_nor_breaks_what_was_begun(
+    database: Database,
+) -> None:
+    leaving = asyncio.create_task(database.write(write("left")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    await database.write(write("stayed"))
+    assert "stayed" in await names(database)
+
+
+async def test_a_database_that_cannot_be_opened_says_so_to_everyone_who_asks(
+    tmp_path: Path,
+) -> None:
+    database = Database(DatabaseUrl.in_folder(tmp_path / "nowhere"))
+    for _ in range(2):
+        with pytest.raises(Exception, match="unable to open database file"):
+            await database.write(write("a"))
+    await database.close()
