@@ -123,6 +123,7 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
         handoff_bytes=settings.handoff_memory_bytes,
         threads=settings.threads_per_device,
         saving=_saving(settings),
+        widest_team=max(k for spec in bench.specs for k in bench.cost.degrees(spec.id)),
     )
     policy, telemetry = _policy(settings, bench, executor.devices), bench.telemetry
     meter = telemetry.meters.meter

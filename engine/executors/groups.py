@@ -33,11 +33,16 @@ class Post(Protocol):
 
 
 class GroupTable:
-    """Names of groups by their members, who are always in the order of the node's devices."""
+    """Names of groups by their members, who are always in the order of the node's devices.
 
-    def __init__(self, post: Post, devices: Sequence[DeviceId]) -> None:
+    Args:
+        widest: the largest aligned teams that meet as soon as their members are up; wider ones meet
+            at their first launch.
+    """
+
+    def __init__(self, post: Post, devices: Sequence[DeviceId], widest: int = max(ALIGNED)) -> None:
         """Begin with all devices down and no groups."""
-        self._post = post
+        self._post, self._widest = post, widest
         self._index = {device: i for i, device in enumerate(devices)}
         self._aligned = frozenset(_aligned(tuple(devices)))
         self._names: OrderedDict[Members, str] = OrderedDict()
@@ -52,7 +57,8 @@ class GroupTable:
         """Let the aligned teams of a new process meet, as far as their members are up."""
         self._up.add(device)
         for members in sorted(self._aligned, key=len):
-            if device in members and self._up.issuperset(members):
+            meets = len(members) <= self._widest and device in members
+            if meets and self._up.issuperset(members):
                 self._make(members)
 
     def went_down(self, device: DeviceId) -> None:

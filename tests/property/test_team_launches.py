@@ -18,7 +18,7 @@ from engine.errors import (
 from engine.executors import groups
 from engine.executors.groups import GroupTable
 from engine.executors.launches import STRAGGLE_S, Launches, blame
-from engine.messages import CancelTask
+from engine.messages import CancelTask, JoinGroup
 from engine.teams import Teams
 from engine.types import (
     Assignment,
@@ -191,6 +191,30 @@ def test_cancelling_frees_all_members_at_their_next_step_and_keeps_their_group()
     outcomes, now_s = run_virtual(scenario())
     assert outcomes == [RequestCancelledError.code, "done"]
     assert now_s == 2.0
+
+
+class Post:
+    """Counts who is told to meet in a group."""
+
+    def __init__(self) -> None:
+        self.told: list[DeviceId] = []
+
+    def send(self, device: DeviceId, message: object) -> None:
+        if isinstance(message, JoinGroup):
+            self.told.append(device)
+
+    interrupt = send
+
+
+def test_teams_wider_than_is_wanted_meet_at_their_first_launch() -> None:
+    post = Post()
+    table = GroupTable(post, DEVICES, widest=1)
+    for device in DEVICES:
+        table.came_up(device)
+    assert post.told == []
+    assert table.seats(DEVICES[:2]) == table.seats(DEVICES[:2])
+    assert post.told == list(DEVICES[:2])
+    table.check_integrity()
 
 
 def test_only_so_many_odd_groups_are_kept_beside_the_aligned_ones() -> None:
