@@ -58,6 +58,9 @@ test-node: ## The official Node SDK against a live server with the models that s
 test-fuzz: $(VENV)/.dev ## Fifty thousand malformed requests: no 5xx, nothing left behind (minutes)
 	$(BIN)/pytest -m slow tests/gateway/test_fuzz.py $(ARGS)
 
+test-schema: $(VENV)/.dev ## schemathesis against a live server: no 5xx, no answer but those of /schema (ten minutes)
+	$(BIN)/pytest -m slow tests/gateway/test_openapi_document.py $(ARGS)
+
 # The SDK's tests ask a mock for made-up ids and models: what is compared is that the SDK's own
 # calls reach a route of ours and that its own types read the answer. See docs/development.md.
 test-openai-sdk: $(VENV)/.dev ## The openai-python repository's resource tests against a server (SDK=path/to/openai-python URL=http://127.0.0.1:8000/v1)

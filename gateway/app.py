@@ -52,6 +52,7 @@ from gateway.jobs.store import JobStore
 from gateway.jobs.sweep import Sweeper
 from gateway.measured import JobGauge
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
+from gateway.openapi import openapi, openapi_document
 from gateway.remote import RemoteEngines
 from gateway.runner import Telemetry
 from gateway.settings import Settings, is_loopback
@@ -136,7 +137,7 @@ def create_app(
         lifespan=[_lifespan(settings, parts, owns_process=owns_process)],
         plugins=[http.server_spans(parts.telemetry.provider)],
         cors_config=http.cors(settings.cors_origins),
-        openapi_config=http.openapi(version(SERVICE_NAME)),
+        openapi_config=openapi(version(SERVICE_NAME)),
         request_max_body_size=http.MAX_JSON_BYTES,
         logging_config=None,
     )
@@ -168,7 +169,7 @@ def _routes(settings: Settings, parts: Parts) -> list[ControllerRouterHandler]:
         ],
         guards=[parts.authenticate.guard],
     )
-    return [*watching, v1, http.openapi_document]
+    return [*watching, v1, openapi_document]
 
 
 def create_app_from_env() -> Litestar:

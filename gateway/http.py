@@ -1,14 +1,11 @@
-"""How the app speaks HTTP, apart from its routes: CORS, the OpenAPI document, server spans."""
+"""How the app speaks HTTP, apart from its routes: CORS and server spans."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from litestar import Request, get
 from litestar.config.cors import CORSConfig
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
 from opentelemetry.metrics import NoOpMeterProvider
 
@@ -80,28 +77,6 @@ def cors(origins: Sequence[str]) -> CORSConfig | None:
         expose_headers=list(_CORS_RESPONSE_HEADERS),
         max_age=600,
     )
-
-
-def openapi(version: str) -> OpenAPIConfig:
-    """Describe the API; no viewer, because viewers load from a CDN."""
-    return OpenAPIConfig(
-        title="TridentServe",
-        version=version,
-        description="OpenAI-compatible image and video generation.",
-        path="/openapi",  # of litestar's own routes; ours is /schema
-        render_plugins=[JsonRenderPlugin()],
-    )
-
-
-@get(
-    ["/schema", "/openapi.json"],
-    media_type="application/json",
-    include_in_schema=False,
-    sync_to_thread=False,
-)
-def openapi_document(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """Return the document; litestar's own route for it would answer every path beside it."""
-    return request.app.openapi_schema.to_schema()
 
 
 def server_spans(provider: TracerProvider) -> OpenTelemetryPlugin:

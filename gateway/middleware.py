@@ -15,6 +15,7 @@ import structlog
 from litestar.datastructures import Headers, MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
+from litestar.routes import HTTPRoute
 from opentelemetry import trace
 
 from gateway.request_id import REQUEST_ID_HEADER, request_id_of
@@ -53,6 +54,16 @@ async def stamp(message: Message, scope: Scope) -> None:
     headers["openai-version"] = "2020-10-01"
     if (started_s := state.get(_STARTED)) is not None:
         headers["openai-processing-ms"] = str(round((time.monotonic() - started_s) * 1000))
+    if _method(scope) == "OPTIONS" and "allow" in headers:
+        # Of a path with several handlers, litestar's own answer names the methods of one.
+        routes = (route for route in scope["litestar_app"].routes if isinstance(route, HTTPRoute))
+        methods = {
+            method
+            for route in routes
+            if route.path_format == scope["path_template"]
+            for method in route.methods
+        }
+        headers["allow"] = ", ".join(sorted(methods))
 
 
 class RequestLog(ASGIMiddleware):

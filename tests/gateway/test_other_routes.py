@@ -251,6 +251,26 @@ async def test_the_openapi_document_is_public_and_lists_the_routes(
     assert "prompt" in body["content"]["application/json"]["schema"]["properties"]
 
 
+async def test_the_document_says_what_errors_and_files_are_like(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/schema")).json()
+    retrieve = document["paths"]["/v1/videos/{video_id}"]["get"]["responses"]
+    body = retrieve["4XX"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ErrorBody"}
+    assert set(retrieve) == {"200", "4XX", "5XX"}
+    content = document["paths"]["/v1/videos/{video_id}/content"]["get"]["responses"]
+    assert {"200", "206", "304"} < set(content)
+    assert "video/mp4" in content["206"]["content"]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/x", "/v1/models/a/b", "/v1/videos"])
+async def test_options_and_a_wrong_method_name_the_same_methods(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    asked = (await client.options(path)).headers["allow"]
+    refused = (await client.put(path)).headers["allow"]
+    assert set(asked.split(", ")) == set(refused.split(", "))
+
+
 async def test_json_nested_without_end_is_refused_like_any_other_nonsense(
     client: httpx.AsyncClient,
 ) -> None:
