@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
@@ -19,7 +17,7 @@ import structlog
 
 from engine import EngineError, PipelineError, Shape
 from engine.executors.local import LocalExecutor
-from engine.fingerprint import fingerprint
+from gateway.circumstances import fingerprints, machine, versions
 from gateway.cli_options import ABOVE_0, PATH, BytesType, need_places
 from gateway.machine import need_engine, need_gpus
 from gateway.notebook import Notebook
@@ -35,8 +33,6 @@ from schedulers.profiles.schema import Measurement
 
 if TYPE_CHECKING:
     from engine import PipelineSpec
-
-_PACKAGES: Final = ("tridentserve", "torch", "diffusers", "transformers")
 
 
 class _Size(click.ParamType[Shape]):
@@ -145,11 +141,6 @@ class _Wish(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def fingerprints(specs: Sequence[PipelineSpec]) -> dict[str, str]:
-    """Return which version of each model its folder holds."""
-    return {str(spec.id): fingerprint(Path(spec.folder)) for spec in specs}
-
-
 def _default_place() -> Path:
     folder = Path(os.environ.get("TRIDENT_DATA_DIR") or default_data_dir(os.environ))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -208,30 +199,6 @@ def _write(wanted: _Wish, specs: Sequence[PipelineSpec], notebook: Notebook, out
     decode_profile(content.encode(), str(out))
     out.write_text(content, encoding="utf-8")
     notebook.forget()
-
-
-def machine(device: str) -> str:
-    """Return what the figures are of: processor, cores and system."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass
-    return f"{device} on {name}, {os.cpu_count()} cores, {platform.platform()}"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that figures depend on; what is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from gateway.console import EngineState, state_of
 from gateway.explaining import explain
 from gateway.measured import EngineGauges
 from gateway.runner import Engine, Workbench, build_engine, open_models, open_profile, reserve_bytes
+from gateway.warm_up import WarmUp
 from observability import semconv
 from schedulers.cost import CostModel
 from schedulers.planner.knobs import PlannerKnobs
@@ -61,14 +62,22 @@ class EmbeddedEngine:
         """Read the model folders and the profile; nothing runs yet."""
         self._settings = settings
         specs = open_models(settings.models, device=settings.device)
-        profile = open_profile(settings, specs)
+        profile, warm_up = open_profile(settings, specs), None
+        if profile is None and settings.warm_up_degree:
+            warm_up = WarmUp(settings, specs, reserve_bytes(settings.device))
+            profile = warm_up.known
         clock = SystemClock()
         self._events = None if settings.events_file is None else EventFile(settings.events_file)
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self._chronicle = Chronicle(
             clock,
             weights,
-            _told(self._events, telemetry.feed.note, on_event),
+            _told(
+                self._events,
+                telemetry.feed.note,
+                *([] if on_event is None else [on_event]),
+                *([] if warm_up is None else [warm_up.note_load]),
+            ),
             reserve_bytes=reserve_bytes(settings.device),
         )
         telemetry.feed.follow(self._state)
@@ -81,7 +90,9 @@ class EmbeddedEngine:
             planner=planner or PlannerKnobs(cooldown_s=settings.planner_window_s),
             chronicle=self._chronicle,
             gauges=EngineGauges(telemetry.meters.meter, telemetry.monitor),
+            warm_up=warm_up,
         )
+        self._warming: asyncio.Task[None] | None = None
         self._engine: Engine | None = None
         telemetry.meters.meter.create_observable_counter(
             semconv.METRIC_EMBEDDINGS,
@@ -123,6 +134,15 @@ class EmbeddedEngine:
             self._chronicle.begin()
         self._engine = build_engine(self._settings, self._bench)
         await self._engine.core.start()
+        if (warm_up := self._bench.warm_up) is not None and self._warming is None:
+            self._warming = asyncio.create_task(warm_up.run(self, self._bench.cost))
+            self._warming.add_done_callback(_notice_end)
+
+    @property
+    def least_memory_bytes(self) -> int:
+        """What the smallest live device may hold."""
+        memories = self._started().core.cluster.memories.values()
+        return min(memory.info.memory_bytes for memory in memories)
 
     @property
     def is_up(self) -> bool:
@@ -154,6 +174,18 @@ class EmbeddedEngine:
         self, request: GenerationRequest, journal: Journal | None = None, along: Along = ALONE
     ) -> GenerationResult:
         """Run a request; see `EngineCore.generate`."""
+        warm_up = self._bench.warm_up
+        if warm_up is None or warm_up.owns(request):
+            return await self._generate(request, journal, along)
+        warm_up.arrived()
+        try:
+            return await self._generate(request, journal, along)
+        finally:
+            warm_up.left()
+
+    async def _generate(
+        self, request: GenerationRequest, journal: Journal | None, along: Along
+    ) -> GenerationResult:
         core = self._started().core
         self._chronicle.arrived(
             request,
@@ -224,6 +256,8 @@ class EmbeddedEngine:
 
     async def close(self) -> None:
         """Stop the workers; does nothing if they never started."""
+        if self._warming is not None:
+            self._warming.cancel()
         await self._stop()
         if self._events is not None:
             self._events.close()
@@ -252,8 +286,7 @@ class EmbeddedEngine:
 
 def _told(
     file: EventFile | None,
-    note: Callable[[SimEvent], None],
-    on_event: Callable[[SimEvent], None] | None,
+    *listeners: Callable[[SimEvent], None],
 ) -> Callable[[SimEvent], None]:
     """Return what tells all; an event that ends a request is on disk at once."""
 
@@ -262,11 +295,16 @@ def _told(
             file.write(event)
             if isinstance(event, FinishEvent | RejectEvent):
                 file.flush()
-        note(event)
-        if on_event is not None:
-            on_event(event)
+        for listener in listeners:
+            listener(event)
 
     return tell
+
+
+def _notice_end(warming: asyncio.Task[None]) -> None:
+    """Say that a warm-up failed: the engine serves all the same, by guess and by what it learns."""
+    if not warming.cancelled() and (error := warming.exception()) is not None:
+        _log.error("warm_up_failed", exc_info=error)
 
 
 def embedded_engine(settings: Settings, telemetry: Telemetry) -> EngineClient:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from engine import ModelId, PipelineSpec
     from engine.types import DeviceId
     from gateway.settings import Settings
+    from gateway.warm_up import WarmUp
     from observability.meters import Meters
     from observability.monitor import StageMonitor
 
@@ -102,6 +103,7 @@ class Workbench(msgspec.Struct, frozen=True, kw_only=True):
     planner: PlannerKnobs
     chronicle: Chronicle
     gauges: EngineGauges
+    warm_up: WarmUp | None = None
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -128,7 +130,10 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
     policy, telemetry = _policy(settings, bench, executor.devices), bench.telemetry
     meter = telemetry.meters.meter
     executor = WatchedExecutor(executor, bench.clock, bench.chronicle)
-    dispatcher = TimedDispatcher(policy.dispatcher, bench.chronicle)
+    decides = policy.dispatcher
+    if bench.warm_up is not None:
+        decides = bench.warm_up.around(decides, bench.cost)
+    dispatcher = TimedDispatcher(decides, bench.chronicle)
     planner = WatchedPlanner(policy.planner, bench.chronicle)
     core = EngineCore(
         bench.specs,

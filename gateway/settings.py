@@ -28,7 +28,9 @@ _DEVICES: Final[tuple[Device, ...]] = ("cpu", "cuda")
 _ROLES: Final[tuple[Role, ...]] = ("both", "gateway", "engine")
 _LOG_FORMATS: Final[tuple[LogFormat, ...]] = ("auto", "json", "console")
 _MAX_PORT: Final = 65_535
-_MAX_STEP_BATCH = 64
+_MAX_STEP_BATCH: Final = 64
+# On a CPU the same seed gives the same bytes, so no team is formed unless somebody asks for it.
+_WARM_UP_DEGREES: Final = {"cpu": 1, "cuda": 8}
 # One device per stage on a CPU; all the devices there are is the executor's business on GPUs.
 _DEFAULT_DEVICES: Final[Mapping[Device, int]] = {"cpu": 3, "cuda": 1}
 
@@ -58,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     save_every_steps: int = 5
     save_every_s: float = 5.0
     step_batch: int = 1
+    warm_up_degree: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
     keys: KeyRing = KeyRing()
@@ -111,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             save_every_steps=read.count("TRIDENT_SAVE_EVERY_STEPS", 5),
             save_every_s=read.number("TRIDENT_SAVE_EVERY_S", 5.0),
             step_batch=read.integer("TRIDENT_STEP_BATCH", 1, most=_MAX_STEP_BATCH),
+            warm_up_degree=read.count("TRIDENT_WARM_UP_DEGREE", _WARM_UP_DEGREES[device]),
             embedding_cache_bytes=read.size_or_none_at_all("TRIDENT_EMBEDDING_CACHE", 64 << 20),
             threads_per_device=read.optional_integer("TRIDENT_THREADS_PER_DEVICE"),
             host=read.text("TRIDENT_HOST") or "127.0.0.1",

@@ -93,6 +93,10 @@ class CostModel:
         self._specs: dict[ModelId, PipelineSpec] = {spec.id: spec for spec in specs}
         self._diffuse = {spec.id: spec.stage(StageKind.DIFFUSE) for spec in specs}
         self._learn = learn
+        self.begin_from(profile)
+
+    def begin_from(self, profile: Profile | None) -> None:
+        """Know what a profile says, and forget what was learnt before."""
         profiled = profile.models if profile else {}
         self._models: dict[ModelId, ModelProfile] = {
             ModelId(name): model for name, model in profiled.items() if name in self._specs

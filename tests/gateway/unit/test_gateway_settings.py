@@ -38,6 +38,7 @@ def test_an_empty_environment_gives_a_local_server() -> None:
     assert (settings.host, settings.port, settings.devices) == ("127.0.0.1", 8000, 3)
     assert settings.data_dir == Path("/data/tridentserve")
     assert not settings.keys
+    assert (settings.warm_up_degree, settings.step_batch) == (1, 1)
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
@@ -58,9 +59,11 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "TRIDENT_CORS_ORIGINS": "https://a.example, https://b.example",
             "TRIDENT_SLO_SCALE": "1.5",
             "TRIDENT_VIDEO_TIMEOUT_S": "7200",
+            "TRIDENT_STEP_BATCH": "4",
         }
     )
     assert settings.video_timeout_s == 7200.0
+    assert (settings.warm_up_degree, settings.step_batch) == (8, 4)
     assert settings.models == (Path("/m/a"), Path("/m/b"))
     assert (settings.devices, settings.device_memory_bytes) == (1, 24 << 30)
     assert (settings.host_memory_bytes, settings.handoff_memory_bytes) == (64 << 30, 2 << 30)

@@ -1,0 +1,332 @@
+"""A quick profile of the models that are served, where the operator has given none.
+
+When the engine is ready and nobody has asked for anything for a second, each model's default size
+runs twice with a few steps, at the degrees and the batch that may be used; the second time counts.
+A request that comes meanwhile ends a warm-up at its next step, and it is tried again later. What was
+measured is kept in the data folder for the next start, as long as machine, versions, devices and the
+model are the same. At most `WITHIN_S` seconds per start are spent on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+import structlog
+
+from engine import GenerationRequest, RequestId
+from engine.types import Assignment, DeviceId, Held, StageKind
+from gateway.circumstances import fingerprints, machine, versions
+from gateway.executions import a_wish
+from schedulers.errors import ProfileError
+from schedulers.profile import Profile, load_profile
+from schedulers.profiles.build import render
+from schedulers.profiles.measured import Figure, LoadFigure, NodeFigure, build_profile
+from schedulers.profiles.schema import Measurement
+from schedulers.sim.events import LoadEvent, SimEvent
+
+if TYPE_CHECKING:
+    from engine import ModelId, PipelineSpec
+    from engine.messages import StageReport
+    from engine.ports import Dispatcher
+    from engine.types import ClusterView, DispatchPlan, StageTask
+    from gateway.embedded import EmbeddedEngine
+    from gateway.settings import Settings
+    from schedulers.cost import CostModel
+
+WITHIN_S: Final = 5.0
+TENANT: Final = "~warm-up"  # no key can have this name
+_QUIET_S: Final = 1.0
+_STEPS: Final = 3
+_log = structlog.get_logger(__name__)
+
+
+class Point(NamedTuple):
+    """What one warm-up measures."""
+
+    spec: PipelineSpec
+    degree: int
+    batch: int
+
+
+class WarmUp:
+    """What is known of the served models from earlier starts, and what is still to measure."""
+
+    def __init__(self, settings: Settings, specs: Sequence[PipelineSpec], reserve: int) -> None:
+        """Read what an earlier start has left; what is not of these circumstances does not count."""
+        self._settings, self._specs, self._reserve_bytes = settings, specs, reserve
+        self._place = settings.data_dir / "warm-up.json"
+        self._prints = fingerprints(specs)
+        self.known = self._read()
+        self._point: Point | None = None
+        self._figures: list[Figure] = []
+        self._load_s: dict[tuple[ModelId, StageKind], float] = {}
+        self._running: asyncio.Task[None] | None = None
+        self._mine: set[RequestId] = set()
+        self._asked_s = 0.0
+        self._serving = 0
+
+    def _read(self) -> Profile | None:
+        try:
+            profile = load_profile(str(self._place))
+        except ProfileError:
+            return None
+        if profile.measurement is None or not self._is_ours(profile.measurement, profile):
+            return None
+        models = {
+            name: model
+            for name, model in profile.models.items()
+            if model.fingerprint == self._prints.get(name)
+        }
+        return msgspec.structs.replace(profile, models=models) if models else None
+
+    def _is_ours(self, before: Measurement, profile: Profile) -> bool:
+        now = self._measurement()
+        same = (before.machine, before.versions, before.threads, profile.node.gpus)
+        return same == (now.machine, now.versions, now.threads, self._settings.devices)
+
+    def _measurement(self) -> Measurement:
+        share = max(1, (os.cpu_count() or 1) // self._settings.devices)
+        return Measurement(
+            machine=machine(self._settings.device),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            repetitions=1,
+            versions=versions(),
+            threads=self._settings.threads_per_device or share,
+            load_average=os.getloadavg()[0],
+        )
+
+    def around(self, dispatcher: Dispatcher, cost: CostModel) -> Dispatcher:
+        """Return a dispatcher that launches warm-ups as they should be, and all else as before."""
+        return _WarmingDispatcher(dispatcher, cost, self)
+
+    @property
+    def point(self) -> Point | None:
+        """What is measured now."""
+        return self._point
+
+    def note_load(self, event: SimEvent) -> None:
+        """Keep how long a stage's weights took; of several devices the least."""
+        if isinstance(event, LoadEvent):
+            key, took_s = (event.model, event.stage), event.end - event.start
+            self._load_s[key] = min(took_s, self._load_s.get(key, took_s))
+
+    def owns(self, request: GenerationRequest) -> bool:
+        """Whether a request is a warm-up."""
+        return request.id in self._mine
+
+    def arrived(self) -> None:
+        """Make way for a request of somebody else."""
+        self._serving += 1
+        if self._running is not None:
+            self._running.cancel()
+
+    def left(self) -> None:
+        """Note that a request has ended."""
+        self._serving -= 1
+        self._asked_s = time.monotonic()
+
+    async def run(self, engine: EmbeddedEngine, cost: CostModel) -> None:
+        """Measure what is not known, keep it, and let `cost` begin from it."""
+        spent_s = 0.0
+        while engine.readiness():  # noqa: ASYNC110 - nobody waits for it
+            await asyncio.sleep(_QUIET_S)
+        self._asked_s = time.monotonic()
+        for point in self._points():
+            while spent_s < WITHIN_S:
+                await self._until_quiet(engine)
+                began = time.monotonic()
+                done = await self._measure(engine, point)
+                spent_s += time.monotonic() - began
+                if done:
+                    break
+        if (profile := self._profile(engine)) is not None:
+            cost.begin_from(profile)
+            self._keep(profile)
+            _log.info("warmed_up", models=sorted(profile.models), took_s=round(spent_s, 1))
+
+    def _points(self) -> Iterator[Point]:
+        """Yield what is to measure, small models first."""
+        settings = self._settings
+        known = {} if self.known is None else self.known.models
+        most = min(settings.devices, settings.warm_up_degree)
+        for spec in sorted(self._specs, key=lambda spec: (spec.default_shape.pixels, spec.id)):
+            if spec.id not in known:
+                for batch in sorted({1, settings.step_batch}):
+                    yield Point(spec, 1, batch)
+                for degree in (k for k in spec.degrees if 1 < k <= most):
+                    yield Point(spec, degree, 1)
+
+    async def _until_quiet(self, engine: EmbeddedEngine) -> None:
+        while self._serving or engine.readiness() or time.monotonic() < self._asked_s + _QUIET_S:  # noqa: ASYNC110 - nobody waits for it
+            await asyncio.sleep(_QUIET_S)
+
+    async def _measure(self, engine: EmbeddedEngine, point: Point) -> bool:
+        """Run a point twice; False if a request came between."""
+        before = len(self._figures)
+        for _ in range(2):
+            del self._figures[before:]
+            wishes = [self._wish(point, number) for number in range(point.batch)]
+            self._mine = {wish.id for wish in wishes}
+            self._point, self._running = point, asyncio.create_task(_all(engine, wishes))
+            try:
+                await asyncio.wait([self._running])
+            finally:
+                running, self._running, self._point = self._running, None, None
+                running.cancel()
+            if running.cancelled() or running.exception() is not None:
+                del self._figures[before:]
+                return not running.cancelled()  # what failed is not tried again
+        return True
+
+    def _wish(self, point: Point, number: int) -> GenerationRequest:
+        steps = min(_STEPS, point.spec.default_steps)
+        wish, name = (
+            a_wish(point.spec, point.spec.default_shape, steps),
+            f"{time.time_ns()}-{number}",
+        )
+        return msgspec.structs.replace(
+            wish,
+            id=RequestId(f"warm-up-{name}"),
+            prompt=f"{wish.prompt} {name}",  # or its embeddings would be known the second time
+            tenant=TENANT,
+            arrival_s=time.time(),
+            deadline_s=time.time() + 3600.0,
+        )
+
+    def note(self, launch: Assignment, report: StageReport) -> None:
+        """Keep what a warm-up's launch took."""
+        task, diffuses = launch.task, report.kind is StageKind.DIFFUSE
+        if self._point is None or report.task != task.id:
+            return
+        if self._point.degree > 1 and not diffuses:
+            return  # known from degree 1
+        self._figures.append(
+            Figure(
+                model=task.stage.model,
+                stage=report.kind,
+                shape=task.request.shape,
+                degree=launch.degree,
+                batch=len(launch.tasks),
+                run_s=(report.run_s / (task.request.steps if diffuses else 1),),
+                arrival_s=(report.receive_s,),
+                send_s=(report.send_s,),
+                output_bytes=0 if report.output is None else report.output.size_bytes,
+                peak_bytes=report.peak_memory_bytes,
+                exact_peak=report.peak_memory_bytes > 0,
+            )
+        )
+
+    def _profile(self, engine: EmbeddedEngine) -> Profile | None:
+        """Return what is known now, earlier starts included; None if this one found nothing."""
+        measured = [spec for spec in self._specs if self._is_complete(spec)]
+        if not measured:
+            return None
+        loads = [
+            LoadFigure(model=spec.id, stage=kind, file_s=took_s, host_s=(took_s,))
+            for spec in measured
+            for kind in StageKind
+            for took_s in [self._load_s[spec.id, kind]]
+        ]
+        node = NodeFigure(memory_bytes=engine.least_memory_bytes, change_s=(), slowdown=())
+        made = build_profile(
+            [*self._figures, *loads, node],
+            measured,
+            device=self._settings.device,
+            devices=self._settings.devices,
+            reserve_bytes=self._reserve_bytes,
+            fingerprints=self._prints,
+            measurement=self._measurement(),
+        )
+        before = {} if self.known is None else self.known.models
+        return msgspec.structs.replace(
+            made,
+            name="warm-up",
+            description="One execution of each stage at each model's default size, at a start.",
+            models={**before, **made.models},
+        )
+
+    def _is_complete(self, spec: PipelineSpec) -> bool:
+        found = {f.stage for f in self._figures if f.model == spec.id and f.degree == f.batch == 1}
+        return found == set(StageKind) and all((spec.id, k) in self._load_s for k in StageKind)
+
+    def _keep(self, profile: Profile) -> None:
+        """Write the profile in one go: another process of this folder may read it."""
+        written = self._place.with_name(f"{self._place.name}.{os.getpid()}")
+        try:
+            written.write_text(render(profile), encoding="utf-8")
+            written.replace(self._place)
+        except OSError as error:
+            _log.warning("warm_up_not_kept", place=str(self._place), reason=error.strerror)
+
+
+async def _all(engine: EmbeddedEngine, wishes: Sequence[GenerationRequest]) -> None:
+    """Run wishes together; raises `EngineError` if one fails."""
+    async with asyncio.TaskGroup() as group:
+        for wish in wishes:
+            group.create_task(_one(engine, wish))
+
+
+async def _one(engine: EmbeddedEngine, wish: GenerationRequest) -> None:
+    await engine.generate(wish)
+
+
+class _WarmingDispatcher:
+    """Launches warm-ups at their degree and batch, when nothing else is ready."""
+
+    def __init__(self, inner: Dispatcher, cost: CostModel, warm_up: WarmUp) -> None:
+        self._inner, self._cost, self._warm_up = inner, cost, warm_up
+
+    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
+        """Let the inner dispatcher plan all else; add a warm-up if that leaves devices idle."""
+        mine = [task for task in ready if self._warm_up.owns(task.request)]
+        if not mine:
+            return self._inner.plan(ready, view)
+        others = [task for task in ready if not self._warm_up.owns(task.request)]
+        plan = self._inner.plan(others, view)
+        launch = None if plan.assignments or plan.held else self._launch(mine, view)
+        if launch is not None:
+            return msgspec.structs.replace(plan, assignments=(launch,))
+        held = tuple(Held(task, "a warm-up waits until nothing else is to do") for task in mine)
+        return msgspec.structs.replace(plan, held=(*plan.held, *held))
+
+    def _launch(self, mine: Sequence[StageTask], view: ClusterView) -> Assignment | None:
+        point, task = self._warm_up.point, mine[0]
+        if point is None or len(mine) < point.batch:
+            return None
+        width = point.degree if task.stage.kind is StageKind.DIFFUSE else 1
+        team = _idle(task, view)[:width]
+        if len(team) < width:
+            return None
+        estimate = self._cost.estimate(task.stage, task.request, batch=point.batch)
+        return Assignment(
+            task=task,
+            riders=tuple(mine[1:]),
+            team=team,
+            expected_s=estimate.duration_s,
+            activation_bytes=estimate.activation_bytes,
+            why=f"warm-up: {point.batch} at degree {width}",
+        )
+
+    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
+        """Pass it on."""
+        return self._inner.why_impossible(task, view)
+
+    def observe(self, assignment: Assignment, report: StageReport) -> None:
+        """Keep what is of a warm-up; it teaches the cost model as a profile, at its end."""
+        if assignment.task.request.tenant == TENANT:
+            self._warm_up.note(assignment, report)
+        else:
+            self._inner.observe(assignment, report)
+
+
+def _idle(task: StageTask, view: ClusterView) -> tuple[DeviceId, ...]:
+    """Return the idle devices of one node, those that hold the stage first."""
+    idle = [device for device in view.devices if device.busy_until_s is None]
+    idle.sort(key=lambda d: (d.info.node, task.stage not in d.resident, d.info.id))
+    return tuple(d.info.id for d in idle if d.info.node == idle[0].info.node)
