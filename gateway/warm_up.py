@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import structlog
 
-from engine import GenerationRequest, RequestId
+from engine import GenerationRequest, RequestId, SystemClock
 from engine.types import Assignment, DeviceId, Held, StageKind
 from gateway.circumstances import fingerprints, machine, versions
 from gateway.executions import a_wish
@@ -43,6 +43,9 @@ WITHIN_S: Final = 5.0
 TENANT: Final = "~warm-up"  # no key can have this name
 _QUIET_S: Final = 1.0
 _STEPS: Final = 3
+_LONGEST_S: Final = 20.0  # expected of a point: longer ones would keep the first request waiting
+_PATIENCE_S: Final = 120.0
+_NO_HURRY_S: Final = 3600.0
 _log = structlog.get_logger(__name__)
 
 
@@ -137,7 +140,7 @@ class WarmUp:
         while engine.readiness():  # noqa: ASYNC110 - nobody waits for it
             await asyncio.sleep(_QUIET_S)
         self._asked_s = time.monotonic()
-        for point in self._points():
+        for point in self._points(cost):
             while spent_s < WITHIN_S:
                 await self._until_quiet(engine)
                 began = time.monotonic()
@@ -150,13 +153,14 @@ class WarmUp:
             self._keep(profile)
             _log.info("warmed_up", models=sorted(profile.models), took_s=round(spent_s, 1))
 
-    def _points(self) -> Iterator[Point]:
-        """Yield what is to measure, small models first."""
+    def _points(self, cost: CostModel) -> Iterator[Point]:
+        """Yield what is to measure, small models first; not what is expected to take long."""
         settings = self._settings
         known = {} if self.known is None else self.known.models
         most = min(settings.devices, settings.warm_up_degree)
         for spec in sorted(self._specs, key=lambda spec: (spec.default_shape.pixels, spec.id)):
-            if spec.id not in known:
+            expected_s = 2 * _STEPS * cost.step_s(spec.id, spec.default_shape, 1)
+            if spec.id not in known and expected_s <= _LONGEST_S:
                 for batch in sorted({1, settings.step_batch}):
                     yield Point(spec, 1, batch)
                 for degree in (k for k in spec.degrees if 1 < k <= most):
@@ -175,28 +179,26 @@ class WarmUp:
             self._mine = {wish.id for wish in wishes}
             self._point, self._running = point, asyncio.create_task(_all(engine, wishes))
             try:
-                await asyncio.wait([self._running])
+                await asyncio.wait([self._running], timeout=_PATIENCE_S)
             finally:
                 running, self._running, self._point = self._running, None, None
-                running.cancel()
-            if running.cancelled() or running.exception() is not None:
+                stalled = not running.done() and running.cancel()
+            if stalled or running.cancelled() or running.exception() is not None:
                 del self._figures[before:]
-                return not running.cancelled()  # what failed is not tried again
+                return stalled or not running.cancelled()  # what cannot be had is not tried again
         return True
 
     def _wish(self, point: Point, number: int) -> GenerationRequest:
         steps = min(_STEPS, point.spec.default_steps)
-        wish, name = (
-            a_wish(point.spec, point.spec.default_shape, steps),
-            f"{time.time_ns()}-{number}",
-        )
+        wish = a_wish(point.spec, point.spec.default_shape, steps)
+        name, now_s = f"{time.time_ns()}-{number}", SystemClock().now()
         return msgspec.structs.replace(
             wish,
             id=RequestId(f"warm-up-{name}"),
             prompt=f"{wish.prompt} {name}",  # or its embeddings would be known the second time
             tenant=TENANT,
-            arrival_s=time.time(),
-            deadline_s=time.time() + 3600.0,
+            arrival_s=now_s,
+            deadline_s=now_s + _NO_HURRY_S,
         )
 
     def note(self, launch: Assignment, report: StageReport) -> None:
@@ -300,10 +302,10 @@ class _WarmingDispatcher:
         if point is None or len(mine) < point.batch:
             return None
         width = point.degree if task.stage.kind is StageKind.DIFFUSE else 1
-        team = _idle(task, view)[:width]
+        estimate = self._cost.estimate(task.stage, task.request, batch=point.batch)
+        team = _idle(task, view, estimate.activation_bytes)[:width]
         if len(team) < width:
             return None
-        estimate = self._cost.estimate(task.stage, task.request, batch=point.batch)
         return Assignment(
             task=task,
             riders=tuple(mine[1:]),
@@ -325,8 +327,9 @@ class _WarmingDispatcher:
             self._inner.observe(assignment, report)
 
 
-def _idle(task: StageTask, view: ClusterView) -> tuple[DeviceId, ...]:
-    """Return the idle devices of one node, those that hold the stage first."""
-    idle = [device for device in view.devices if device.busy_until_s is None]
+def _idle(task: StageTask, view: ClusterView, activation_bytes: int) -> tuple[DeviceId, ...]:
+    """Return the idle devices of one node with the memory, those that hold the stage first."""
+    needed = view.weight_bytes[task.stage] + activation_bytes
+    idle = [d for d in view.devices if d.busy_until_s is None and d.capacity_bytes >= needed]
     idle.sort(key=lambda d: (d.info.node, task.stage not in d.resident, d.info.id))
     return tuple(d.info.id for d in idle if d.info.node == idle[0].info.node)
