@@ -8,7 +8,7 @@ expected; activation bytes by the highest peak seen. Knows nothing of queues or 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import islice
+from itertools import islice, product
 from typing import TypeVar
 
 import msgspec
@@ -50,7 +50,10 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Learnt(msgspec.Struct, frozen=True):
-    """What reports have taught of one stage at one shape: measured over expected duration."""
+    """What is known of one stage at one shape: its duration over what would be guessed of it.
+
+    A process without the profile, or with another one, can so believe it.
+    """
 
     stage: StageKey
     shape: Shape
@@ -166,13 +169,25 @@ class CostModel:
         known.forget_answers()
 
     def learnt(self, most: int = 256) -> tuple[Learnt, ...]:
-        """Return what was learnt of up to `most` classes, to tell a model in another process."""
+        """Return what is known of up to `most` classes, to tell a model in another process."""
+        for name, model in self._models.items():
+            for stage, shape in product(self._specs[name].stages, model.shapes):
+                if (stage, shape) not in self._classes:
+                    self._open(stage, shape)
         known = (
-            Learnt(stage, shape, found.factor)
+            Learnt(stage, shape, _factor(found) * self._over_guess(found, stage, shape))
             for (stage, shape), found in reversed(self._classes.items())
-            if found.factor is not None
+            if found.factor is not None or stage.model in self._models
         )
         return tuple(islice(known, most))
+
+    def _over_guess(self, known: _Class, stage: StageKey, shape: Shape) -> float:
+        """Return what is expected of a class before corrections, over the guess of it."""
+        if stage.model not in self._models:
+            return 1.0
+        spec = self._specs[stage.model]
+        guessed_s = guess(spec, stage.kind, shape, 1).duration_s(spec.default_steps)
+        return self._expected(known, stage, shape, 1).duration_s(spec.default_steps) / guessed_s
 
     def adopt(self, learnt: Sequence[Learnt]) -> None:
         """Believe what a model in another process has learnt; unknown models are left out."""
@@ -180,7 +195,7 @@ class CostModel:
             stage, shape = lesson.stage, lesson.shape
             if stage.model in self._specs:
                 known = self._classes.get((stage, shape)) or self._open(stage, shape)
-                known.factor = lesson.factor
+                known.factor = lesson.factor / self._over_guess(known, stage, shape)
                 known.forget_answers()
 
     def work_s(self, request: GenerationRequest) -> float:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from engine.messages import StageReport
+from engine.pipelines import PipelineSpec
 from engine.types import (
     GenerationRequest,
     MediaFormat,
@@ -30,6 +31,10 @@ SMALL, LARGE = Shape(432, 768, 17), Shape(1360, 768, 81)
 
 def a_model(*, learn: bool = True) -> CostModel:
     return CostModel(specs_of(L20), L20, learn=learn)
+
+
+def a_cog() -> PipelineSpec:
+    return next(spec for spec in specs_of(L20) if spec.id == COG)
 
 
 def cog(shape: Shape = LARGE, **changes: object) -> GenerationRequest:
@@ -220,6 +225,30 @@ class TestRequests:
 
     def test_several_outputs_take_no_longer_on_idle_devices(self) -> None:
         assert a_model().latency_s(cog(n=4)) == a_model().latency_s(cog())
+
+
+class TestTelling:
+    def test_a_process_without_the_profile_believes_what_one_with_it_knows(self) -> None:
+        told, hears = a_model(), CostModel(specs_of(L20))
+        observe(told, cog(SMALL), 2 * 6 * told.step_s(COG, SMALL, 1))
+        hears.adopt(told.learnt())
+        for shape in (SMALL, LARGE):
+            request = cog(shape)
+            expected = sum(told.estimate(stage, request).duration_s for stage in a_cog().stages)
+            assert hears.latency_s(request) == pytest.approx(expected)
+            assert hears.knows(request)
+
+    def test_one_with_the_profile_takes_back_what_it_has_told(self) -> None:
+        told, hears = a_model(), a_model()
+        observe(told, cog(), 2 * 6 * 4.75, degree=8)
+        hears.adopt(told.learnt())
+        assert hears.latency_s(cog()) == pytest.approx(told.latency_s(cog()))
+
+    def test_one_without_a_profile_tells_only_what_it_has_seen(self) -> None:
+        cost = CostModel([a_spec()])
+        assert cost.learnt() == ()
+        observe(cost, a_request(), 3.0)
+        assert [lesson.stage.kind for lesson in cost.learnt()] == [DIFFUSE]
 
 
 class TestMoves:
