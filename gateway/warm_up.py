@@ -20,9 +20,10 @@ import msgspec
 import structlog
 
 from engine import GenerationRequest, RequestId, SystemClock
-from engine.types import Assignment, DeviceId, Held, StageKind
+from engine.types import Assignment, StageKind
 from gateway.circumstances import fingerprints, machine, versions
 from gateway.executions import a_wish
+from gateway.warming import TENANT, WarmingDispatcher
 from schedulers.errors import ProfileError
 from schedulers.profile import Profile, load_profile
 from schedulers.profiles.build import render
@@ -34,13 +35,11 @@ if TYPE_CHECKING:
     from engine import ModelId, PipelineSpec
     from engine.messages import StageReport
     from engine.ports import Dispatcher
-    from engine.types import ClusterView, DispatchPlan, StageTask
     from gateway.embedded import EmbeddedEngine
     from gateway.settings import Settings
     from schedulers.cost import CostModel
 
 WITHIN_S: Final = 5.0
-TENANT: Final = "~warm-up"  # no key can have this name
 _QUIET_S: Final = 1.0
 _STEPS: Final = 3
 _LONGEST_S: Final = 20.0  # expected of a point: longer ones would keep the first request waiting
@@ -106,7 +105,7 @@ class WarmUp:
 
     def around(self, dispatcher: Dispatcher, cost: CostModel) -> Dispatcher:
         """Return a dispatcher that launches warm-ups as they should be, and all else as before."""
-        return _WarmingDispatcher(dispatcher, cost, self)
+        return WarmingDispatcher(dispatcher, cost, self)
 
     @property
     def point(self) -> Point | None:
@@ -276,60 +275,3 @@ async def _all(engine: EmbeddedEngine, wishes: Sequence[GenerationRequest]) -> N
 
 async def _one(engine: EmbeddedEngine, wish: GenerationRequest) -> None:
     await engine.generate(wish)
-
-
-class _WarmingDispatcher:
-    """Launches warm-ups at their degree and batch, when nothing else is ready."""
-
-    def __init__(self, inner: Dispatcher, cost: CostModel, warm_up: WarmUp) -> None:
-        self._inner, self._cost, self._warm_up = inner, cost, warm_up
-
-    def plan(self, ready: Sequence[StageTask], view: ClusterView) -> DispatchPlan:
-        """Let the inner dispatcher plan all else; add a warm-up if that leaves devices idle."""
-        mine = [task for task in ready if self._warm_up.owns(task.request)]
-        if not mine:
-            return self._inner.plan(ready, view)
-        others = [task for task in ready if not self._warm_up.owns(task.request)]
-        plan = self._inner.plan(others, view)
-        launch = None if plan.assignments or plan.held else self._launch(mine, view)
-        if launch is not None:
-            return msgspec.structs.replace(plan, assignments=(launch,))
-        held = tuple(Held(task, "a warm-up waits until nothing else is to do") for task in mine)
-        return msgspec.structs.replace(plan, held=(*plan.held, *held))
-
-    def _launch(self, mine: Sequence[StageTask], view: ClusterView) -> Assignment | None:
-        point, task = self._warm_up.point, mine[0]
-        if point is None or len(mine) < point.batch:
-            return None
-        width = point.degree if task.stage.kind is StageKind.DIFFUSE else 1
-        estimate = self._cost.estimate(task.stage, task.request, batch=point.batch)
-        team = _idle(task, view, estimate.activation_bytes)[:width]
-        if len(team) < width:
-            return None
-        return Assignment(
-            task=task,
-            riders=tuple(mine[1:]),
-            team=team,
-            expected_s=estimate.duration_s,
-            activation_bytes=estimate.activation_bytes,
-            why=f"warm-up: {point.batch} at degree {width}",
-        )
-
-    def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
-        """Pass it on."""
-        return self._inner.why_impossible(task, view)
-
-    def observe(self, assignment: Assignment, report: StageReport) -> None:
-        """Keep what is of a warm-up; it teaches the cost model as a profile, at its end."""
-        if assignment.task.request.tenant == TENANT:
-            self._warm_up.note(assignment, report)
-        else:
-            self._inner.observe(assignment, report)
-
-
-def _idle(task: StageTask, view: ClusterView, activation_bytes: int) -> tuple[DeviceId, ...]:
-    """Return the idle devices of one node with the memory, those that hold the stage first."""
-    needed = view.weight_bytes[task.stage] + activation_bytes
-    idle = [d for d in view.devices if d.busy_until_s is None and d.capacity_bytes >= needed]
-    idle.sort(key=lambda d: (d.info.node, task.stage not in d.resident, d.info.id))
-    return tuple(d.info.id for d in idle if d.info.node == idle[0].info.node)

@@ -151,7 +151,7 @@ def _mix(setup: Setup) -> Demand:
     return uniform(shapes, {spec.id: spec.default_steps for spec in setup.specs})
 
 
-# What worker processes can carry out today: no batches, one device per launch.
+# What the server offers; the others plan batches that it does not switch on, or teams by a table.
 LIVE_POLICIES = ("trident", "b1-sp1", "b2", "b3", "b4")
 
 POLICIES: dict[str, Callable[[Setup], Policy]] = {

@@ -40,25 +40,33 @@ class Denoise:
 
         Jobs that are alike share every call of the denoiser, which may change their last bits; on a
         team they run one by one.
-        """
-        if team.size > 1:
-            return [result for job in jobs for result in self._denoise([job], team)]
-        return alike_together(jobs, _likeness, lambda alike: self._denoise(alike, team))
-
-    def _denoise(self, jobs: Sequence[Job], team: Team) -> list[StageResult]:
-        """Denoise outputs side by side; who is done or cancelled leaves the others alone.
 
         Raises:
             CancelledAtStep: all of them were.
         """
+        stops = list[CancelledAtStep]()
+
+        def denoise(alike: Sequence[Job]) -> list[StageResult]:
+            return self._denoise(alike, team, stops)
+
+        if team.size > 1:
+            results = [result for job in jobs for result in denoise([job])]
+        else:
+            results = alike_together(jobs, _likeness, denoise)
+        if len(stops) == len(jobs):
+            raise stops[0]
+        return results
+
+    def _denoise(
+        self, jobs: Sequence[Job], team: Team, stops: list[CancelledAtStep]
+    ) -> list[StageResult]:
+        """Denoise outputs side by side; who is done or cancelled (`stops`) leaves the others alone."""
         descents = [Descent(job, self._begin(job, team)) for job in jobs]
         while going := [descent for descent in descents if descent.may_go_on()]:
             evaluate_together([descent.trajectory for descent in going])
             for descent in going:
                 descent.passed_step()
-        stops = [descent.stop for descent in descents if descent.stop is not None]
-        if len(stops) == len(descents):
-            raise stops[0]
+        stops += [descent.stop for descent in descents if descent.stop is not None]
         return [descent.result() for descent in descents]
 
     def _begin(self, job: Job, team: Team) -> Trajectory:

@@ -159,6 +159,16 @@ def test_a_batch_of_which_all_are_cancelled_ends(stages: Callable[[str], Stages]
         loaded[StageKind.DIFFUSE].run(jobs, Solo())
 
 
+def test_a_cancelled_job_that_shared_no_call_leaves_the_others_too(
+    stages: Callable[[str], Stages],
+) -> None:
+    loaded = stages("sd")
+    gone = a_job(loaded, "sd", 1)._replace(boundary=Boundary(last=1))
+    other = a_job(loaded, "sd", 2, shape=Shape(64, 64))
+    results = loaded[StageKind.DIFFUSE].run([gone, other], Solo())
+    assert [result.cancelled for result in results] == [True, False]
+
+
 def test_members_that_pause_are_resumed_alone_or_together(
     stages: Callable[[str], Stages],
 ) -> None:
