@@ -44,6 +44,7 @@ class WatchedExecutor:
         """Watch from the start."""
         self._inner, self._clock, self._witness = inner, clock, witness
         self._saved: dict[TaskId, int] = {}  # the furthest step, by launch
+        self._followed: dict[TaskId, bool] = {}  # whether what others follow has made its output
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
@@ -67,20 +68,26 @@ class WatchedExecutor:
         self._witness.evicted(device, stage)
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
-        """Tell of a launch once it has ended, whatever came of it."""
+        """Tell of a launch once it has ended, whatever came of it, unless it never began."""
         started_s, first = self._clock.now(), assignment.task.steps_done
+        if assignment.follows is not None:
+            self._followed[assignment.follows] = False
         steps, outcome = (first, first), "failed"
         try:
             reports = await self._inner.run(assignment)
             if assignment.task.steps_left:
                 steps = (first, max(report.steps_done for report in reports))
             outcome = "paused" if any(report.paused for report in reports) else "done"
+            if assignment.task.id in self._followed:
+                self._followed[assignment.task.id] = outcome == "done"
             return reports
         finally:
             saved = self._saved.pop(assignment.task.id, first)
             if outcome == "failed":
                 steps = (first, saved)
-            self._witness.ran(assignment, started_s, steps, outcome)
+            began = assignment.follows is None or self._followed.pop(assignment.follows)
+            if began:
+                self._witness.ran(assignment, started_s, steps, outcome)
 
     def pause(self, assignment: Assignment) -> None:
         """Pass it on."""

@@ -212,7 +212,7 @@ class Chronicle:
     def ran(
         self, launch: Assignment, started_s: float, steps: tuple[int, int], outcome: str
     ) -> None:
-        """Tell of a launch that ended now."""
+        """Tell of a launch that ended now, unless a device was lost before it could begin there."""
         ended = RunOutcome(outcome)
         if ended is RunOutcome.PAUSED and launch.task.id in self.resizing:
             ended = RunOutcome.RESIZED
@@ -222,7 +222,9 @@ class Chronicle:
         # A launch may be sent while the one before still runs; devices take them in order.
         before = (self._free_s.get(device, 0.0) for device in launch.team)
         start = max(self._since(started_s), *before)
-        losses = (self._lost_s.get(device, -1.0) for device in launch.team)
+        losses = [self._lost_s.get(device, -1.0) for device in launch.team]
+        if any(self._lost_s.get(d, -1.0) <= start for d in launch.team if d not in self._alive):
+            return
         end = max(start, min([self._now(), *(loss for loss in losses if loss >= start)]))
         self._free_s.update(dict.fromkeys(launch.team, end))
         self._tell(

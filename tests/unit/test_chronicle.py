@@ -148,6 +148,21 @@ def test_a_run_ends_when_its_device_is_lost_although_the_engine_hears_of_it_late
     assert audit(hand.events) == []
 
 
+def test_a_launch_that_came_after_its_device_was_lost_never_began() -> None:
+    hand = Hand()
+    hand.up(A)
+    request = wish(hand)
+    hand.told.arrived(request)
+    hand.told.device_lost(A)
+    hand.run(request, StageKind.ENCODE, outcome="failed")
+    hand.up(A)
+    for kind in StageKind:
+        hand.run(request, kind)
+    hand.told.finished(request)
+    assert audit(hand.events) == []
+    assert sum(isinstance(event, RunEvent) for event in hand.events) == len(StageKind)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_only_a_request_whose_embeddings_were_kept_may_skip_its_encode(*, kept: bool) -> None:
     hand = Hand()
