@@ -224,7 +224,9 @@ def open_pipeline(
         family=family.name,
         modality=family.modality,
         weight_bytes={
-            kind: sum(weight_bytes(folder / name, dtype_bytes) for name in names if index.get(name))
+            kind: sum(
+                weight_bytes(folder / name, dtype_bytes) for name in names if _has(index, name)
+            )
             for kind, names in family.components.items()
         },
         size_multiple_px=multiple,
@@ -242,6 +244,11 @@ def open_pipeline(
     )
     _check_defaults(folder, spec)
     return spec
+
+
+def _has(index: Mapping[str, Any], component: str) -> bool:
+    """Whether a pipeline was saved with a component; an absent one is null or a pair of nulls."""
+    return index.get(component) not in (None, [None, None])
 
 
 def _check_defaults(folder: Path, spec: PipelineSpec) -> None:

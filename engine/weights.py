@@ -31,7 +31,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_bytes(component: Path, dtype_bytes: int) -> int:
-    """Return what a component's weights take in numbers of `dtype_bytes`; 0 if it has none."""
+    """Return what a component's weights take in numbers of `dtype_bytes`; 0 if it has none.
+
+    Raises `PipelineError` if files are missing, cut short or of another format.
+    """
     return sum(_numbers_in(path) for path in _weight_files(component)) * dtype_bytes
 
 
@@ -39,8 +42,11 @@ def _weight_files(component: Path) -> list[Path]:
     """Return the files that diffusers and transformers load: no variants, no doubles.
 
     A folder of weights in another format than safetensors is refused; one without any weights
-    (tokenizers, schedulers) has none.
+    (tokenizers, schedulers: what has no config.json) has none.
     """
+    if not component.is_dir():
+        message = f"{component} is missing; {component.parent} is not a complete model folder."
+        raise PipelineError(message)
     for name in _WEIGHT_NAMES:
         index = component / f"{name}.safetensors.index.json"
         if index.exists():
@@ -56,6 +62,9 @@ def _weight_files(component: Path) -> list[Path]:
             f"{', '.join(other[:3])}; save the model again with save_pretrained."
         )
         raise PipelineError(message)
+    if (component / "config.json").exists():
+        message = f"{component} has a config.json and no weights; copy its .safetensors files, too."
+        raise PipelineError(message)
     return []
 
 
@@ -65,7 +74,14 @@ def _numbers_in(path: Path) -> int:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, _HEADER_LIMIT_BYTES)))
-        return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        whole_bytes = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        numbers: int = sum(prod(entry["shape"]) for entry in tensors)
+        found_bytes = path.stat().st_size
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         message = f"{path} is not a readable safetensors file: {error}."
         raise PipelineError(message) from error
+    if found_bytes != whole_bytes:
+        message = f"{path} has {found_bytes} bytes and should have {whole_bytes}; copy it again."
+        raise PipelineError(message)
+    return numbers

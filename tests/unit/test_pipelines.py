@@ -73,6 +73,42 @@ def test_weights_in_another_format_are_refused_by_name(sd3_folder: Path) -> None
         open_pipeline(sd3_folder)
 
 
+def test_weights_that_were_cut_short_are_refused_before_anything_starts(sd3_folder: Path) -> None:
+    file = sd3_folder / "vae" / "model.safetensors"
+    header = json.dumps({"t": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}).encode()
+    whole = len(header).to_bytes(8, "little") + header + bytes(20)
+    file.write_bytes(whole)
+    assert open_pipeline(sd3_folder).weight_bytes[StageKind.DECODE] == 20
+    for wrong in (whole[:-1], whole + b"x"):
+        file.write_bytes(wrong)
+        with pytest.raises(
+            PipelineError, match=rf"{len(wrong)} bytes and should have {len(whole)}"
+        ):
+            open_pipeline(sd3_folder)
+
+
+def test_weights_that_were_not_copied_are_named(sd3_folder: Path) -> None:
+    (sd3_folder / "transformer" / "model.safetensors").unlink()
+    with pytest.raises(PipelineError, match=r"transformer has a config\.json and no weights"):
+        open_pipeline(sd3_folder)
+    for file in (sd3_folder / "text_encoder").iterdir():
+        file.unlink()
+    (sd3_folder / "text_encoder").rmdir()
+    with pytest.raises(PipelineError, match="text_encoder is missing"):
+        open_pipeline(sd3_folder)
+
+
+def test_a_component_that_was_never_there_is_not_missed(sd3_folder: Path) -> None:
+    whole = open_pipeline(sd3_folder).weight_bytes[StageKind.ENCODE]
+    index = json.loads((sd3_folder / "model_index.json").read_text())
+    index["text_encoder_3"] = [None, None]
+    (sd3_folder / "model_index.json").write_text(json.dumps(index))
+    for file in (sd3_folder / "text_encoder_3").iterdir():
+        file.unlink()
+    (sd3_folder / "text_encoder_3").rmdir()
+    assert open_pipeline(sd3_folder).weight_bytes[StageKind.ENCODE] == whole * 2 // 3
+
+
 def test_a_card_whose_defaults_the_model_cannot_draw_is_refused(sd3_folder: Path) -> None:
     (sd3_folder / "trident.json").write_text('{"defaults": {"width_px": 65, "height_px": 64}}')
     with pytest.raises(PipelineError, match=r"defaults in .*trident\.json do not fit"):
