@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -100,40 +100,41 @@ def cpu_s(pid: int) -> float:
 
 def saturation(server: str, *, calls: int, concurrency: int) -> dict[str, Any]:
     """Load one server with as many calls as it can take."""
-    with serving(server, 0.0) as (port, pid):
-        request = request_of(PATH, json.dumps(BODY).encode(), port)
 
-        def load(count: int) -> Load:
-            return asyncio.run(closed_loop(port, request, calls=count, concurrency=concurrency))
+    def drive(port: int, request: bytes, count: int) -> Coroutine[Any, Any, Load]:
+        return closed_loop(port, request, calls=count, concurrency=concurrency)
 
-        load(_WARM_UP)
-        before_s = cpu_s(pid)
-        found = load(calls)
-        spent_s = cpu_s(pid) - before_s
+    found, spent_s = measured(server, 0.0, drive, calls)
     return {"calls_per_s": round(found.per_s, 1), "cpu_ms_per_call": _ms(spent_s / calls)}
 
 
 def overhead(server: str, *, calls: int, concurrency: int, engine_s: float) -> dict[str, Any]:
     """Send calls so that `concurrency` are in the engine on average; what is added to its time?"""
-    per_s = concurrency / engine_s
-    with serving(server, engine_s) as (port, pid):
-        request = request_of(PATH, json.dumps(BODY).encode(), port)
 
-        def load(count: int) -> Load:
-            return asyncio.run(open_loop(port, request, calls=count, per_s=per_s))
+    def drive(port: int, request: bytes, count: int) -> Coroutine[Any, Any, Load]:
+        return open_loop(port, request, calls=count, per_s=concurrency / engine_s)
 
-        load(_WARM_UP)
-        before_s = cpu_s(pid)
-        found = load(calls)
-        spent_s = cpu_s(pid) - before_s
+    found, spent_s = measured(server, engine_s, drive, calls)
     return {
         "calls_per_s": round(found.per_s, 1),
-        **{
-            f"p{percent}_ms": _ms(found.percentile_s(percent) - engine_s)
-            for percent in (50, 90, 99)
-        },
+        **{f"p{q}_ms": _ms(found.percentile_s(q) - engine_s) for q in (50, 90, 99)},
         "cpu_ms_per_call": _ms(spent_s / calls),
     }
+
+
+def measured(
+    server: str,
+    engine_s: float,
+    drive: Callable[[int, bytes, int], Coroutine[Any, Any, Load]],
+    calls: int,
+) -> tuple[Load, float]:
+    """Drive a server warm, then for the record; return that and the processor seconds it took."""
+    with serving(server, engine_s) as (port, pid):
+        request = request_of(PATH, json.dumps(BODY).encode(), port)
+        asyncio.run(drive(port, request, _WARM_UP))
+        before_s = cpu_s(pid)
+        found = asyncio.run(drive(port, request, calls))
+        return found, cpu_s(pid) - before_s
 
 
 def _ms(seconds: float) -> float:
