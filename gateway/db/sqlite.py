@@ -4,7 +4,7 @@ A thread takes all work that waits and does it in one transaction (group commit)
 that come at once cost one commit, and each statement costs no hop between threads. If a piece of
 work fails after it has written, the transaction is undone and every piece is done again in one of
 its own, so a failure takes nothing of the others with it. Nobody hears of a piece before the
-transaction that holds it is on the disk.
+transaction that holds it is committed.
 
 Everything committed survives the death of the process. Work done with `sync` survives a power cut,
 too: its commit waits for the disk (`synchronous=FULL`). Other work is on the disk with the next such
