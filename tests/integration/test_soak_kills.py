@@ -93,11 +93,12 @@ async def draw_all(held: Held, kinds: Sequence[Kind]) -> list[tuple[Kind, Outcom
     return outcomes
 
 
+@pytest.mark.slow  # even the short one takes two minutes where the cores do much else
 @pytest.mark.parametrize(
     ("kinds", "devices", "every_steps", "kills"),
     [
         ([*KINDS[:8:3] * 4, KINDS[8]], 2, 40, 3),
-        pytest.param(KINDS * 20, 4, 50, 50, marks=pytest.mark.slow),
+        (KINDS * 20, 4, 50, 50),
     ],
     ids=["short", "long"],
 )

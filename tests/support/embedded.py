@@ -31,7 +31,7 @@ class Held:
         events: everything so far; the file has the same.
     """
 
-    def __init__(self, settings: Settings, planner: PlannerKnobs | None) -> None:
+    def __init__(self, settings: Settings, planner: PlannerKnobs | None = None) -> None:
         window_s = settings.planner_window_s
         self._file = settings.events_file
         self.events: list[SimEvent] = []
@@ -78,6 +78,17 @@ class Held:
         assert list(self.executor._handoffs.folder.iterdir()) == []
 
 
+def settings_for(folders: Sequence[Path], data_dir: Path, **settings: Any) -> Settings:
+    """Return settings of an engine of one thread per device that writes its history."""
+    return Settings(
+        models=tuple(folders),
+        data_dir=data_dir,
+        events_file=data_dir / "events.jsonl",
+        threads_per_device=1,
+        **settings,
+    )
+
+
 @asynccontextmanager
 async def embedded_engine(
     folders: Sequence[Path],
@@ -87,14 +98,7 @@ async def embedded_engine(
     **settings: Any,
 ) -> AsyncIterator[Held]:
     """Run an engine of one thread per device until the block ends."""
-    chosen = Settings(
-        models=tuple(folders),
-        data_dir=data_dir,
-        events_file=data_dir / "events.jsonl",
-        threads_per_device=1,
-        **settings,
-    )
-    held = Held(chosen, planner)
+    held = Held(settings_for(folders, data_dir, **settings), planner)
     await held.engine.start()
     try:
         await held.reach(lambda: not held.engine.readiness())
