@@ -101,6 +101,9 @@ bench-engine: $(VENV)/.dev ## One request through three processes against one di
 bench-monitor: $(VENV)/.dev ## What the online monitor costs a span
 	$(BIN)/python -m benchmarks.observability.monitor_cost $(ARGS)
 
+live-shift: $(VENV)/.dev ## Shift the mix on real workers and in the simulator, and record both (4 minutes)
+	$(BIN)/python -m benchmarks.observability.live_shift $(ARGS)
+
 dashboards: $(VENV)/.dev ## Write deploy/'s Grafana dashboard and alert rules anew
 	$(BIN)/python -m deploy.grafana.generate
 

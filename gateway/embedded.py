@@ -30,6 +30,7 @@ from schedulers.sim.events import EventFile, FinishEvent, RejectEvent, SimEvent
 if TYPE_CHECKING:
     from engine import GenerationRequest, GenerationResult, ModelId, PipelineSpec
     from engine.journal import Journal
+    from engine.ports import Executor
     from engine.types import StageTask
     from gateway.engine_client import EngineClient
     from gateway.jobs.record import StageDecision
@@ -48,6 +49,7 @@ class EmbeddedEngine:
         on_event: told of everything that happens, besides the settings' event file.
         planner: knobs of the planner; by default the window between two switches is the setting's.
         waits: events begin with `begin_history`, not with the engine's start.
+        around: see `Workbench`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class EmbeddedEngine:
         planner: PlannerKnobs | None = None,
         *,
         waits: bool = False,
+        around: Callable[[Executor], Executor] = lambda executor: executor,
     ) -> None:
         """Read the model folders and the profile; nothing runs yet."""
         self._settings = settings
@@ -91,6 +94,7 @@ class EmbeddedEngine:
             chronicle=self._chronicle,
             gauges=EngineGauges(telemetry.meters.meter, telemetry.monitor),
             warm_up=warm_up,
+            around=around,
         )
         self._warming: asyncio.Task[None] | None = None
         self._engine: Engine | None = None

@@ -6,7 +6,7 @@ torch is never imported here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -93,7 +93,10 @@ def open_profile(settings: Settings, specs: Sequence[PipelineSpec]) -> Profile |
 
 
 class Workbench(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine is made of, and what watches it; `chronicle` tells its history."""
+    """What an engine is made of, and what watches it; `chronicle` tells its history.
+
+    `around` may put something between the core and its executor, to disturb or pace it.
+    """
 
     specs: Sequence[PipelineSpec]
     cost: CostModel
@@ -104,6 +107,7 @@ class Workbench(msgspec.Struct, frozen=True, kw_only=True):
     chronicle: Chronicle
     gauges: EngineGauges
     warm_up: WarmUp | None = None
+    around: Callable[[Executor], Executor] = lambda executor: executor
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -129,7 +133,7 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
     )
     policy, telemetry = _policy(settings, bench, executor.devices), bench.telemetry
     meter = telemetry.meters.meter
-    executor = WatchedExecutor(executor, bench.clock, bench.chronicle)
+    executor = WatchedExecutor(bench.around(executor), bench.clock, bench.chronicle)
     decides = policy.dispatcher
     if bench.warm_up is not None:
         decides = bench.warm_up.around(decides, bench.cost)

@@ -22,7 +22,7 @@ from benchmarks.scheduling.tables import (
     share,
     title_of,
 )
-from schedulers.sim.run import MONITOR_WINDOW_S
+from schedulers.sim.config import MONITOR_WINDOW_S
 
 AUTOMATIC: Final = "by the orchestrator"
 WINDOWS: Final = 2

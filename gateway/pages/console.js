@@ -205,7 +205,7 @@ function drawQueue(t) {
     ]),
   );
   const none = element("tr", {}, element("td", { colSpan: 5, className: "muted" }, "nothing waits"));
-  const finish = page.state ? "Predicted finish of the last" : "Finish of the last, as recorded";
+  const finish = page.state ? "Predicted finish" : "Recorded finish";
   table($("queue"), ["Class", "Waiting", "Longest wait", "Next deadline", finish], body.length ? body : [none]);
 }
 

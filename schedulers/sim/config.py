@@ -8,8 +8,11 @@ from typing import Final
 import msgspec
 
 from schedulers.planner.handsized import HandSizes
+from schedulers.planner.knobs import PlannerKnobs
 from schedulers.policies import SwitchValue
 from schedulers.sim.traces import TraceRow
+
+MONITOR_WINDOW_S: Final = 120.0
 
 POLICIES: Final = (
     "trident",
@@ -42,6 +45,8 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
         dispatcher: for policies that have several; None means the policy's default.
         switches: additions of the policy to turn on or off; what is not named keeps its default.
         sizes: a placement sized by hand, instead of the policy's planner.
+        planner: the planner's knobs.
+        window_s: what the monitor looks back on.
     """
 
     profile: str
@@ -58,6 +63,8 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: str | None = None
     switches: Mapping[str, SwitchValue] = msgspec.field(default_factory=dict)
     sizes: HandSizes | None = None
+    planner: PlannerKnobs = PlannerKnobs()
+    window_s: float = MONITOR_WINDOW_S
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from schedulers.sim.config import NodeFailure
     from schedulers.sim.traces import TraceRow
 
-MONITOR_WINDOW_S = 120.0
 UNBOUNDED = 1 << 40
 
 OnEvent = Callable[[SimEvent], None]
@@ -120,12 +119,13 @@ class _Simulation:
             solver=self._config.dispatcher,
             switches=self._config.switches,
             sizes=self._config.sizes,
+            planner=self._config.planner,
             prior=_even_mix(profile, self._specs),
         )
         return build_policy(self._config.policy, setup)
 
     def _engine(self, policy: Policy, reserve_bytes: int) -> EngineCore:
-        monitor = StageMonitor(window_s=MONITOR_WINDOW_S) if policy.needs_monitor else None
+        monitor = StageMonitor(window_s=self._config.window_s) if policy.needs_monitor else None
         processors = [] if monitor is None else [monitor]
         return EngineCore(
             self._specs,

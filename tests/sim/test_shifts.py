@@ -6,11 +6,11 @@ from itertools import takewhile
 
 import pytest
 
-from schedulers.sim.config import SimConfig
+from schedulers.sim.config import MONITOR_WINDOW_S, SimConfig
 from schedulers.sim.demand import WorkloadDemand
 from schedulers.sim.events import SimEvent, SwitchEvent
 from schedulers.sim.price import gpu_seconds
-from schedulers.sim.run import MONITOR_WINDOW_S, simulate
+from schedulers.sim.run import simulate
 from schedulers.sim.workloads import workload
 
 SHIFT_S = 900.0
