@@ -15,7 +15,13 @@ import msgspec
 
 from engine import Modality
 from gateway.auth.principal import TenantId
-from gateway.errors import DeadlineError, KeyConflictError, OverloadedError, RequestError
+from gateway.errors import (
+    DeadlineError,
+    GatewayError,
+    KeyConflictError,
+    OverloadedError,
+    RequestError,
+)
 from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
 from gateway.jobs.store import QueueFullError
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from engine.ports import Clock
     from gateway.engine_client import Catalogue
     from gateway.jobs.service import JobService
+    from gateway.measured import AdmissionCounts
     from gateway.storage.blobs import BlobStore
 
 _RANDOM_SEEDS: Final = 2**32
@@ -79,12 +86,13 @@ class Admission:
         slo_scale: float,
         queue_limit: int,
         most_pixels: int,
+        counts: AdmissionCounts,
     ) -> None:
         """Give each job a deadline of `slo_scale` times what it takes alone.
 
         All images of a request may have `most_pixels` together.
         """
-        self._blobs = blobs
+        self._blobs, self._counts = blobs, counts
         self._most_pixels = most_pixels
         self._engine = engine
         self._jobs = jobs
@@ -109,6 +117,19 @@ class Admission:
             DeadlineError: it would be finished after its hard deadline.
             KeyConflictError: the idempotency key was used for another body.
         """
+        try:
+            return await self._admit(wish, caller, body, terms)
+        except GatewayError as error:
+            self._counts.rejected(error.code or error.type)
+            raise
+
+    async def _admit(
+        self,
+        wish: Callable[[Origin], Wish],
+        caller: Caller,
+        body: msgspec.Struct,
+        terms: Terms,
+    ) -> Job:
         now_s = self._clock.now()
         origin = Origin(
             job=new_job_id(),
@@ -119,14 +140,14 @@ class Admission:
         wished = wish(origin)
         self._check_pixels(wished.request)
         new = self._new_job(wished, origin, caller, body, terms)
-        kept = False
+        door, kept = self._door(new, terms), False
         try:
             for name, content in wished.files.items():
                 await self._blobs.put(name, content)
             job = await self._jobs.submit(
                 new,
                 queue_limit=self._queue_limit,
-                admit=self._door(new, terms),
+                admit=door,
             )
             kept = job.id == new.id
         except QueueFullError as error:
@@ -134,6 +155,8 @@ class Admission:
         except KeyReusedError as error:
             raise KeyConflictError(caller.idempotency_key or "") from error
         else:
+            if kept:
+                self._counts.let_in(new.request.model, is_met=door.is_met)
             return job
         finally:
             if not kept:
@@ -168,26 +191,15 @@ class Admission:
             retry_count=caller.retry_count or 0,
         )
 
-    def _door(self, new: NewJob, terms: Terms) -> Callable[[Backlog], None]:
-        """Return what refuses a job that would end after its hard deadline.
-
-        Asks the engine now: the door itself stands in the thread of the database. While the cost
-        model only guesses, it is open.
-        """
-        if terms.deadline_ms is None or not self._engine.knows(new.request):
-            return _let_in
-        now_s, devices = self._clock.now(), self._engine.devices
-
-        def check(before: Backlog) -> None:
-            finish_s = predict(before, rest_s=new.predicted_s, devices=devices, now_s=now_s)
-            if finish_s.expected_s > new.request.deadline_s:
-                raise DeadlineError(
-                    finish_in_s=finish_s.expected_s - now_s,
-                    deadline_in_s=new.request.deadline_s - now_s,
-                    alone_s=new.predicted_s,
-                )
-
-        return check
+    def _door(self, new: NewJob, terms: Terms) -> _Door:
+        """Ask the engine now: the door itself stands in the thread of the database."""
+        return _Door(
+            new,
+            now_s=self._clock.now(),
+            devices=self._engine.devices,
+            is_hard=terms.deadline_ms is not None,
+            is_known=self._engine.knows(new.request),
+        )
 
     def _check_pixels(self, request: GenerationRequest) -> None:
         pixels = request.n * request.shape.pixels
@@ -211,8 +223,31 @@ class Admission:
         return OverloadedError(message, retry_after_s=retry_s, finish_in_s=empty_in_s)
 
 
-def _let_in(_before: Backlog) -> None:
-    pass
+class _Door:
+    """Predicts when a job would end, and refuses one that would miss its own hard deadline.
+
+    While the cost model only guesses, it is open and says nothing.
+    """
+
+    def __init__(
+        self, new: NewJob, *, now_s: float, devices: int, is_hard: bool, is_known: bool
+    ) -> None:
+        self._new, self._now_s, self._devices = new, now_s, devices
+        self._is_hard, self._is_known = is_hard, is_known
+        self.is_met: bool | None = None
+
+    def __call__(self, before: Backlog) -> None:
+        if not self._is_known:
+            return
+        deadline_s, alone_s = self._new.request.deadline_s, self._new.predicted_s
+        found = predict(before, rest_s=alone_s, devices=self._devices, now_s=self._now_s)
+        self.is_met = found.expected_s <= deadline_s
+        if self._is_hard and not self.is_met:
+            raise DeadlineError(
+                finish_in_s=found.expected_s - self._now_s,
+                deadline_in_s=deadline_s - self._now_s,
+                alone_s=alone_s,
+            )
 
 
 def _digest(route: str, what: str | bytes) -> str:

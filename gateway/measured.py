@@ -137,6 +137,31 @@ class EngineGauges:
         yield Observation(self._monitor.dropped_events)
 
 
+class AdmissionCounts:
+    """What is expected of the jobs that were let in, and why others were not."""
+
+    def __init__(self, meter: Meter) -> None:
+        """Make the instruments."""
+        self._predicted = meter.create_counter(
+            semconv.METRIC_SLO_PREDICTED,
+            description="Jobs that were let in, by whether their deadline should be met",
+        )
+        self._rejected = meter.create_counter(
+            semconv.METRIC_REJECTIONS, description="Requests that became no job, by error code"
+        )
+
+    def let_in(self, model: str, *, is_met: bool | None) -> None:
+        """Count a new job; None if the cost model knows nothing of such requests yet."""
+        outcome = semconv.SLO_UNKNOWN
+        if is_met is not None:
+            outcome = semconv.SLO_MET if is_met else semconv.SLO_MISSED
+        self._predicted.add(1, {semconv.LABEL_MODEL: model, semconv.LABEL_OUTCOME: outcome})
+
+    def rejected(self, code: str) -> None:
+        """Count a request; `code` is one of the error codes of the API, never a text."""
+        self._rejected.add(1, {semconv.LABEL_REASON: code})
+
+
 class JobGauge:
     """How many jobs of all processes wait and run; read from the job table when asked to."""
 

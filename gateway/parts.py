@@ -30,7 +30,7 @@ from gateway.jobs.run import Runner
 from gateway.jobs.service import JobService
 from gateway.jobs.store import JobStore
 from gateway.jobs.sweep import Sweeper
-from gateway.measured import JobGauge
+from gateway.measured import AdmissionCounts, JobGauge
 from gateway.remote import RemoteEngines
 from gateway.runner import Telemetry
 from gateway.settings import Settings, is_loopback
@@ -186,6 +186,7 @@ def _admission(base: Foundation, catalogue: Catalogue, jobs: JobService) -> Admi
         slo_scale=base.settings.slo_scale,
         queue_limit=base.settings.queue_limit,
         most_pixels=base.settings.max_image_pixels,
+        counts=AdmissionCounts(base.telemetry.meters.meter),
     )
 
 

@@ -66,12 +66,15 @@ def stage_span_name(kind: str) -> str:
 ATTR_SLO: Final = "tridentserve.slo"
 SLO_MET: Final = "met"
 SLO_MISSED: Final = "missed"
+SLO_UNKNOWN: Final = "unknown"
 
 # Metrics. Durations are seconds; labels are bounded: models, stages, degrees, states, routes, codes.
 METRIC_HTTP_DURATION: Final = "http.server.request.duration"
 METRIC_JOB_DURATION: Final = "gen_ai.server.request.duration"
 METRIC_JOB_QUEUE: Final = "tridentserve.job.queue_time"
 METRIC_SLO: Final = "tridentserve.slo.requests"
+METRIC_SLO_PREDICTED: Final = "tridentserve.slo.predictions"
+METRIC_REJECTIONS: Final = "tridentserve.requests.rejected"
 METRIC_TENANT_OUTPUTS: Final = "tridentserve.tenant.outputs"
 METRIC_STAGE_DURATION: Final = "tridentserve.stage.duration"
 METRIC_STAGE_QUEUE: Final = "tridentserve.stage.queue_time"
@@ -94,6 +97,7 @@ METRIC_MONITOR_BLIND: Final = "tridentserve.monitor.blind"
 METRIC_MONITOR_DROPPED: Final = "tridentserve.monitor.dropped"
 
 LABEL_OUTCOME: Final = "outcome"
+LABEL_REASON: Final = "reason"
 LABEL_STATE: Final = "state"
 LABEL_MODEL: Final = "model"
 LABEL_STAGE: Final = "stage"

@@ -7,7 +7,7 @@ generates them again and fails if what is committed differs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import yaml
 from grafana_foundation_sdk.builders import dashboard, prometheus, stat, timeseries
@@ -56,6 +56,31 @@ PANELS: Final[tuple[tuple[str, str, tuple[Query, ...]], ...]] = (
         "Requests finished, by deadline",
         "reqps",
         ((_rate(semconv.METRIC_SLO, "_total", "model, outcome"), "{{model}} {{outcome}}"),),
+    ),
+    (
+        "Jobs let in, by what was predicted",
+        "reqps",
+        (
+            (
+                _rate(semconv.METRIC_SLO_PREDICTED, "_total", "model, outcome"),
+                "{{model}} {{outcome}}",
+            ),
+        ),
+    ),
+    (
+        "Requests rejected, by reason",
+        "reqps",
+        ((_rate(semconv.METRIC_REJECTIONS, "_total", "reason"), "{{reason}}"),),
+    ),
+    (
+        "Outputs, by tenant",
+        "ops",
+        ((_rate(semconv.METRIC_TENANT_OUTPUTS, "_total", "tenant"), "{{tenant}}"),),
+    ),
+    (
+        "Weight loads that a stage waited for, P95",
+        "s",
+        ((_quantile(semconv.METRIC_LOAD_DURATION, 0.95, "model, stage"), "{{model}} {{stage}}"),),
     ),
     (
         "Job duration, P50 and P95",
@@ -150,6 +175,92 @@ PANELS: Final[tuple[tuple[str, str, tuple[Query, ...]], ...]] = (
 )
 
 
+class Alert(NamedTuple):
+    """A rule: what is so when it fires, for how long, how bad that is, and what to tell a person."""
+
+    name: str
+    expr: str
+    wait: str
+    severity: str
+    summary: str
+
+
+_ANSWERS: Final = name(semconv.METRIC_HTTP_DURATION, "_seconds_count")
+_QUEUE: Final = name(semconv.METRIC_STAGE_QUEUE, "_seconds_bucket")
+_DECISION: Final = name(semconv.METRIC_DECISION_DURATION, "_seconds_bucket")
+_RETRIES: Final = name(semconv.METRIC_STAGE_RETRIES, "_total")
+_REJECTIONS: Final = name(semconv.METRIC_REJECTIONS, "_total")
+_DEVICES: Final = name(semconv.METRIC_DEVICES, "")
+_QUEUED: Final = f'sum({name(semconv.METRIC_JOBS, "")}{{state="queued"}})'
+
+ALERTS: Final[tuple[Alert, ...]] = (
+    Alert(
+        "DeadlinesMissed",
+        f"{_on_time('15m')} < 0.9",
+        "10m",
+        "warning",
+        "Fewer than 90 % of the requests of the last 15 minutes met their deadline.",
+    ),
+    Alert(
+        "DeviceLost",
+        f'sum({_DEVICES}{{state="lost"}}) > 0',
+        "2m",
+        "critical",
+        "A device has had no live worker for two minutes.",
+    ),
+    Alert(
+        "QueueGrows",
+        f"{_QUEUED} > 0 and deriv({_QUEUED}[15m:1m]) > 0",
+        "15m",
+        "warning",
+        "More jobs come than the devices finish, for half an hour.",
+    ),
+    Alert(
+        "TurnsAway",
+        f'sum(rate({_REJECTIONS}{{reason="server_is_overloaded"}}[10m])) > 0',
+        "10m",
+        "warning",
+        "The queue has been full for ten minutes: requests are turned away.",
+    ),
+    Alert(
+        "StagesWait",
+        f"histogram_quantile(0.95, sum by (le, stage) (rate({_QUEUE}[10m]))) > 60",
+        "10m",
+        "warning",
+        "Stages {{ $labels.stage }} wait more than a minute for a team (P95).",
+    ),
+    Alert(
+        "StagesFail",
+        f"sum by (outcome) (rate({_RETRIES}[10m])) > 0.05",
+        "10m",
+        "warning",
+        "Stage executions fail with {{ $labels.outcome }}.",
+    ),
+    Alert(
+        "ServerErrors",
+        f'sum(rate({_ANSWERS}{{status=~"5.."}}[10m])) / sum(rate({_ANSWERS}[10m])) > 0.02',
+        "10m",
+        "critical",
+        "More than 2 % of the answers are 5xx.",
+    ),
+    Alert(
+        "DecisionsSlow",
+        f"histogram_quantile(0.99, sum by (le) (rate({_DECISION}[10m]))) > 0.5",
+        "10m",
+        "warning",
+        "A dispatch decision takes more than half a second (P99).",
+    ),
+    Alert(
+        "MonitorBlind",
+        f"max({name(semconv.METRIC_MONITOR_BLIND, '')}) == 1 and "
+        f'sum({_DEVICES}{{state="busy"}}) > 0',
+        "5m",
+        "critical",
+        "Stages run, but the online monitor sees no span: the planner learns nothing.",
+    ),
+)
+
+
 def build_dashboard() -> str:
     """Return the dashboard as the JSON that Grafana provisions."""
     board = (
@@ -190,81 +301,17 @@ def _target(query: str, legend: str) -> prometheus.Dataquery:
     return prometheus.Dataquery().expr(query).legend_format(legend)
 
 
-def _alert(alert: str, expr: str, wait: str, severity: str, summary: str) -> dict[str, Any]:
-    return {
-        "alert": alert,
-        "expr": expr,
-        "for": wait,
-        "labels": {"severity": severity},
-        "annotations": {"summary": summary},
-    }
-
-
 def build_rules() -> str:
     """Return the alert rules as the YAML that Prometheus reads."""
-    answers = name(semconv.METRIC_HTTP_DURATION, "_seconds_count")
-    queue = name(semconv.METRIC_STAGE_QUEUE, "_seconds_bucket")
-    decision = name(semconv.METRIC_DECISION_DURATION, "_seconds_bucket")
-    devices, jobs = name(semconv.METRIC_DEVICES, ""), name(semconv.METRIC_JOBS, "")
-    retries = name(semconv.METRIC_STAGE_RETRIES, "_total")
     rules = [
-        _alert(
-            "TridentDeadlinesMissed",
-            f"{_on_time('15m')} < 0.9",
-            "10m",
-            "warning",
-            "Fewer than 90 % of the requests of the last 15 minutes met their deadline.",
-        ),
-        _alert(
-            "TridentDeviceLost",
-            f'sum({devices}{{state="lost"}}) > 0',
-            "2m",
-            "critical",
-            "A device has had no live worker for two minutes.",
-        ),
-        _alert(
-            "TridentQueueGrows",
-            f'sum({jobs}{{state="queued"}}) > 0 and deriv(sum({jobs}{{state="queued"}})[15m:1m]) > 0',
-            "15m",
-            "warning",
-            "More jobs come than the devices finish, for half an hour.",
-        ),
-        _alert(
-            "TridentStagesWait",
-            f"histogram_quantile(0.95, sum by (le, stage) (rate({queue}[10m]))) > 60",
-            "10m",
-            "warning",
-            "Stages {{ $labels.stage }} wait more than a minute for a team (P95).",
-        ),
-        _alert(
-            "TridentStagesFail",
-            f"sum by (outcome) (rate({retries}[10m])) > 0.05",
-            "10m",
-            "warning",
-            "Stage executions fail with {{ $labels.outcome }}.",
-        ),
-        _alert(
-            "TridentServerErrors",
-            f'sum(rate({answers}{{status=~"5.."}}[10m])) / sum(rate({answers}[10m])) > 0.02',
-            "10m",
-            "critical",
-            "More than 2 % of the answers are 5xx.",
-        ),
-        _alert(
-            "TridentDecisionsSlow",
-            f"histogram_quantile(0.99, sum by (le) (rate({decision}[10m]))) > 0.5",
-            "10m",
-            "warning",
-            "A dispatch decision takes more than half a second (P99).",
-        ),
-        _alert(
-            "TridentMonitorBlind",
-            f"max({name(semconv.METRIC_MONITOR_BLIND, '')}) == 1 and "
-            f'sum({devices}{{state="busy"}}) > 0',
-            "5m",
-            "critical",
-            "Stages run, but the online monitor sees no span: the planner learns nothing.",
-        ),
+        {
+            "alert": f"Trident{alert.name}",
+            "expr": alert.expr,
+            "for": alert.wait,
+            "labels": {"severity": alert.severity},
+            "annotations": {"summary": alert.summary},
+        }
+        for alert in ALERTS
     ]
     head = "# Written by deploy/grafana/generate.py; `make dashboards` writes it anew.\n"
     groups = {"groups": [{"name": "tridentserve", "rules": rules}]}

@@ -46,3 +46,30 @@ async def test_metrics_name_no_job_and_no_prompt(client: httpx.AsyncClient) -> N
     page = (await client.get("/metrics")).text
     assert "secret" not in page
     assert not re.search(r"[0-9a-f]{32}", page)
+
+
+async def counted(client: httpx.AsyncClient, name: str, **labels: str) -> float:
+    page = (await client.get("/metrics")).text
+    families = text_string_to_metric_families(page)
+    found = [s for family in families for s in family.samples if s.name == name]
+    return sum(s.value for s in found if labels.items() <= s.labels.items())
+
+
+async def test_a_job_is_counted_by_what_is_predicted_of_its_deadline(
+    client: httpx.AsyncClient,
+) -> None:
+    name = "tridentserve_slo_predictions_total"
+    before = await counted(client, name)
+    assert (await client.post("/v1/images/generations", json={"prompt": "x"})).status_code == 200
+    assert await counted(client, name) == before + 1
+    assert await counted(client, name, outcome="met") == before + 1
+
+
+async def test_a_request_that_is_turned_away_is_counted_by_its_reason(
+    client: httpx.AsyncClient,
+) -> None:
+    body = {"prompt": "x", "deadline_ms": 1}
+    assert (await client.post("/v1/images/generations", json=body)).status_code == 503
+    name = "tridentserve_requests_rejected_total"
+    assert await counted(client, name, reason="deadline_unmeetable") == 1
+    assert await counted(client, name) == 1
