@@ -45,6 +45,7 @@ class Execution:
                 semconv.ATTR_PLACEMENT: placement_version,
                 semconv.ATTR_QUEUE_WAIT_S: self._queue_wait_s,
             },
+            beside=[t.request.traceparent for t in assignment.tasks if t.id != task.id],
         )
 
     def _identity(self, assignment: Assignment) -> dict[str, AttributeValue]:

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from structlog.contextvars import bind_contextvars
+
 from engine.errors import EngineError, RequestCancelledError, StageFailedError, WorkerLostError
 from engine.execution import Execution
 from engine.flights import Flight, Follower, carrying
@@ -27,6 +29,7 @@ from engine.types import (
     StageTask,
     TaskId,
 )
+from observability.logging import ids_of
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
@@ -164,6 +167,7 @@ class Launcher:
     async def _fly(self, flight: Flight) -> None:
         """Carry one launch from its team's acquisition to its report, whatever comes of it."""
         assignment = flight.assignment
+        bind_contextvars(**ids_of((t.request.id, t.request.traceparent) for t in assignment.tasks))
         executions = self._open_executions(flight)
         try:
             if flight.reports is not None:  # its order was sent with the launch before

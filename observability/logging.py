@@ -14,6 +14,8 @@ import structlog
 from opentelemetry import trace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 # A last net: nobody should log these, and if somebody does, their values are not written.
@@ -85,6 +87,17 @@ def _rendering(*, readable: bool) -> list[Processor]:
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(),
     ]
+
+
+def ids_of(jobs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Return what to bind where stages of jobs run: their ids, and the trace of the first.
+
+    Args:
+        jobs: id and W3C traceparent of each; several share a launch.
+    """
+    known = dict(jobs)
+    traces = [parent.split("-")[1] for parent in known.values() if parent and parent.count("-") > 1]
+    return {"job_id": ",".join(known), **({"trace_id": traces[0]} if traces else {})}
 
 
 def add_trace_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -32,6 +32,7 @@ _FAST, _SLOW = 1 / 8, 1 / 64
 """Weights of one execution in the two averages whose ratio is the drift."""
 _LEAST_FOR_DRIFT = 16
 _NS_PER_S = 1e9
+_LEAST_COVERED_S = 1e-3
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -48,7 +49,8 @@ class _Event(msgspec.Struct, frozen=True):
 class StageMonitor(SpanProcessor):
     """A span processor that answers for the last `window_s` seconds.
 
-    Memory is bounded by `max_events`; what is dropped under pressure is counted in the snapshot.
+    Memory is bounded by `max_events`: when more happens in a window, its rates are of a shorter time.
+    What was never folded is lost, and counted in the snapshot.
     """
 
     def __init__(self, *, window_s: float = 60.0, max_events: int = 100_000) -> None:
@@ -60,6 +62,7 @@ class StageMonitor(SpanProcessor):
         self._in_flight: dict[StageClass, int] = {}
         self._requests = RequestCount(window_s=window_s, most=max_events)
         self._next_snapshot_s = 0.0
+        self._full_since_s: float | None = None  # the oldest event kept, once some had to go
         self._appended = 0
         self._folded = 0
 
@@ -120,15 +123,22 @@ class StageMonitor(SpanProcessor):
         self._fold()
         while self._window and self._window[0].at_s < now_s - self._window_s:
             self._leave(self._window.popleft())
+            self._full_since_s = None
+        covered_s = self._covered_s(now_s)
         seen = {**dict.fromkeys(self._in_flight, _NOTHING), **self._tallies}
         return MonitorSnapshot(
             taken_s=now_s,
             window_s=self._window_s,
             blind=self.is_blind,
             dropped_events=self.dropped_events,
-            classes={key: self._describe(key, tally) for key, tally in seen.items()},
+            classes={key: self._describe(key, tally, covered_s) for key, tally in seen.items()},
             asked=self._requests.until(now_s),
         )
+
+    def _covered_s(self, now_s: float) -> float:
+        if self._full_since_s is None:
+            return self._window_s
+        return min(self._window_s, max(now_s - self._full_since_s, _LEAST_COVERED_S))
 
     def _fold(self) -> None:
         while self._incoming:
@@ -141,6 +151,7 @@ class StageMonitor(SpanProcessor):
                 del self._in_flight[event.key]
             if len(self._window) == self._window.maxlen:
                 self._leave(self._window.popleft())
+                self._full_since_s = self._window[0].at_s if self._window else event.at_s
             self._window.append(event)
             tally = self._tallies.setdefault(event.key, _Tally())
             tally.count(event, 1)
@@ -154,14 +165,14 @@ class StageMonitor(SpanProcessor):
         if tally.events == 0:
             del self._tallies[event.key]
 
-    def _describe(self, key: StageClass, tally: _Tally) -> StageWindow:
+    def _describe(self, key: StageClass, tally: _Tally, covered_s: float) -> StageWindow:
         done = tally.finished - tally.failed
         return StageWindow(
             started=tally.started,
             finished=tally.finished,
             failed=tally.failed,
             in_flight=self._in_flight.get(key, 0),
-            arrivals_per_s=tally.started / self._window_s,
+            arrivals_per_s=tally.started / covered_s,
             mean_steps=tally.steps / tally.started if tally.started else 0.0,
             mean_service_s=max(0.0, tally.service_s) / done if done else 0.0,
             mean_queue_wait_s=max(0.0, tally.wait_s) / tally.finished if tally.finished else 0.0,

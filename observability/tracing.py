@@ -8,7 +8,7 @@ endpoint is configured by the standard variables.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -23,7 +23,16 @@ from opentelemetry.sdk.trace.export import (
     SimpleSpanProcessor,
 )
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, Status, StatusCode, TraceState
+from opentelemetry.trace import (
+    Link,
+    NoOpTracer,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceState,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes, AttributeValue
 
@@ -127,6 +136,11 @@ def context_of(traceparent: str | None) -> Context:
     return _PROPAGATOR.extract({"traceparent": traceparent} if traceparent else {}, Context())
 
 
+def _span_context(traceparent: str | None) -> SpanContext | None:
+    found = trace.get_current_span(context_of(traceparent)).get_span_context()
+    return found if found.is_valid else None
+
+
 class StageSpans:
     """Makes one span per stage execution, on the engine's scope.
 
@@ -151,13 +165,18 @@ class StageSpans:
         traceparent: str | None,
         started_s: float,
         attributes: Mapping[str, AttributeValue],
+        beside: Iterable[str | None] = (),
     ) -> Span:
-        """Open the span of one stage execution that began at `started_s` (Unix seconds)."""
+        """Open the span of one stage execution that began at `started_s` (Unix seconds).
+
+        `beside` are the traceparents of others in the same batch, to which it links.
+        """
         return self._tracer.start_span(
             stage_span_name(kind),
             context=context_of(traceparent),
             start_time=int(started_s * _NS_PER_S),
             attributes=dict(attributes),
+            links=[Link(context) for parent in beside if (context := _span_context(parent))],
         )
 
     def end(self, span: Span, ended_s: float, attributes: Mapping[str, AttributeValue]) -> None:

@@ -33,6 +33,7 @@ from engine.stages.stopwatch import Stopwatch
 from engine.stages.team import Team
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, SavedLatent, StageKey, StageTask, TaskId
+from observability.logging import ids_of
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
 log = structlog.get_logger(__name__)
@@ -95,7 +96,9 @@ class TaskRunner:
         if order.follows not in {None, made}:
             message = f"{order.follows} made no output for {order.id}."
             return TaskFailed(order.id, message, retryable=True)
-        ending = self._attempt(order)
+        ids = ids_of((task.request.id, task.request.traceparent) for task in order.tasks)
+        with structlog.contextvars.bound_contextvars(**ids):
+            ending = self._attempt(order)
         if order.seat is not None and isinstance(ending, TaskFailed | TeamBroke):
             self._groups.leave(order.seat.group)  # or the others would wait for this member
         return ending

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -98,6 +99,7 @@ def running_server(
     env: Mapping[str, str] | None = None,
     flags: Sequence[str] = (),
     stop_with: signal.Signals = signal.SIGTERM,
+    log: IO[bytes] | None = None,
 ) -> Iterator[Server]:
     """Start the server as a user would and stop it afterwards."""
     port = free_port()
@@ -108,7 +110,7 @@ def running_server(
     command += ["--port", str(port), "--data-dir", str(data_dir)]
     command += ["--trace-file", str(trace_file), "--threads", "1", *flags]
     quiet = {"TRIDENT_WARM_UP_DEGREE": "0"}  # only what a test asks for is in its histories
-    process = subprocess.Popen(command, env={**os.environ, **quiet, **(env or {})})
+    process = subprocess.Popen(command, env={**os.environ, **quiet, **(env or {})}, stderr=log)
     try:
         yield Server(f"http://127.0.0.1:{port}", data_dir, trace_file, process)
     finally:

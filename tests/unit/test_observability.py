@@ -37,6 +37,16 @@ def test_a_stage_span_continues_the_stored_trace() -> None:
     assert (span.start_time, span.end_time) == (10_000_000_000, 12_500_000_000)
 
 
+def test_a_stage_of_a_batch_links_to_the_traces_of_the_others() -> None:
+    exporter = InMemorySpanExporter()
+    spans = StageSpans(build_provider(processors=[SimpleSpanProcessor(exporter)]))
+    other = TRACEPARENT.replace("0af7", "1111")
+    spans.end(spans.start("decode", TRACEPARENT, 1.0, KEYS, beside=[other, None]), 2.0, {})
+    [span] = exporter.get_finished_spans()
+    linked = [format_trace_id(link.context.trace_id) for link in span.links]
+    assert linked == [other.split("-")[1]]
+
+
 def test_a_traceparent_survives_the_round_trip() -> None:
     tracer = build_provider().get_tracer("t")
     with tracer.start_as_current_span("outer", context=context_of(TRACEPARENT)) as span:
@@ -104,6 +114,18 @@ def test_events_dropped_under_pressure_are_counted() -> None:
     for second in range(20):
         run_stage(spans, second, second + 1.0)
     assert monitor.snapshot(30.0).dropped_events == 30
+
+
+def test_rates_stay_exact_when_more_happens_than_the_window_can_hold() -> None:
+    monitor = StageMonitor(window_s=1000, max_events=100)
+    spans = StageSpans(build_provider(processors=[monitor]))
+    for second in range(400):
+        run_stage(spans, second, second + 0.5)
+        monitor.snapshot(second + 1.0)
+    snapshot = monitor.snapshot(400.0)
+    [window] = snapshot.classes.values()
+    assert snapshot.dropped_events == 0
+    assert window.arrivals_per_s == pytest.approx(1.0, rel=0.05)
 
 
 def test_the_trace_file_holds_one_json_span_per_line(tmp_path: Path) -> None:
