@@ -38,6 +38,7 @@ _MAX_DRAIN_S: Final = 5.0
 _FIRST_ERROR: Final = 400
 _STARTED: Final = "trident_started_s"
 _STATUS: Final = "trident_status"
+_TRACE: Final = "trident_trace_id"
 QUIET: Final = "quiet"  # handler opt: asked so often that a log line each would drown the rest
 
 _log = structlog.get_logger(__name__)
@@ -86,6 +87,7 @@ class RequestLog(ASGIMiddleware):
                     status=scope["state"].get(_STATUS),
                     duration_s=round(time.monotonic() - started_s, 4),
                     client_request_id=_client_request_id(scope),
+                    trace_id=scope["state"].get(_TRACE),
                 )
 
 
@@ -108,8 +110,10 @@ class RouteSpan(ASGIMiddleware):
     scopes = (ScopeType.HTTP,)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Rename the current span and go on."""
+        """Rename the current span, tell its trace to the log line, and go on."""
         span = trace.get_current_span()
+        if (context := span.get_span_context()).is_valid:
+            scope["state"][_TRACE] = trace.format_trace_id(context.trace_id)
         span.update_name(f"{_method(scope)} {scope['path_template']}")
         span.set_attribute(ATTR_HTTP_ROUTE, scope["path_template"])
         span.set_attribute(ATTR_REQUEST_ID, request_id_of(scope))

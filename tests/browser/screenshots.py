@@ -19,6 +19,7 @@ from tests.browser.conftest import MODELS, executable
 from tests.support.server import Server, running_server
 
 DOCS = Path(__file__).parents[2] / "docs"
+RECORDED = DOCS.parent / "benchmarks" / "results" / "live_shift.jsonl.gz"
 WISHES = (
     ("shapes", "a large red circle on a blue background"),
     ("shapes", "a green star left of a yellow square"),
@@ -82,6 +83,15 @@ def photograph_simulation(page: Page, server: Server, folder: Path) -> None:
     page.screenshot(path=DOCS / "console-simulated.png")
 
 
+def photograph_shift(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/console")
+    page.set_input_files("#file", RECORDED)
+    expect(page.locator("#source")).to_contain_text(RECORDED.name, timeout=120_000)
+    page.locator("#scrub").fill("620")  # shortly after the switch that follows the shift
+    page.wait_for_timeout(500)
+    page.screenshot(path=DOCS / "live-shift.png", full_page=True)
+
+
 def main() -> None:
     """Take all pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -93,6 +103,7 @@ def main() -> None:
             server.wait_ready()
             photograph_playground(page, server)
             photograph_console(page, server)
+            photograph_shift(page, server)
             photograph_simulation(page, server, Path(folder))
         chromium.close()
 
