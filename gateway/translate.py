@@ -21,7 +21,6 @@ from engine import (
     PipelineSpec,
     RequestId,
     Shape,
-    StageKind,
 )
 from gateway.errors import RequestError
 from gateway.jobs.record import Job
@@ -267,22 +266,3 @@ def usage_of(request: GenerationRequest) -> Usage:
         input_tokens_details=InputTokens(text_tokens=text, image_tokens=given),
         output_tokens_details=OutputTokens(image_tokens=image, text_tokens=0),
     )
-
-
-def server_timing(job: Job) -> str:
-    """Return a Server-Timing value in milliseconds.
-
-    `queue` is time in the job table and in front of stages; the stages are load plus run. All are
-    added up over outputs and attempts, so with n > 1 they can exceed `total`, which is wall time.
-    """
-    arrival_s = job.request.arrival_s
-    in_table_s = max(0.0, (job.started_s or arrival_s) - arrival_s)
-    parts = {"queue": in_table_s + sum(timing.queue_wait_s for timing in job.timeline)}
-    for kind in StageKind:
-        parts[kind.value] = sum(
-            t.load_s + t.run_s
-            for t in job.timeline
-            if t.stage is kind and t.node.startswith(kind.value)  # no previews, no source
-        )
-    parts["total"] = (job.finished_s or arrival_s) - arrival_s
-    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts.items())

@@ -25,7 +25,9 @@ from gateway.schemas.images import (
     ImagesResponse,
     ImageVariationBody,
 )
-from gateway.translate import images_response, server_timing
+from gateway.server_timing import HEADER as TIMING_HEADER
+from gateway.server_timing import server_timing
+from gateway.translate import images_response
 from gateway.uploads import Picture, checked
 from gateway.wire import missing_parameter
 
@@ -123,7 +125,7 @@ async def _answer(  # noqa: PLR0917 - what all three routes end with
     data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)
     return Response(
         images_response(job, wanted, data),
-        headers={"server-timing": server_timing(job), JOB_HEADER: job.id},
+        headers={TIMING_HEADER: server_timing(job), JOB_HEADER: job.id},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
-from litestar import Controller, Request, delete, get, post
+from litestar import Controller, Request, Response, delete, get, post
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 from litestar.response import ServerSentEvent, ServerSentEventMessage
@@ -15,6 +15,7 @@ from gateway.api.base_url import BaseUrl
 from gateway.api.body import asks, query
 from gateway.job_views import JobViews, Viewer
 from gateway.schemas.jobs import Job, JobDeleted, JobList, JobListQuery, Schedule
+from gateway.server_timing import HEADER, server_timing_of_wire
 
 
 async def viewer(request: Request[Any, Any, Any], base_url: NamedDependency[BaseUrl]) -> Viewer:
@@ -48,9 +49,11 @@ class JobController(Controller):
         job_id: FromPath[str],
         viewer: NamedDependency[Viewer],
         views: NamedDependency[JobViews],
-    ) -> Job:
+    ) -> Response[Job]:
         """Return a job: its place in the queue, when it should be finished, its stages."""
-        return await views.show(job_id, viewer)
+        job = await views.show(job_id, viewer)
+        is_over = job.finished_at is not None
+        return Response(job, headers={HEADER: server_timing_of_wire(job)} if is_over else {})
 
     @get("/{job_id:str}/schedule")
     async def schedule(

@@ -27,6 +27,8 @@ from gateway.schemas.videos import (
     VideoList,
     VideoListQuery,
 )
+from gateway.server_timing import HEADER as TIMING_HEADER
+from gateway.server_timing import server_timing
 from gateway.translate_videos import poll_after_ms, video_list, video_of
 from gateway.uploads import Picture, checked
 from gateway.videos import VideoService
@@ -83,6 +85,8 @@ class VideoController(Controller):
         job = await videos.find(video_id, request.user.tenant)
         eta_s = videos.eta_s(job)
         headers = {POLL_HEADER: str(poll_after_ms(job, eta_s=eta_s))}
+        if job.finished_s is not None:
+            headers[TIMING_HEADER] = server_timing(job)
         return Response(video_of(job, eta_s=eta_s), headers=headers)
 
     @delete("/{video_id:str}", status_code=200)

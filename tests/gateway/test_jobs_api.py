@@ -56,6 +56,20 @@ async def test_a_pictures_job_tells_its_stages_and_its_outputs(client: httpx.Asy
     assert png_size(file.content) == (64, 48)
 
 
+async def test_pictures_videos_and_their_jobs_tell_where_the_time_went(
+    client: httpx.AsyncClient,
+) -> None:
+    drawn = await client.post("/v1/images/generations", json=BODY)
+    again = await client.get(f"/v1/jobs/{drawn.headers['x-job-id']}")
+    assert again.headers["server-timing"] == drawn.headers["server-timing"]
+    assert "diffuse;dur=110.0" in again.headers["server-timing"]
+    filmed = await video(client)
+    await until(client, filmed, "completed")
+    shown = await client.get(f"/v1/videos/{filmed.replace('job_', 'video_')}")
+    same = await client.get(f"/v1/jobs/{filmed}")
+    assert shown.headers["server-timing"] == same.headers["server-timing"]
+
+
 async def test_a_waiting_job_tells_its_place_and_when_it_should_be_finished(
     serve: Serve, engine: FakeEngine
 ) -> None:
