@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -24,7 +24,7 @@ from engine.types import GenerationRequest, ModelId, RequestId, Shape
 from schedulers.cost import CostModel
 from schedulers.planner.handsized import HandSizes
 from schedulers.profile import load_profile, specs_of
-from schedulers.sim.config import NodeFailure, SimConfig
+from schedulers.sim.config import MONITOR_WINDOW_S, NodeFailure, SimConfig
 from schedulers.sim.demand import Demand, TraceDemand, WorkloadDemand
 from schedulers.sim.events import ArriveEvent, FinishEvent, SimEvent, SwitchEvent
 from schedulers.sim.experiment import run_experiment
@@ -39,6 +39,7 @@ SOURCES = ("engine", "schedulers")
 PROFILE = "l20"
 BOUND = "bound"
 WINDOWS = 120
+SETTLED_S = 2 * MONITOR_WINDOW_S
 MEBIBYTE = 1 << 20
 GROUP_FIGURES = ("requests", "slo_attainment", "mean_s", "p95_s")
 FIGURES = (
@@ -100,6 +101,12 @@ def fingerprint(policy: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
+class _Ended(NamedTuple):
+    on_time: bool
+    took_s: float
+    settled: bool
+
+
 class Watch:
     """What the summary does not keep: switches of placement, phases, last of a class, memory."""
 
@@ -110,7 +117,7 @@ class Watch:
         self.memory_mib: list[float] = []
         self._arrivals: dict[str, tuple[str, float]] = {}
         self._ends_s = tuple(phase_ends_s)
-        self._phases: list[list[tuple[bool, float]]] = [[] for _ in self._ends_s]
+        self._phases: list[list[_Ended]] = [[] for _ in self._ends_s]
         self._memory, self._next_s = memory, 0.0
 
     def see(self, event: SimEvent) -> None:
@@ -127,17 +134,18 @@ class Watch:
                 self.last_finish_s[name] = round(event.t, 1)
                 phase = bisect_right(self._ends_s, arrival_s)
                 if phase < len(self._phases):
-                    self._phases[phase].append((event.on_time, event.t - arrival_s))
+                    begin_s = self._ends_s[phase - 1] if phase else 0.0
+                    settled = arrival_s >= begin_s + SETTLED_S
+                    ended = _Ended(event.on_time, event.t - arrival_s, settled)
+                    self._phases[phase].append(ended)
 
     def per_phase(self) -> list[dict[str, Any]]:
-        """Return the figures of every phase of the workload, of requests that have an output."""
+        """Return the figures of every phase of the workload, of requests that have an output.
+
+        `settled` are those of requests that came two windows of the monitor after the phase began.
+        """
         return [
-            {
-                "ends_s": end_s,
-                "finished": len(ended),
-                "on_time": sum(on_time for on_time, _ in ended),
-                "mean_s": _rounded(sum(took_s for _, took_s in ended) / max(1, len(ended))),
-            }
+            {"ends_s": end_s, **_counts(ended), "settled": _counts([e for e in ended if e.settled])}
             for end_s, ended in zip(self._ends_s, self._phases, strict=True)
         ]
 
@@ -146,6 +154,12 @@ class Watch:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
             self.memory_mib.append(round(pages * 4096 / MEBIBYTE, 1))
             self._next_s = now_s + 3600
+
+
+def _counts(ended: Sequence[_Ended]) -> dict[str, Any]:
+    mean_s = sum(e.took_s for e in ended) / max(1, len(ended))
+    on_time = sum(e.on_time for e in ended)
+    return {"finished": len(ended), "on_time": on_time, "mean_s": _rounded(mean_s)}
 
 
 def run_cell(cell: Cell, trace: Path | None = None) -> dict[str, Any]:

@@ -158,9 +158,8 @@ def workloads(scope: Scope) -> Iterator[Cell]:
     del scope
     for name in OTHER_WORKLOADS:
         for model in MODELS:
-            for policy in ("trident", "b6", "edf-best-fit", BEST_STATIC[model]):
-                gpus = 32 if model == SD3 else 64
-                yield usual(model, policy=policy, workload=name, gpus=gpus)
+            for policy in contenders(model):
+                yield usual(model, **policy, workload=name, gpus=32 if model == SD3 else 64)
 
 
 def goodput(scope: Scope) -> Iterator[Plan]:
@@ -197,11 +196,11 @@ def ablation(scope: Scope) -> Iterator[Cell]:
         (HUNYUAN, {"rate_scale": 1.2}),
         *((COG, {"seed": seed, **small}) for seed in SEEDS),
         *((HUNYUAN, {"seed": seed, **small}) for seed in SEEDS),
-        (FLUX, {"rate_scale": 1.2}),
-        (SD3, {"workload": "bursts", "gpus": 56}),
+        (FLUX, {"rate_scale": 1.2, "gpus": 32}),
         (COG, {}),
         (HUNYUAN, {}),
-        (FLUX, {}),
+        (FLUX, {"gpus": 32}),
+        (SD3, {"workload": "bursts", "gpus": 56}),
     ]
     for model, situation in loads:
         sizes = without_pool(model, situation.get("gpus", 128))

@@ -215,7 +215,8 @@ def others() -> Iterator[list[str]]:
             ratio = auto[0] / max(hands)
             what = f"{title}: the orchestrator's attainment over the best hand-sized one's"
             yield [what, "0.97", f"{ratio:.3f}", verdict(met=ratio >= 0.97)]  # noqa: PLR2004
-    walls = [e.figures["wall_s"] for e in chosen("published", COG, "trace")]
-    if walls:
-        met = verdict(met=max(walls) <= TRACE_WALL_S)
-        yield ["wall time of the published trace", "120 s", f"{max(walls):.0f} s", met]
+    spent = [e.figures["cpu_s"] for e in chosen("published", COG, "trace")]
+    if spent:  # on one core; wall time depends on what else the machine does
+        met = verdict(met=max(spent) <= TRACE_WALL_S)
+        what = "CPU time of simulating the published trace, in one process"
+        yield [what, "120 s", f"{max(spent):.0f} s", met]
