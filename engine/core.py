@@ -108,7 +108,7 @@ class EngineCore:
             landed=self._landed,
         )
         self.listener = Listener(
-            self.cluster, self._loader, self._launcher, wake=self._wake.set, broke=self._break
+            self.cluster, self._loader, self._launcher, wake=self._wake.set, broke=self._stop
         )
         self._closed: str | None = "The engine has not been started."
 
@@ -280,12 +280,9 @@ class EngineCore:
     def _crash(self, error: BaseException) -> None:
         """Stop loudly on a bug: an engine that lost a task of its own must not look healthy."""
         log.critical("engine_crashed", exc_info=error)
-        self._stop(f"The engine stopped on an internal error: {error!r}.", EngineCrashedError)
+        self._stop(f"The engine stopped on an internal error: {error!r}.")
 
-    def _break(self, reason: str) -> None:
-        self._stop(reason, EngineCrashedError)
-
-    def _stop(self, reason: str, error: type[EngineError]) -> None:
+    def _stop(self, reason: str, error: type[EngineError] = EngineCrashedError) -> None:
         self._closed = self._closed or reason
         for run in list(self._requests.values()):
             self._give_up(run, error(reason))
