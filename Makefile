@@ -157,8 +157,10 @@ train-models: $(VENV)/.train ## Train the models that ship anew (hours on a CPU;
 			--size-captions $(SIZED) && $(TRAIN).sheet --model $(MODELS)/$$model || exit 1; done
 	for model in motion motion-128; do \
 		$(TRAIN).motion.evaluate --model $(MODELS)/$$model --clips $(CLIPS) \
-			--longer-clips $(OTHER_CLIPS) --bouncing-clips $(OTHER_CLIPS) \
 			&& $(TRAIN).motion.sheet --model $(MODELS)/$$model || exit 1; done
+	$(TRAIN).motion.evaluate --model $(MODELS)/motion --clips 0 \
+		--longer-clips $(OTHER_CLIPS) --bouncing-clips $(OTHER_CLIPS)
+	$(TRAIN).motion.sheet --model $(MODELS)/motion --longer
 
 clean: ## Delete the environment, caches and local data
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache data

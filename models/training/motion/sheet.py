@@ -1,14 +1,15 @@
-"""Film the sample sheet: `python -m models.training.motion.sheet --model models/motion`.
+"""Film the sample sheets: `python -m models.training.motion.sheet --model models/motion`.
 
-One held-out caption per movement and a few more in plain words, first draw, one seed, none
-discarded, a row of frames each. The captions are a fixed walk through colours, shapes and
-movements, written down before the model was trained.
+Held-out captions in plain words, first draw, one seed, none discarded, a row of frames each. The
+captions are a fixed walk through colours, shapes and movements, written down before the model was
+trained. `--longer` films another sheet: every fourth frame of clips of 33.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 
 from models.training.motion.filming import Shooting, film_prompts
-from models.training.motion.movements import MOVING, ClipWish, is_clip_held_out
+from models.training.motion.movements import BOUNCING, MOVING, ClipWish, is_clip_held_out
 from models.training.motion.phrases import say_clip
 from models.training.scenes import Kind, Wish, is_pair_held_out
 from models.training.vocabulary import COLOURS, SHAPES
@@ -25,23 +26,27 @@ from models.training.vocabulary import COLOURS, SHAPES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from diffusers import AnimateDiffPipeline
+
     from models.training.motion.watching import Clip
 
 ROWS = 12
+LONG_FRAMES, SHOWN_EVERY = 33, 4
+LONG_MOVING = (*MOVING, BOUNCING)
 CAPTION_PX = 16
 GAP_PX = 3
 SHEET_SEED = 42
 
 
-def sheet_wishes() -> list[ClipWish]:
-    """Each colour once, in a pair never trained; every movement twice."""
+def sheet_wishes(movements: Sequence[str] = MOVING, rows: int = ROWS) -> list[ClipWish]:
+    """Each colour once at most, in a pair never trained; the movements take turns."""
     colours = list(COLOURS)
-    movements = itertools.cycle(MOVING)
+    turns = itertools.cycle(movements)
     wishes = []
-    for index in range(ROWS):
+    for index in range(rows):
         colour, background = colours[index], colours[(index + 5) % len(colours)]
         kind = next(k for k in (Kind(colour, s) for s in SHAPES) if is_pair_held_out(k))
-        wishes.append(ClipWish(Wish((kind,), background), next(movements)))
+        wishes.append(ClipWish(Wish((kind,), background), next(turns)))
     if not all(is_clip_held_out(wish) for wish in wishes):
         raise ValueError("A caption of the sheet has been trained; choose held-out ones only")
     return wishes
@@ -62,20 +67,32 @@ def compose(clips: Sequence[Clip], captions: Sequence[str]) -> Image.Image:
 
 
 def main() -> None:
-    """Film the sheet into the model's folder."""
+    """Film the sheet, or the longer one, into the model's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/motion"))
-    parser.add_argument("--out", type=Path, help="default: samples.png in the model's folder")
+    parser.add_argument("--out", type=Path, help="default: the model's folder")
+    parser.add_argument("--longer", action="store_true", help="the sheet of 33 frames instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = DiffusionPipeline.from_pretrained(options.model)
     pipeline.set_progress_bar_config(disable=True)
-    captions = [say_clip(wish, None) for wish in sheet_wishes()]
+    folder = options.out or options.model
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     shooting = Shooting(seed=SHEET_SEED, width_px=side, height_px=side)
+    if not options.longer:
+        _film(pipeline, sheet_wishes(), shooting).save(folder / "samples.png", optimize=True)
+        return
+    longer = replace(shooting, frames=LONG_FRAMES, batch=1)
+    wishes = sheet_wishes(LONG_MOVING, len(LONG_MOVING))
+    _film(pipeline, wishes, longer, SHOWN_EVERY).save(folder / "longer.png", optimize=True)
+
+
+def _film(
+    pipeline: AnimateDiffPipeline, wishes: Sequence[ClipWish], shooting: Shooting, every: int = 1
+) -> Image.Image:
+    captions = [say_clip(wish, None) for wish in wishes]
     clips = film_prompts(pipeline, captions, shooting)
-    sheet = compose(clips, captions)
-    sheet.save(options.out or options.model / "samples.png", optimize=True)
+    return compose([clip[::every] for clip in clips], captions)
 
 
 if __name__ == "__main__":
