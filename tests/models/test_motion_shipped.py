@@ -23,7 +23,7 @@ pytestmark = [
 from diffusers import AnimateDiffPipeline, DiffusionPipeline, UNetMotionModel  # noqa: E402
 
 from models.training.motion.filming import Shooting, film_prompts  # noqa: E402
-from models.training.motion.movements import MOVING, ClipWish  # noqa: E402
+from models.training.motion.movements import BOUNCING, MOVING, ClipWish  # noqa: E402
 from models.training.motion.phrases import motion_words, say_clip  # noqa: E402
 from models.training.motion.sheet import sheet_wishes  # noqa: E402
 from models.training.motion.watching import judge_clip  # noqa: E402
@@ -31,6 +31,9 @@ from models.training.scenes import Kind, Wish  # noqa: E402
 
 if TYPE_CHECKING:
     from models.training.motion.watching import Clip
+
+
+KNOWN = (*MOVING, BOUNCING)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +83,10 @@ class TestFolder:
         settings = json.loads((SHIPPED / "trident.json").read_text())
         defaults, limits = settings["defaults"], settings["limits"]
         assert 0 < defaults["width_px"] * defaults["height_px"] <= limits["max_pixels"]
-        assert 0 < defaults["frames"] <= limits["max_frames"]
+        assert 0 < defaults["frames"] <= limits["max_frames"] == 33
 
     def test_its_tokenizer_knows_the_movements(self, pipeline: AnimateDiffPipeline) -> None:
-        assert all(len(pipeline.tokenizer.tokenize(word)) == 1 for word in motion_words(MOVING))
+        assert all(len(pipeline.tokenizer.tokenize(word)) == 1 for word in motion_words(KNOWN))
 
     def test_the_card_was_written_by_the_commands_that_measure(self) -> None:
         text = (SHIPPED / "README.md").read_text()
@@ -128,6 +131,15 @@ class TestFilming:
     def test_the_word_decides_the_direction(self, clips: dict[str, Clip]) -> None:
         assert not judge_clip(clips["left"], wish_of("right")).direction
         assert not judge_clip(clips["right"], wish_of("left")).direction
+
+    def test_a_longer_clip_moves_as_asked_too(self, pipeline: AnimateDiffPipeline) -> None:
+        wish = wish_of("right")
+        shooting = Shooting(steps=8, frames=17, seed=5)
+        verdict = judge_clip(film_prompts(pipeline, [say_clip(wish, None)], shooting)[0], wish)
+        assert verdict.present
+        assert verdict.colour
+        assert verdict.background
+        assert verdict.direction
 
     def test_unknown_words_do_no_harm(self, pipeline: AnimateDiffPipeline) -> None:
         strange = "\N{SNOWMAN} 42 elephants!? " * 20
