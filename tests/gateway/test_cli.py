@@ -32,10 +32,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder that can be opened; there are no weights to load."""
+    """A folder that can be opened, with files of no weights."""
     folder = tmp_path / "tiny"
     for part in ("vae", "transformer"):
         (folder / part).mkdir(parents=True)
+        weights = folder / part / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
     (folder / "vae/config.json").write_text(json.dumps({"block_out_channels": [8, 8]}))
     (folder / "transformer/config.json").write_text(json.dumps({"patch_size": 2}))
     (folder / "model_index.json").write_text(json.dumps(INDEX))
