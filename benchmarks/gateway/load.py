@@ -69,6 +69,11 @@ class _Connection:
             raise BadAnswerError(head.decode(errors="replace"))
         await self._reader.readexactly(int(rest.partition(b"\r\n")[0]))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has closed it, as it does after some idle seconds."""
+        return self._reader.at_eof()
+
     async def close(self) -> None:
         self._writer.close()
         await self._writer.wait_closed()
@@ -104,6 +109,8 @@ async def open_loop(port: int, request: bytes, *, calls: int, per_s: float) -> L
     began = due_s = time.perf_counter()
 
     async def caller(due_s: float) -> None:
+        while idle and idle[-1].is_closed:
+            idle.pop()
         connection = idle.pop() if idle else await _Connection.to(port)
         await connection.call(request)
         latencies.append(time.perf_counter() - due_s)
