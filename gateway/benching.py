@@ -34,7 +34,7 @@ from observability.meters import Meters
 from observability.monitor import StageMonitor
 from observability.tracing import build_provider
 from schedulers.cost import CostModel
-from schedulers.policies import SwitchValue
+from schedulers.policies import TUNABLE, SwitchValue
 from schedulers.profile import Profile
 from schedulers.sim.chronicle import Chronicle
 from schedulers.sim.config import RunFacts
@@ -208,12 +208,15 @@ class Bench:
             noise=0.0,
             stragglers=0.0,
             failures=(),
-            dispatcher=None,
-            switches=_switches(self.settings, self._wanted),
+            dispatcher=self.settings.solver,
+            switches=switched(self.settings),
             versions=versions(),
         )
         return msgspec.structs.replace(self._builder.summary(identity, facts), simulated=False)
 
 
-def _switches(settings: Settings, wanted: Wish) -> dict[str, SwitchValue]:
-    return changes(live_knobs(settings.step_batch)) if wanted.policy == "trident" else {}
+def switched(settings: Settings) -> dict[str, SwitchValue]:
+    """Return what a server's policy does otherwise than one that is simulated."""
+    if settings.policy not in TUNABLE:
+        return {}
+    return {**changes(live_knobs(settings.step_batch)), **settings.switches}

@@ -30,10 +30,11 @@ from gateway.cli_profile import profile
 from gateway.cli_simulate import capacity, simulate
 from gateway.machine import need_engine, need_gpus
 from gateway.refusal import RefusalError
-from gateway.runner import open_models, open_profile
-from gateway.settings import Settings, SettingsError, is_loopback
+from gateway.runner import need_policy, open_models, open_profile
+from gateway.settings import SOLVERS, Settings, SettingsError, is_loopback
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
 from gateway.storage.blobs import BlobStore
+from gateway.switches import SEPARATOR
 from observability.logging import configure_logging, granian_log_config
 from schedulers.errors import SchedulerError
 from schedulers.policies import LIVE_POLICIES
@@ -76,11 +77,23 @@ main.add_command(keys)
 @click.option("--database", metavar="URL", help="postgresql://... [a file in the data folder].")
 @click.option("--trace-file", metavar="PATH", help="Append spans to this file, one JSON a line.")
 @click.option("--policy", type=click.Choice(LIVE_POLICIES), help="What decides [trident].")
+@click.option(
+    "--solver", type=click.Choice(SOLVERS), help="How `trident` starts diffuses [greedy]."
+)
+@click.option(
+    "--switch",
+    "switches",
+    multiple=True,
+    metavar="NAME=on|off|NUMBER",
+    help="An addition of `trident`; repeatable (docs/dispatcher.md lists them).",
+)
 @click.option("--step-batch", metavar="N", help="Most requests that share denoise steps [1].")
 @click.option("--profile", metavar="FILE", help="What stages take, as `trident profile` wrote it.")
 @click.option("--events", metavar="FILE", help="Write everything that happens, one JSON a line.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]), help="[auto]")
-def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> None:
+def serve(
+    models: tuple[str, ...], threads: str | None, switches: tuple[str, ...], **flags: str | None
+) -> None:
     """Serve models until interrupted.
 
     Every flag has a TRIDENT_ variable: --data-dir is TRIDENT_DATA_DIR. TRIDENT_API_KEYS holds
@@ -88,6 +101,7 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
     """
     wanted = {f"TRIDENT_{name.upper()}": value for name, value in flags.items()}
     wanted["TRIDENT_THREADS_PER_DEVICE"] = threads
+    wanted["TRIDENT_SWITCHES"] = SEPARATOR.join(switches)
     wanted["TRIDENT_MODEL"] = os.pathsep.join(models) or os.environ.get("TRIDENT_MODEL")
     os.environ.update({name: value for name, value in wanted.items() if value})
     try:
@@ -97,7 +111,8 @@ def serve(models: tuple[str, ...], threads: str | None, **flags: str | None) -> 
         has_keys = need_database(settings.database_url) or bool(settings.keys)
         _need_keys(settings, has_keys=has_keys)
         specs = _models(settings)
-        open_profile(settings, specs)
+        profile = open_profile(settings, specs)
+        need_policy(settings, specs, profile)
     except (SettingsError, PipelineError, SchedulerError) as error:
         raise RefusalError(str(error)) from error
     except ValueError as error:

@@ -17,15 +17,15 @@ import structlog
 
 from engine import EngineError, PipelineError
 from gateway.bench import TargetError
-from gateway.benching import Bench, Wish
-from gateway.cli_options import ABOVE_0, PATH, BytesType, need_places
+from gateway.benching import Bench, Wish, switched
+from gateway.cli_options import ABOVE_0, PATH, BytesType, need_places, switch_option
 from gateway.comparing import compare, render_comparison, simulated
 from gateway.machine import need_engine
 from gateway.refusal import RefusalError
-from gateway.runner import live_knobs, open_models, open_profile
-from gateway.settings import Settings
+from gateway.runner import need_policy, open_models, open_profile
+from gateway.settings import SOLVERS, Settings
 from schedulers.errors import SchedulerError
-from schedulers.policies import LIVE_POLICIES
+from schedulers.policies import LIVE_POLICIES, SwitchValue
 from schedulers.profile import Profile
 from schedulers.sim.events import EventFile, SimEvent
 from schedulers.sim.summary import Summary, render
@@ -41,6 +41,8 @@ _EVERYTHING: Final = 1 << 30
 @click.option("--device-memory", type=BytesType(), metavar="SIZE", help="Limit per device.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads per device.")
 @click.option("--policy", type=click.Choice(LIVE_POLICIES), default="trident", show_default=True)
+@click.option("--solver", type=click.Choice(SOLVERS), help="As of `serve` [greedy].")
+@switch_option
 @click.option("--step-batch", type=click.IntRange(1, 64), default=1, help="As of `serve` [1].")
 @click.option("--profile", type=PATH, metavar="FILE", help="From `trident profile`.")
 @click.option("--trace", type=PATH, metavar="FILE", help="CSV of requests to replay.")
@@ -61,6 +63,8 @@ def bench(
     devices: int,
     device_memory: int | None,
     threads: int | None,
+    solver: str | None,
+    switches: tuple[tuple[str, SwitchValue], ...],
     step_batch: int,
     profile: Path | None,
     json_path: Path | None,
@@ -86,6 +90,8 @@ def bench(
             devices=devices,
             device_memory_bytes=device_memory,
             threads_per_device=threads,
+            solver=solver,
+            switches=dict(switches),
             step_batch=step_batch,
             profile=profile,
             policy=wanted.policy,
@@ -95,6 +101,7 @@ def bench(
         try:
             specs = open_models(models, device=device) if models else ()
             profiled = open_profile(settings, specs)
+            need_policy(settings, specs, profiled)
             run = Bench(settings, specs, profiled, wanted, _progress)
             observers: list[Callable[[SimEvent], None]] = []
             if events is not None:
@@ -120,7 +127,8 @@ def _compare(live: Summary, profile: Profile, run: Bench, wanted: Wish) -> objec
         policy=wanted.policy,
         slo_scale=wanted.slo_scale,
         workload=wanted.label,
-        knobs=live_knobs(run.settings.step_batch),
+        solver=run.settings.solver,
+        switches=switched(run.settings),
     )
     comparison = compare(live, said)
     click.echo("\n" + render(said) + "\n\n" + render_comparison(comparison))

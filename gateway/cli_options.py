@@ -11,12 +11,13 @@ from typing import Any, Final, TypeVar
 import click
 
 from gateway.refusal import RefusalError
+from gateway.settings import SOLVERS
 from gateway.sizes import parse_size
+from gateway.switches import parse_switch
 from schedulers.policies import SwitchValue
 from schedulers.sim.config import NodeFailure
 from schedulers.sim.workloads import WORKLOADS
 
-_DISPATCHERS: Final = ("ilp", "greedy")
 PATH: Final = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,24 +46,10 @@ class Switch(click.ParamType[Any]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, SwitchValue]:
         """Return name and value."""
-        name, _, text = str(value).partition("=")
         try:
-            return name, _switch_value(text)
-        except ValueError:
-            self.fail(
-                f"{value!r} is not NAME=on, NAME=off, NAME=NUMBER or weights=TENANT:WEIGHT,...",
-                param,
-                ctx,
-            )
-
-
-def _switch_value(text: str) -> SwitchValue:
-    if text in {"on", "off"}:
-        return text == "on"
-    if ":" in text:
-        pairs = (pair.rsplit(":", 1) for pair in text.split(","))
-        return {tenant: float(weight) for tenant, weight in pairs}
-    return int(text) if text.isdecimal() else float(text)
+            return parse_switch(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Failure(click.ParamType[Any]):
@@ -102,6 +89,14 @@ class BytesType(click.ParamType[int]):
 
 
 ABOVE_0: Final = Number(min=0, min_open=True)
+switch_option: Final = click.option(
+    "--switch",
+    "switches",
+    type=Switch(),
+    multiple=True,
+    metavar="NAME=on|off|NUMBER",
+    help="An addition of the policy; repeatable (docs/dispatcher.md lists them).",
+)
 _SHARED: Final = (
     click.option("--trace", type=PATH, metavar="FILE", help="CSV of requests to replay."),
     click.option("--workload", "name", type=click.Choice(tuple(WORKLOADS)), help="Or make them."),
@@ -130,15 +125,14 @@ _SHARED: Final = (
         "--noise", type=Number(0, 1, max_open=True), default=0.0, help="0.2 is 20 % either way."
     ),
     click.option("--stragglers", type=Number(0, 1), default=0.0, help="Share of slow runs."),
-    click.option("--dispatcher", type=click.Choice(_DISPATCHERS), help="If the policy has both."),
     click.option(
-        "--switch",
-        "switches",
-        type=Switch(),
-        multiple=True,
-        metavar="NAME=on|off|NUMBER",
-        help="An addition of the policy; repeatable (docs/dispatcher.md lists them).",
+        "--solver",
+        "--dispatcher",
+        "dispatcher",
+        type=click.Choice(SOLVERS),
+        help="If the policy has both.",
     ),
+    switch_option,
     click.option("--json", "json_path", type=PATH, metavar="OUT", help="Write figures here."),
 )
 

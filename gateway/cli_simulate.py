@@ -323,7 +323,7 @@ def _need_tunable(run: _Run, policies: tuple[str, ...]) -> None:
     """Refuse switches and solvers that no policy would look at."""
     if (run.switches or run.dispatcher is not None) and TUNABLE.isdisjoint(policies):
         message = f"{', '.join(policies)} has no switches and one solver; leave out --switch and"
-        raise RefusalError(f"{message} --dispatcher, which are for {', '.join(sorted(TUNABLE))}.")
+        raise RefusalError(f"{message} --solver, which are for {', '.join(sorted(TUNABLE))}.")
 
 
 def _need_plottable(plot: Path) -> None:

@@ -44,7 +44,8 @@ def simulated(
     policy: str,
     slo_scale: float,
     workload: str,
-    knobs: Knobs,
+    solver: str | None,
+    switches: Mapping[str, SwitchValue],
 ) -> Summary:
     """Replay the same rows on a simulated machine like this one, by what was measured on it."""
     node = msgspec.structs.replace(
@@ -61,7 +62,8 @@ def simulated(
             rows=rows,
             policy=policy,
             slo_scale=slo_scale,
-            switches=changes(knobs) if policy == "trident" else {},
+            dispatcher=solver,
+            switches=switches,
         )
         summary = run_experiment(config, simulate, workload=workload)
     return msgspec.structs.replace(summary, profile=profile.name)

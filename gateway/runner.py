@@ -20,6 +20,7 @@ from engine.fingerprint import fingerprint
 from engine.keeping import KeptLatents
 from engine.messages import Saving
 from engine.ports import Clock, Executor
+from engine.types import DeviceId
 from gateway.console import ConsoleFeed
 from gateway.measured import EngineGauges, MeasuredDispatcher, MeasuredPlanner
 from observability.tracing import StageSpans
@@ -27,7 +28,7 @@ from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import WORKERS, Knobs
 from schedulers.planner.demand import uniform
 from schedulers.planner.knobs import PlannerKnobs
-from schedulers.policies import Policy, Setup, build_policy
+from schedulers.policies import Setup, build_policy
 from schedulers.profile import Profile, load_profile, usable
 from schedulers.sim.chronicle import Chronicle
 from schedulers.sim.watching import TimedDispatcher, WatchedPlanner
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from engine import ModelId, PipelineSpec
-    from engine.types import DeviceId
     from gateway.settings import Settings
     from gateway.warm_up import WarmUp
     from observability.meters import Meters
@@ -131,7 +131,15 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
         saving=_saving(settings),
         widest_team=max(k for spec in bench.specs for k in bench.cost.degrees(spec.id)),
     )
-    policy, telemetry = _policy(settings, bench, executor.devices), bench.telemetry
+    setup = setup_of(
+        settings,
+        bench.specs,
+        bench.cost,
+        bench.profile,
+        devices=executor.devices,
+        planner=bench.planner,
+    )
+    policy, telemetry = build_policy(settings.policy, setup), bench.telemetry
     meter = telemetry.meters.meter
     executor = WatchedExecutor(bench.around(executor), bench.clock, bench.chronicle)
     decides = policy.dispatcher
@@ -166,21 +174,43 @@ def live_knobs(step_batch: int = 1) -> Knobs:
     return msgspec.structs.replace(WORKERS, elders_per_16_nodes=1, step_batch=step_batch)
 
 
-def _policy(settings: Settings, bench: Workbench, devices: Sequence[DeviceId]) -> Policy:
-    profiled = {} if bench.profile is None else bench.profile.models
+def need_policy(settings: Settings, specs: Sequence[PipelineSpec], profile: Profile | None) -> None:
+    """See that the policy can be built as it is wanted; an engine builds its own.
+
+    Raises:
+        SchedulerError: it has no such switch or solver, or a switch has a value of the wrong kind.
+    """
+    if specs:
+        cost = CostModel(specs, profile)
+        setup = setup_of(settings, specs, cost, profile, devices=(DeviceId("any"),))
+        build_policy(settings.policy, setup)
+
+
+def setup_of(
+    settings: Settings,
+    specs: Sequence[PipelineSpec],
+    cost: CostModel,
+    profile: Profile | None,
+    *,
+    devices: Sequence[DeviceId],
+    planner: PlannerKnobs | None = None,
+) -> Setup:
+    """Return what the policy of a server is built for; switches go before what a server does by itself."""
+    profiled = {} if profile is None else profile.models
     shapes = {
         spec.id: profiled[spec.id].shapes if spec.id in profiled else (spec.default_shape,)
-        for spec in bench.specs
+        for spec in specs
     }
-    setup = Setup(
-        specs=bench.specs,
-        cost=bench.cost,
+    return Setup(
+        specs=specs,
+        cost=cost,
         nodes=dict.fromkeys(devices, NODE),
-        prior=uniform(shapes, {spec.id: spec.default_steps for spec in bench.specs}),
+        solver=settings.solver,
+        switches=settings.switches,
+        prior=uniform(shapes, {spec.id: spec.default_steps for spec in specs}),
         base=live_knobs(settings.step_batch),
-        planner=bench.planner,
+        planner=planner,
     )
-    return build_policy(settings.policy, setup)
 
 
 def reserve_bytes(device: str) -> int:

@@ -17,7 +17,8 @@ import msgspec
 from gateway.auth.keys import KeyRing, parse_keys
 from gateway.db.url import DatabaseUrl
 from gateway.sizes import parse_size
-from schedulers.policies import LIVE_POLICIES
+from gateway.switches import parse_switches
+from schedulers.policies import LIVE_POLICIES, SwitchValue
 
 LogFormat = Literal["auto", "json", "console"]
 Device = Literal["cpu", "cuda"]
@@ -26,6 +27,7 @@ _Choice = TypeVar("_Choice", bound=str)
 
 _DEVICES: Final[tuple[Device, ...]] = ("cpu", "cuda")
 _ROLES: Final[tuple[Role, ...]] = ("both", "gateway", "engine")
+SOLVERS: Final = ("greedy", "ilp")
 _LOG_FORMATS: Final[tuple[LogFormat, ...]] = ("auto", "json", "console")
 _MAX_PORT: Final = 65_535
 _MAX_STEP_BATCH: Final = 64
@@ -78,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: LogFormat = "auto"
     trace_file: Path | None = None
     policy: str = "trident"
+    solver: str | None = None
+    switches: Mapping[str, SwitchValue] = {}
     profile: Path | None = None
     events_file: Path | None = None
     planner_window_s: float = 60.0
@@ -134,6 +138,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             log_format=read.choice("TRIDENT_LOG_FORMAT", _LOG_FORMATS, "auto"),
             trace_file=read.path("TRIDENT_TRACE_FILE"),
             policy=read.choice("TRIDENT_POLICY", LIVE_POLICIES, "trident"),
+            solver=read.optional_choice("TRIDENT_SOLVER", SOLVERS),
+            switches=read.switches("TRIDENT_SWITCHES"),
             profile=read.path("TRIDENT_PROFILE"),
             events_file=read.path("TRIDENT_EVENTS"),
             planner_window_s=read.number("TRIDENT_PLANNER_WINDOW_S", 60.0),
@@ -230,10 +236,28 @@ class _Reader:
         size = self.size(name)
         return default if size is None else size
 
+    def switches(self, name: str) -> dict[str, SwitchValue]:
+        """Read switches of the policy; which there are is found out when it is built."""
+        try:
+            found = parse_switches(self.text(name) or "")
+        except ValueError as error:
+            message = f"{name}: {error}"
+            raise SettingsError(message) from error
+        if any(one.replace("-", "_") == "step_batch" for one in found):
+            message = (
+                f"{name}: step_batch has a setting of its own, TRIDENT_STEP_BATCH (--step-batch)."
+            )
+            raise SettingsError(message)
+        return found
+
     def choice(self, name: str, choices: tuple[_Choice, ...], default: _Choice) -> _Choice:
+        found = self.optional_choice(name, choices)
+        return default if found is None else found
+
+    def optional_choice(self, name: str, choices: tuple[_Choice, ...]) -> _Choice | None:
         text = self.text(name)
         if text is None:
-            return default
+            return None
         for choice in choices:
             if choice == text:
                 return choice

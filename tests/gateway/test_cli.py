@@ -25,6 +25,7 @@ INDEX = {
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = "MODEL HOST PORT API_KEYS DEVICE DEVICES DEVICE_MEMORY DATABASE ROLE ARTIFACTS"
+    names += " POLICY SOLVER SWITCHES"
     for name in names.split():
         monkeypatch.setenv(f"TRIDENT_{name}", "")
     monkeypatch.setenv("TRIDENT_DATA_DIR", str(tmp_path / "data"))
@@ -109,6 +110,38 @@ def test_a_taken_port_is_named(model: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert_refused(serve("--model", str(model), "--port", port), port, "--port")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--switch", "warp=on"), ("no switch 'warp'", "preempt", "scale_up")),
+        (("--switch", "preempt"), ("NAME=on",)),
+        (("--switch", "preempt=3"), ("wrong value", "preempt")),
+        (("--switch", "considered=0"), ("considered is too small",)),
+        (("--switch", "step-batch=4"), ("--step-batch",)),
+        (("--policy", "b3", "--switch", "spill=off"), ("b3 has no switches", "trident")),
+        (("--policy", "b3", "--solver", "ilp"), ("b3 has no switches", "ilp")),
+    ],
+)
+def test_a_switch_or_solver_that_the_policy_lacks_is_refused_before_the_start(
+    model: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    assert_refused(serve("--model", str(model), *options), *words)
+
+
+def test_switches_and_solver_reach_the_server_process(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Settings] = []
+    monkeypatch.setattr(cli, "_need_port", lambda _host, _port: None)
+    monkeypatch.setattr(cli, "_serve", lambda *_args, **_kwargs: began.append(Settings.from_env()))
+    options = ("--solver", "ilp", "--switch", "preempt=off", "--switch", "weights=acme:2,b:1")
+    result = serve("--model", str(model), *options)
+    assert result.exit_code == 0, result.output
+    (settings,) = began
+    assert settings.solver == "ilp"
+    assert settings.switches == {"preempt": False, "weights": {"acme": 2.0, "b": 1.0}}
 
 
 def test_two_models_of_one_name_are_refused(model: Path) -> None:

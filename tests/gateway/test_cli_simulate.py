@@ -138,7 +138,7 @@ def test_an_impossible_request_is_reported_with_its_reason(instant: Instant, tra
 
 def test_options_reach_the_simulator(instant: Instant) -> None:
     options = ["--workload", "hetu", "--duration", "60", "--slo-scale", "1.5"]
-    options += ["--seed", "7", "--noise", "0.2", "--stragglers", "0.01", "--dispatcher", "greedy"]
+    options += ["--seed", "7", "--noise", "0.2", "--stragglers", "0.01", "--solver", "greedy"]
     options += ["--nodes", "2", "--fail-node", "1@30", "--switch", "scale-up=off"]
     options += ["--policy", "trident"]
     result = invoke(instant, *SIMULATE, *options)
@@ -289,7 +289,7 @@ def test_capacity_says_when_the_limit_is_too_low() -> None:
         ((*SIMULATE, "--workload", "hetu", "--fail-node", "4@60"), ("no node 4", "0 to 0")),
         ((*SIMULATE, "--workload", "hetu", "--switch", "scale-up"), ("NAME=on",)),
         ((*HETU, "--policy", "b6", "--switch", "preempt=off"), ("b6 has no switches", "trident")),
-        ((*HETU, "--policy", "b6", "--dispatcher", "ilp"), ("b6 has no switches", "--dispatcher")),
+        ((*HETU, "--policy", "b6", "--dispatcher", "ilp"), ("b6 has no switches", "--solver")),
         ((*HETU, "--compare", "b4,b6", "--switch", "spill=off"), ("b4, b6", "--switch")),
         (("capacity", *HETU[1:3], *HETU[5:], "--policy", "b6", "--dispatcher", "ilp"), ("b6",)),
         ((*SIMULATE, "--workload", "hetu", "--json", "/no/such/folder/x"), ("Cannot write",)),

@@ -60,8 +60,17 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "TRIDENT_SLO_SCALE": "1.5",
             "TRIDENT_VIDEO_TIMEOUT_S": "7200",
             "TRIDENT_STEP_BATCH": "4",
+            "TRIDENT_SOLVER": "ilp",
+            "TRIDENT_SWITCHES": "preempt=off; scale-up=on;weights=acme:2,globex:1;least_gain=0.9",
         }
     )
+    assert settings.solver == "ilp"
+    assert settings.switches == {
+        "preempt": False,
+        "scale-up": True,
+        "weights": {"acme": 2.0, "globex": 1.0},
+        "least_gain": 0.9,
+    }
     assert settings.video_timeout_s == 7200.0
     assert (settings.warm_up_degree, settings.step_batch) == (8, 4)
     assert settings.models == (Path("/m/a"), Path("/m/b"))
@@ -87,6 +96,10 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         ("TRIDENT_ROLE", "king"),
         ("TRIDENT_DATABASE", "mysql://host/db"),
         ("TRIDENT_LEASE_S", "0"),
+        ("TRIDENT_SOLVER", "simplex"),
+        ("TRIDENT_SWITCHES", "preempt"),
+        ("TRIDENT_SWITCHES", "least_gain=nan"),
+        ("TRIDENT_SWITCHES", "step-batch=4"),
         ("TRIDENT_API_KEYS", "acme:short"),
         ("TRIDENT_API_KEYS_FILE", "/does/not/exist"),
     ],
