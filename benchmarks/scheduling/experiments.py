@@ -7,12 +7,13 @@ so that a search can choose the next rate; plans do not depend on one another.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from benchmarks.scheduling.cells import BOUND, Cell
-from benchmarks.scheduling.knees import GRID, Curve, search
+from benchmarks.scheduling.knees import GRID, Curve, around, search
 
 Figures = dict[str, Any]
 Plan = Generator[Cell, Figures, None]
@@ -41,6 +42,11 @@ OTHER_WORKLOADS: Final = ("light", "medium", "heavy", "dynamic", "proprietary")
 POOLS: Final = {COG: (0, 4, 6, 7, 8, 10, 12, 16), HUNYUAN: (0, 4, 5, 6, 8, 12), FLUX: (0, 2, 4)}
 GOODPUT_GPUS: Final = {COG: 128, HUNYUAN: 128, FLUX: 32, SD3: 16}
 """Smaller for images: overload of as many requests takes minutes a point."""
+KNEE_PAIRS: Final = ("trident", "deadline-rounds")
+"""Whose 90 % knees are looked for with more seeds: ours and the best dynamic baseline's."""
+KNEE_BEGINS: Final = {COG: 8, HUNYUAN: 14, FLUX: 17, SD3: 10}
+"""Steps of the grid from which those searches begin."""
+WORKLOAD_GPUS: Final = {COG: 64, HUNYUAN: 64, FLUX: 64, SD3: 16}
 DYNAMIC_POOLS: Final = {COG: (4, 7, 10), HUNYUAN: (4, 6, 8), FLUX: (0, 2)}
 SHIFTING_POOLS: Final = {32: (1, 2, 4, 7), 128: (3, 7, 16, 23)}
 PAIR: Final = f"{FLUX}+{HUNYUAN}"
@@ -120,7 +126,7 @@ def published(scope: Scope) -> Iterator[Cell]:
 def contenders(model: str) -> list[dict[str, Any]]:
     """Return the policies that are compared everywhere, the most telling first."""
     names = (BEST_STATIC[model], "b6", "edf-best-fit", "b4", "trident-paper", "deadline-rounds")
-    others = [{"policy": name} for name in (*names, "b3", "b5")]
+    others = [{"policy": name} for name in (*names, "b3", "b5", "b2")]
     return [{"policy": "trident"}, *others, {"policy": "trident", "solver": "ilp"}]
 
 
@@ -159,7 +165,7 @@ def workloads(scope: Scope) -> Iterator[Cell]:
     for name in OTHER_WORKLOADS:
         for model in MODELS:
             for policy in contenders(model):
-                yield usual(model, **policy, workload=name, gpus=32 if model == SD3 else 64)
+                yield usual(model, **policy, workload=name, gpus=WORKLOAD_GPUS[model])
 
 
 def goodput(scope: Scope) -> Iterator[Plan]:
@@ -168,10 +174,16 @@ def goodput(scope: Scope) -> Iterator[Plan]:
         for policy in [*contenders(model), {"policy": BOUND}]:
             cell = usual(model, **policy, gpus=GOODPUT_GPUS[model])
             if scope.takes(cell):
-                yield curve(cell)
+                yield curve(cell, search)
+    for seed in SEEDS[1:]:
+        for model in MODELS:
+            for name in KNEE_PAIRS:
+                cell = usual(model, policy=name, gpus=GOODPUT_GPUS[model], seed=seed)
+                if scope.takes(cell):
+                    yield curve(cell, partial(around, begin=KNEE_BEGINS[model]))
 
 
-def curve(cell: Cell) -> Plan:
+def curve(cell: Cell, search: Callable[[Curve], Iterator[int]]) -> Plan:
     """Search along the rates of one policy on one model."""
     found: Curve = {}
     for step in search(found):
@@ -200,7 +212,7 @@ def ablation(scope: Scope) -> Iterator[Cell]:
         (COG, {}),
         (HUNYUAN, {}),
         (FLUX, {"gpus": 32}),
-        (SD3, {"workload": "bursts", "gpus": 56}),
+        (SD3, {"workload": "bursts", "gpus": 16}),
     ]
     for model, situation in loads:
         sizes = without_pool(model, situation.get("gpus", 128))

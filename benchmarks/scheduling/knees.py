@@ -30,6 +30,23 @@ def search(found: Curve) -> Iterator[int]:
     yield from _beyond(found)
 
 
+def around(found: Curve, *, begin: int) -> Iterator[int]:
+    """Yield steps until the 90 % knee is known, from a step that is thought to be near it."""
+    yield begin
+    yield from _bracket(found, LEVELS[0])
+    yield from _halve(found, LEVELS[0])
+
+
+def crossing(found: Curve, level: float) -> float | None:
+    """Return where the line between the knee and the next rate that was tried falls to the level."""
+    low = _last_above(found, level)
+    high = None if low is None else _first_below(found, level, low)
+    if low is None or high is None:
+        return None
+    part = (found[low] - level) / (found[low] - found[high])
+    return GRID[low] + part * (GRID[high] - GRID[low])
+
+
 def knee(found: Curve, level: float) -> float | None:
     """Return the highest rate at which the level is reached; None if at none that was tried."""
     step = _last_above(found, level)
@@ -38,7 +55,7 @@ def knee(found: Curve, level: float) -> float | None:
 
 def _bracket(found: Curve, level: float) -> Iterator[int]:
     """Step up or down until the level is passed."""
-    if 0 not in found:
+    if not found:
         yield 0
     while (low := _last_above(found, level)) is None:
         step = min(found) - STRIDE
@@ -50,7 +67,8 @@ def _bracket(found: Curve, level: float) -> Iterator[int]:
         if step > HIGHEST:
             return
         yield step
-        low = max(low, _last_above(found, level) or low)
+        reached = _last_above(found, level)
+        low = low if reached is None else max(low, reached)
 
 
 def _halve(found: Curve, level: float) -> Iterator[int]:

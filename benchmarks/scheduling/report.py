@@ -9,12 +9,19 @@ from matplotlib.figure import Figure
 from benchmarks.scheduling.cells import BOUND, ROOT
 from benchmarks.scheduling.costs import decisions
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve
+from benchmarks.scheduling.seeded import seeded
 from benchmarks.scheduling.shifts import shifts, tight
 from benchmarks.scheduling.store import RESULTS
 from benchmarks.scheduling.tables import NAMES, TABLES, curves, knee_order
 from benchmarks.scheduling.targets import targets
 
-OWN_TABLES = {"targets": targets, "shifts": shifts, "tight": tight, "decisions": decisions}
+OWN_TABLES = {
+    "targets": targets,
+    "seeded": seeded,
+    "shifts": shifts,
+    "tight": tight,
+    "decisions": decisions,
+}
 PAGE = ROOT / "docs/benchmarks.md"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5539", "#6A4C93")
 DPI = 110

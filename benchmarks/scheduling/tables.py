@@ -196,15 +196,22 @@ def volume(shape: str) -> int:
 
 
 def swept() -> list[Entry]:
+    """Return the cells of goodput curves, those of further seeds left out."""
+    return [e for e in of_goodput() if e.cell.seed == 1]
+
+
+def of_goodput() -> list[Entry]:
     """Return the cells of goodput curves."""
     return [e for e in entries("goodput") if e.cell.gpus == GOODPUT_GPUS[e.cell.model]]
 
 
-def curves() -> dict[str, dict[str, Curve]]:
+def curves(seed: int = 1) -> dict[str, dict[str, Curve]]:
     """Return attainment by step of the grid, per model and policy."""
     step_of = {rate: step for step, rate in GRID.items()}
     found: dict[str, dict[str, Curve]] = {}
-    for entry in swept():
+    for entry in of_goodput():
+        if entry.cell.seed != seed:
+            continue
         step = step_of.get(entry.cell.rate_scale)
         if step is not None:
             curve = found.setdefault(entry.cell.model, {}).setdefault(policy_name(entry.cell), {})

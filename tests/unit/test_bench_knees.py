@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scheduling.knees import GRID, HIGHEST, LOWEST, Curve, knee, search
+from benchmarks.scheduling.knees import GRID, HIGHEST, LOWEST, Curve, around, crossing, knee, search
 
 
 def _searched(attainment: Callable[[int], float]) -> Curve:
@@ -45,3 +45,25 @@ class TestSearch:
 
     def test_a_knee_is_below_the_first_failure(self) -> None:
         assert knee({0: 1.0, 4: 0.8, 8: 0.95}, 0.90) == pytest.approx(GRID[0])
+
+
+class TestAround:
+    """The 90 % knee alone, from a guess."""
+
+    @given(st.integers(LOWEST + 8, HIGHEST - 9), st.integers(-8, 8))
+    def test_it_finds_the_knee_from_a_guess_beside_it(self, k90: int, off: int) -> None:
+        found: Curve = {}
+        for step in around(found, begin=max(LOWEST, k90 + off)):
+            assert step not in found
+            found[step] = _falling(k90, k90)(step)
+        assert knee(found, 0.90) == GRID[k90]
+
+
+class TestCrossing:
+    """Between two rates of the grid."""
+
+    def test_it_is_where_the_line_between_them_falls_to_the_level(self) -> None:
+        assert crossing({0: 0.92, 4: 0.88}, 0.90) == pytest.approx((GRID[0] + GRID[4]) / 2)
+
+    def test_there_is_none_above_the_highest_rate_that_was_tried(self) -> None:
+        assert crossing({0: 0.92, 4: 0.91}, 0.90) is None
