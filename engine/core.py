@@ -44,6 +44,8 @@ from engine.types import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.journal import Journal
     from engine.ports import Clock, Dispatcher, Executor, Planner
     from observability.monitor import StageMonitor
@@ -61,7 +63,7 @@ class EngineCore:
         monitor: what the planner learns the workload from; None for planners that need none.
         max_requests: bound on requests in the engine; more raise `EngineBusyError`.
         reserve_bytes: per-device memory that is never promised to weights or activations.
-        kept: where diffuses are saved when the engine is suspended; None saves none.
+        kept: the folder where what diffuses have saved outlives the engine; None keeps nothing.
         embedding_bytes: host memory for prompt embeddings kept across requests; 0 keeps none.
     """
 
@@ -78,7 +80,7 @@ class EngineCore:
         max_requests: int = 64,
         reserve_bytes: int = 0,
         embedding_bytes: int = 0,
-        kept: KeptLatents | None = None,
+        kept: Path | None = None,
     ) -> None:
         """Wire the ports; nothing starts before `start`."""
         self.specs = {spec.id: spec for spec in specs}
@@ -88,10 +90,10 @@ class EngineCore:
         self._max_requests, self._sequence = max_requests, 0
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
         self.cluster = Cluster(executor.devices, weights, reserve_bytes)
-        self._kept, self._suspended = kept or KeptLatents(), False
-        self.embeddings = EmbeddingCache(embedding_bytes, self._kept.freeing(executor.release))
-        self._wake = asyncio.Event()
+        self._wake, self._suspended = asyncio.Event(), False
         self._background = Background(self._crash)
+        self._kept = KeptLatents(kept, specs, self._background.spawn)
+        self.embeddings = EmbeddingCache(embedding_bytes, self._kept.freeing(executor.release))
         self._loader = Loader(
             self.cluster, executor, clock, spawn=self._background.spawn, changed=self._wake.set
         )
@@ -105,6 +107,7 @@ class EngineCore:
             spawn=self._background.spawn,
             observe=dispatcher.observe,
             give_up=self._give_up,
+            saved=self._kept.follow,
             landed=self._landed,
         )
         self.listener = Listener(
@@ -154,7 +157,7 @@ class EngineCore:
         self._requests[request.id] = run
         self._note(request)
         self.embeddings.recall(run)
-        self._kept.recall(self.specs[request.model], run)
+        self._kept.recall(run)
         self._landed(run)
         return run
 
@@ -209,25 +212,21 @@ class EngineCore:
     async def _sleep_until(self, at_s: float | None) -> None:
         now_s = self._clock.now()
         at_s = self.cluster.quarantine.sooner(at_s, now_s)
-        timeout_s = None if at_s is None else max(0.0, at_s - now_s)
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None if at_s is None else max(0.0, at_s - now_s)):
                 await self._wake.wait()
 
     def _give_up(self, run: RequestRun, error: EngineError) -> None:
         run.fail(error)
         self._launcher.cancel_unwanted(run)
-        self._forget_if_drained(run)
-        self._wake.set()
+        self._landed(run)
 
     def _landed(self, run: RequestRun) -> None:
-        self._forget_if_drained(run)
-        self._wake.set()
-
-    def _forget_if_drained(self, run: RequestRun) -> None:
         if run.drained() and self._requests.pop(run.request.id, None) is not None:
             for ref in run.abandon():
                 self.embeddings.release(ref)
+        self._kept.follow(run)
+        self._wake.set()
 
     def _adopt(self, placement: Placement) -> None:
         """Take a new placement: metadata only; weights move when devices are idle or need them."""
@@ -275,7 +274,7 @@ class EngineCore:
         """
         self._suspended = True
         await self._launcher.ground(timeout_s)
-        await self._kept.keep_all(self.specs, tuple(self._requests.values()))
+        await self._kept.settle(tuple(self._requests.values()))
 
     def _crash(self, error: BaseException) -> None:
         """Stop loudly on a bug: an engine that lost a task of its own must not look healthy."""
@@ -284,6 +283,7 @@ class EngineCore:
 
     def _stop(self, reason: str, error: type[EngineError] = EngineCrashedError) -> None:
         self._closed = self._closed or reason
+        self._kept.leave()
         for run in list(self._requests.values()):
             self._give_up(run, error(reason))
 

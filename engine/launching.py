@@ -49,6 +49,7 @@ class Launcher:
     Args:
         observe: told of every report, for policies that learn.
         give_up: told of requests that failed for good.
+        saved: told of every request of which a running diffuse has saved a latent.
         landed: told of every request whose launch has ended.
     """
 
@@ -64,12 +65,13 @@ class Launcher:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         observe: Callable[[Assignment, StageReport], None],
         give_up: Callable[[RequestRun, EngineError], None],
+        saved: Callable[[RequestRun], None],
         landed: Callable[[RequestRun], None],
     ) -> None:
         """Begin with nothing in the air."""
         self._cluster, self._loader, self._executor = cluster, loader, executor
         self._clock, self._spans, self._spawn = clock, spans, spawn
-        self._observe, self._landed = observe, landed
+        self._observe, self._saved, self._landed = observe, saved, landed
         self._recovery, self._embeddings = Recovery(cluster, clock, give_up), embeddings
         self._flights: dict[TaskId, Flight] = {}
 
@@ -88,6 +90,8 @@ class Launcher:
         spent = (saved.ref,) if flight is None else flight.keep(task, saved)
         for ref in spent:
             self._embeddings.release(ref)
+        for run in () if flight is None else flight.runs:
+            self._saved(run)
 
     def note_latent(self, task: TaskId, index: int, latent: HandoffRef) -> None:
         """Take the latent that the launch of `task` shows, or free it if nobody wants it."""

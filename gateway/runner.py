@@ -17,7 +17,6 @@ from engine import EngineCore, PipelineError, open_pipeline
 from engine.executors.local import NODE, LocalExecutor
 from engine.executors.watching import WatchedExecutor
 from engine.fingerprint import fingerprint
-from engine.keeping import KeptLatents
 from engine.messages import Saving
 from engine.ports import Clock, Executor
 from engine.types import DeviceId
@@ -158,7 +157,7 @@ def build_engine(settings: Settings, bench: Workbench) -> Engine:
         max_requests=settings.max_concurrent,
         reserve_bytes=reserve_bytes(settings.device),
         embedding_bytes=settings.embedding_cache_bytes,
-        kept=KeptLatents(settings.data_dir / "paused"),
+        kept=settings.data_dir / "paused",
     )
     return Engine(core, dispatcher, planner)
 

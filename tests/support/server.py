@@ -110,7 +110,8 @@ def running_server(
     command += ["--port", str(port), "--data-dir", str(data_dir)]
     command += ["--trace-file", str(trace_file), "--threads", "1", *flags]
     quiet = {"TRIDENT_WARM_UP_DEGREE": "0"}  # only what a test asks for is in its histories
-    process = subprocess.Popen(command, env={**os.environ, **quiet, **(env or {})}, stderr=log)
+    surroundings = {**os.environ, **quiet, **(env or {})}
+    process = subprocess.Popen(command, env=surroundings, stderr=log, start_new_session=True)
     try:
         yield Server(f"http://127.0.0.1:{port}", data_dir, trace_file, process)
     finally:
