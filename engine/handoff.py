@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from engine.errors import LedgerError
@@ -20,6 +21,7 @@ from engine.types import HandoffRef, NodeId, TaskId
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
 _LEAST_FREE_BYTES = 256 << 20  # containers often get 64 MiB, too little for latents of videos
 _PREFIX = "trident-engine-"
+_LOCK = "lock"
 
 
 def handoff_path(folder: Path, task: TaskId) -> Path:
@@ -115,8 +117,9 @@ class PrivateFolder:
         """Sweep what others left under `root` and make the folder."""
         root = root or _roomiest_root()
         sweep_stale(root)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-        self._lock = _lock(self.path)
+        while (made := _make_locked(root)) is None:
+            pass
+        self.path, self._lock = made
 
     def close(self) -> None:
         """Delete the folder; idempotent."""
@@ -126,9 +129,22 @@ class PrivateFolder:
             self._lock = None
 
 
+def _make_locked(root: Path) -> tuple[Path, int | None] | None:
+    """Make a folder and lock it; None if another process has swept it before that."""
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    with suppress(FileNotFoundError):
+        lock = _lock(path)
+        if lock is None:
+            return None
+        if (path / _LOCK).exists():
+            return path, lock
+        os.close(lock)
+    return None
+
+
 def _lock(folder: Path) -> int | None:
     """Lock a folder and return the file descriptor that holds the lock; None if it is taken."""
-    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +78,43 @@ def test_folders_of_dead_controllers_are_swept_and_those_of_living_ones_kept(
 def test_no_two_tasks_share_a_file(tmp_path: Path) -> None:
     names = ["a:b", "a_b", "a/b", "a", "A"]
     assert len({handoff_path(tmp_path, TaskId(name)) for name in names}) == len(names)
+
+
+def test_a_folder_that_another_engine_sweeps_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, list[str]()
+
+    def make_and_lose_once(**where: Any) -> str:
+        made.append(make(**where))
+        if len(made) == 1:
+            sweep_stale(tmp_path)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose_once)
+    folder = PrivateFolder(tmp_path)
+    sweep_stale(tmp_path)
+    assert folder.path.is_dir()
+    assert list(tmp_path.iterdir()) == [folder.path]
+    folder.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_lock_a_sweep_takes_and_deletes_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep may be over between the opening of the lock and its taking."""
+    take, opened = fcntl.flock, list[int]()
+
+    def lose_once(descriptor: int, how: int) -> None:
+        opened.append(descriptor)
+        if len(opened) == 1:
+            [folder] = tmp_path.iterdir()
+            shutil.rmtree(folder)
+        take(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", lose_once)
+    folder = PrivateFolder(tmp_path)
+    assert folder.path.is_dir()
+    assert (folder.path / "lock").exists()
+    folder.close()
