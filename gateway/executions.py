@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -68,11 +68,13 @@ class Taken(msgspec.Struct, frozen=True):
 
 
 class Executions:
-    """Runs launches on an executor of its own."""
+    """Runs launches on an executor of its own; `now` is the clock that they are timed by."""
 
-    def __init__(self, executor: LocalExecutor) -> None:
+    def __init__(
+        self, executor: LocalExecutor, now: Callable[[], float] = time.perf_counter
+    ) -> None:
         """Begin with no worker up."""
-        self._executor = executor
+        self._executor, self._now = executor, now
         self._memory: dict[DeviceId, int] = {}
         self._up, self.stepped = asyncio.Event(), asyncio.Event()
         self._count = 0
@@ -174,9 +176,9 @@ class Executions:
     async def run(self, launch: Assignment) -> Taken:
         """Run a launch and note what it took."""
         memory = HighWater(self._executor.process_ids().get(launch.team[0]))
-        began = time.perf_counter()
+        began_s = self._now()
         reports = await self._executor.run(launch)
-        wall_s = time.perf_counter() - began
+        wall_s = self._now() - began_s
         return Taken(reports, wall_s, reports[0].peak_memory_bytes or memory.bytes_since())
 
     def pause(self, launch: Assignment) -> None:

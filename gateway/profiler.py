@@ -74,6 +74,7 @@ class Profiler:
         degrees: those that the executor can run; each model is measured at its own of them.
         batches: requests that share a launch, on one device; 1 always is one of them.
         say: told what is measured now, and how far it has come (0 to 1).
+        now: the clock of all seconds that are not a worker's own.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Profiler:
         repetitions: int,
         minutes: float,
         say: Callable[[str, float], None],
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Begin with no worker up."""
-        self._executions, self._notebook, self._say = Executions(executor), notebook, say
+        self._executions, self._now = Executions(executor, now), now
+        self._notebook, self._say = notebook, say
         self._degrees, self._batches, self._repetitions = tuple(degrees), batches, repetitions
-        self._limit_s, self._began_s = 60 * minutes, time.monotonic()
+        self._limit_s, self._began_s = 60 * minutes, now()
         self.left_out: list[str] = []
 
     async def measure(self, specs: Sequence[PipelineSpec], wanted: Sequence[Shape]) -> None:
@@ -184,7 +187,7 @@ class Profiler:
         self._notebook.add(await probe_node(self._executions, spec, mixed, self._repetitions))
 
     def _left_s(self) -> float:
-        return self._limit_s - (time.monotonic() - self._began_s)
+        return self._limit_s - (self._now() - self._began_s)
 
     def _tell(self, what: str) -> None:
         self._say(what, min(1.0, 1 - self._left_s() / self._limit_s))
