@@ -170,8 +170,9 @@ class _Simulation:
             raise self._bug
 
     async def _settle(self) -> None:
-        """Let the first placement be loaded: that takes no time yet."""
-        for _round in range(len(self._infos) * 4):
+        """Let the first placement be loaded, device by device and stage by stage: in no time yet."""
+        stages = sum(len(spec.stages) for spec in self._specs)
+        for _round in range(8 * (len(self._infos) + stages)):
             await asyncio.sleep(0)
 
     def _arrive(self, row: TraceRow) -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from engine.types import ModelId
 from schedulers.errors import SchedulerError
+from schedulers.sim.audit import audit
 from schedulers.sim.config import NodeFailure, RunFacts, SimConfig
 from schedulers.sim.events import (
     ArriveEvent,
     DecideEvent,
     FinishEvent,
+    LoadEvent,
     PlaceEvent,
     RejectEvent,
     RunEvent,
@@ -66,6 +68,17 @@ def test_every_request_ends_once_under_overload_and_after_a_node_has_failed() ->
     assert sorted(arrived) == sorted(ended)
     assert any(e.outcome is RunOutcome.FAILED for e in events if isinstance(e, RunEvent))
     assert not [e for e in events if isinstance(e, RejectEvent)]
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3])
+def test_a_small_cluster_begins_with_its_placement_loaded(gpus: int) -> None:
+    models = (ModelId("sd3"), COG) if gpus > 1 else (ModelId("sd3"),)
+    row = TraceRow(arrival_s=5.0, height=512, width=512, frames=1, steps=20)
+    row = msgspec.structs.replace(row, model=models[0])
+    events, facts = run(iter([row]), models=models, gpus=gpus)
+    assert audit(events) == []
+    assert not [e for e in events if isinstance(e, LoadEvent)]
+    assert facts.simulated_s < 5.0 + 20 * 0.1
 
 
 def test_a_request_that_fits_at_no_degree_is_refused_with_the_reason() -> None:
