@@ -33,6 +33,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         attempts: preemptions that are thought through per decision.
         batch: most encodes in one launch.
         step_batch: most diffuses of different requests that share their denoise steps.
+        decode_batch: most decodes of different requests in one launch.
         decode_degree: most devices that share out the frames of a film to decode.
         weights: share of the cluster per tenant, 1 if not named.
         fairness_half_life_s: how fast what a tenant has used is forgotten.
@@ -61,6 +62,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 48
     batch: int = 8
     step_batch: int = 1
+    decode_batch: int = 1
     decode_degree: int = 1
     weights: Mapping[str, float] = {}
     fairness_half_life_s: float = 600.0
@@ -71,6 +73,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         """Refuse what would divide by zero or decide nothing."""
         least_one = {"batch": self.batch, "considered": self.considered}
         least_one |= {"step_batch": self.step_batch, "decode_degree": self.decode_degree}
+        least_one["decode_batch"] = self.decode_batch
         wrong = [name for name, value in least_one.items() if value < 1]
         above = {"least_gain": self.least_gain, "fairness_half_life_s": self.fairness_half_life_s}
         above |= {f"weights.{tenant}": weight for tenant, weight in self.weights.items()}

@@ -37,7 +37,7 @@ from schedulers.dispatch.prefetching import prefetch
 from schedulers.dispatch.prospects import Curves, Prospect
 from schedulers.dispatch.ranking import Ranking
 from schedulers.dispatch.round import Hold, Round
-from schedulers.dispatch.sharing import share_steps
+from schedulers.dispatch.sharing import share_decodes, share_steps
 from schedulers.dispatch.shrinking import shrink
 from schedulers.dispatch.starts import start_greedily
 
@@ -75,7 +75,9 @@ class TridentDispatcher:
         )
         decision.contended = len(possible) > len(decision.board.idle)
         ranking = Ranking(decision, delays_s)
-        place_decodes(decision, ranking.ordered(by_kind[StageKind.DECODE]))
+        decodes = ranking.ordered(by_kind[StageKind.DECODE])
+        place_decodes(decision, decodes)
+        share_decodes(decision, decodes)
         pooled = [t for t in by_kind[StageKind.ENCODE] if layout.pools.get(t.stage)]
         place_encodes(decision, ranking.ordered(pooled))
         beginning = [t for t in by_kind[StageKind.ENCODE] if not layout.pools.get(t.stage)]

@@ -17,11 +17,13 @@ from engine.types import (
     StageKind,
     StageTask,
 )
+from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.trident import TridentDispatcher
-from tests.support.clusters import COST, LONG, MIDDLE, SHORT, a_cluster, a_ready
+from tests.support.clusters import LONG, MIDDLE, SHORT, SPECS, a_cluster, a_ready, batched
 
 ENCODE, DIFFUSE, DECODE = StageKind
+COST = CostModel(SPECS, batched(1.6, DIFFUSE, DECODE), learn=False)
 SHAPES = (SHORT, MIDDLE, LONG)
 POOLS = {"n1g7": DECODE, "n1g6": ENCODE}
 
@@ -43,6 +45,8 @@ knobs = st.builds(
     reserve=st.booleans(),
     deadline_order=st.booleans(),
     elders_per_16_nodes=st.sampled_from((0, 16)),
+    step_batch=st.sampled_from((1, 4)),
+    decode_batch=st.sampled_from((1, 4)),
 )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import msgspec
+
 from engine.types import (
     ClusterView,
     DeviceId,
@@ -22,7 +24,7 @@ from engine.types import (
 )
 from schedulers.cost import CostModel
 from schedulers.planner.demand import uniform
-from schedulers.profile import load_profile, specs_of
+from schedulers.profile import Profile, load_profile, specs_of
 
 COG = ModelId("cogvideox1.5-5b")
 PROFILE = load_profile("l20")
@@ -30,6 +32,22 @@ SPECS = specs_of(PROFILE, [COG])
 COST = CostModel(SPECS, PROFILE, learn=False)
 MIX = uniform({COG: PROFILE.models[COG].shapes}, {COG: 6})
 SHORT, MIDDLE, LONG = Shape(768, 432, 17), Shape(768, 1360, 17), Shape(768, 1360, 81)  # k 1, 2, 8
+
+
+def batched(times: float, *kinds: StageKind) -> Profile:
+    """Return the profile, were batches of four to take so many times as long as one."""
+    model = PROFILE.models[COG]
+    stages = dict(model.stages)
+    for kind in kinds:
+        more = tuple(
+            msgspec.structs.replace(entry, batch=4, duration_s=times * entry.duration_s)
+            for entry in stages[kind].entries
+            if entry.degree == 1
+        )
+        entries = stages[kind].entries + more
+        stages[kind] = msgspec.structs.replace(stages[kind], entries=entries)
+    model = msgspec.structs.replace(model, stages=stages)
+    return msgspec.structs.replace(PROFILE, models={**PROFILE.models, COG: model})
 
 
 def device_ids(nodes: int, per_node: int = 8) -> list[DeviceId]:

@@ -11,32 +11,17 @@ from engine.types import Assignment, SavedLatent, Shape, StageKind, StageTask
 from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.trident import TridentDispatcher
-from schedulers.profiles.schema import Profile
-from tests.support.clusters import COG, PROFILE, SHORT, SPECS, a_cluster, a_ready
+from tests.support.clusters import SHORT, SPECS, a_cluster, a_ready, batched
 
-ENCODE, DIFFUSE, _DECODE = StageKind
+ENCODE, DIFFUSE, DECODE = StageKind
 SMALL = Shape(768, 432, 33)
-
-
-def batched(times: float) -> Profile:
-    """Return the profile with batches of four that take so many times as long as one."""
-    model = PROFILE.models[COG]
-    stage = model.stages[DIFFUSE]
-    more = [
-        msgspec.structs.replace(entry, batch=4, duration_s=times * entry.duration_s)
-        for entry in stage.entries
-        if entry.degree == 1
-    ]
-    stage = msgspec.structs.replace(stage, entries=(*stage.entries, *more))
-    model = msgspec.structs.replace(model, stages={**model.stages, DIFFUSE: stage})
-    return msgspec.structs.replace(PROFILE, models={**PROFILE.models, COG: model})
 
 
 def launches(
     tasks: Sequence[StageTask], *, times: float = 1.6, most: int = 4, **cluster: Any
 ) -> list[Assignment]:
     """Return what is launched of waiting tasks on one device whose batches of four take `times`."""
-    cost = CostModel(SPECS, batched(times), learn=False)
+    cost = CostModel(SPECS, batched(times, DIFFUSE), learn=False)
     dispatcher = TridentDispatcher(cost, Knobs(step_batch=most, merge=True))
     view = a_cluster(**({"per_node": 1} | cluster))
     plan = dispatcher.plan(tasks, view)
@@ -113,3 +98,50 @@ def test_encodes_share_a_launch_so_that_their_diffuses_can_and_are_not_merged_th
     assert launch.then == ()
     [alone] = launches(waiting(1, ENCODE))
     assert alone.then
+
+
+def decodes(
+    tasks: Sequence[StageTask], *, times: float = 1.6, most: int = 4, **cluster: Any
+) -> list[Assignment]:
+    """Return what is launched of waiting decodes whose batches of four take `times`."""
+    cost = CostModel(SPECS, batched(times, DECODE), learn=False)
+    dispatcher = TridentDispatcher(cost, Knobs(decode_batch=most))
+    plan = dispatcher.plan(tasks, a_cluster(**({"per_node": 1} | cluster)))
+    named = [task.id for launch in plan.assignments for task in launch.tasks]
+    named += [held.task.id for held in plan.held]
+    assert sorted(named) == sorted(task.id for task in tasks)
+    return list(plan.assignments)
+
+
+class TestDecodes:
+    """Decodes that find no idle device ride along with one that has found one."""
+
+    def test_as_many_as_the_knob_allows_share_one_launch(self) -> None:
+        assert sizes(decodes(waiting(6, DECODE))) == [4]
+        assert sizes(decodes(waiting(6, DECODE), most=1)) == [1]
+
+    def test_each_takes_a_device_of_its_own_while_there_is_one(self) -> None:
+        assert sizes(decodes(waiting(3, DECODE), per_node=4)) == [1, 1, 1]
+
+    def test_those_that_wait_for_their_pool_share_its_device(self) -> None:
+        pools = {"n0g7": DECODE}
+        busy = [f"n0g{n}" for n in range(7)]
+        [launch] = decodes(waiting(3, DECODE), per_node=8, pools=pools, busy=busy)
+        assert (launch.team, len(launch.tasks)) == (("n0g7",), 3)
+
+    def test_a_batch_that_saves_nothing_is_not_made(self) -> None:
+        assert sizes(decodes(waiting(4, DECODE), times=3.9)) == [1]
+
+    def test_only_one_size_is_decoded_together(self) -> None:
+        first, *_ = waiting(1, DECODE)
+        assert sizes(decodes([first, a_ready("other", SMALL, DECODE, sequence=1)])) == [1]
+
+    def test_one_that_failed_is_decoded_alone(self) -> None:
+        first, second = waiting(2, DECODE)
+        assert sizes(decodes([first, msgspec.structs.replace(second, alone=True)])) == [1]
+
+    def test_nobody_is_made_late_for_a_batch(self) -> None:
+        [alone] = decodes(waiting(1, DECODE))
+        first, *_ = waiting(1, DECODE, deadline_s=1.1 * alone.expected_s)
+        assert sizes(decodes([first, *waiting(3, DECODE)[1:]])) == [1]
+        assert sizes(decodes([first, *waiting(3, DECODE)[1:]], times=1.01)) == [3]
