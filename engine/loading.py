@@ -278,8 +278,10 @@ class Loader:
         placed = self._cluster.placement.stages
         planned = [device for device, stages in placed.items() if stage in stages]
         live = [device for device in planned if device in self._cluster.memories]
+        if not planned:
+            return (f"{stage}: no device is planned to hold it.",)
         if not live:
-            return (f"{stage}: no live device has a place for it (of {len(planned)} planned).",)
+            return (f"{stage}: no live device holds it; {', '.join(planned)} should and are down.",)
         refusals = [why for d in live if (why := self._refusals.why(d, stage)) is not None]
         if refusals:
             return (f"{stage}: {refusals[0]}",)

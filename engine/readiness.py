@@ -32,6 +32,8 @@ def obstacles(
     specs: Iterable[PipelineSpec], loader: Loader, dispatcher: Dispatcher, view: ClusterView
 ) -> tuple[str, ...]:
     """Return one sentence per stage that could not run now; empty if all could."""
+    if not view.devices:
+        return (f"None of the {len(view.configured)} workers is up yet.",)
     found: list[str] = []
     for spec in specs:
         for stage in spec.stages:

@@ -28,9 +28,9 @@ from gateway.cli_keys import keys
 from gateway.cli_options import need_places
 from gateway.cli_profile import profile
 from gateway.cli_simulate import capacity, simulate
-from gateway.machine import need_engine, need_gpus
+from gateway.machine import need_engine, need_gpus, need_memory
 from gateway.refusal import RefusalError
-from gateway.runner import need_policy, open_models, open_profile
+from gateway.runner import capacity_bytes, need_policy, open_models, open_profile
 from gateway.settings import SOLVERS, Settings, SettingsError, is_loopback
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
 from gateway.storage.blobs import BlobStore
@@ -132,6 +132,7 @@ def _models(settings: Settings) -> tuple[PipelineSpec, ...]:
     folders = settings.models or bundled_models()
     os.environ["TRIDENT_MODEL"] = os.pathsep.join(map(str, folders))
     specs = open_models(folders, device=settings.device)
+    need_memory(capacity_bytes(settings), specs)
     need_engine()
     need_gpus(settings.device, settings.devices)
     return specs

@@ -20,9 +20,9 @@ from gateway.bench import TargetError
 from gateway.benching import Bench, Wish, switched
 from gateway.cli_options import ABOVE_0, PATH, BytesType, need_places, switch_option
 from gateway.comparing import compare, render_comparison, simulated
-from gateway.machine import need_engine
+from gateway.machine import need_engine, need_memory
 from gateway.refusal import RefusalError
-from gateway.runner import need_policy, open_models, open_profile
+from gateway.runner import capacity_bytes, need_policy, open_models, open_profile
 from gateway.settings import SOLVERS, Settings
 from schedulers.errors import SchedulerError
 from schedulers.policies import LIVE_POLICIES, SwitchValue
@@ -102,6 +102,7 @@ def bench(
             specs = open_models(models, device=device) if models else ()
             profiled = open_profile(settings, specs)
             need_policy(settings, specs, profiled)
+            need_memory(capacity_bytes(settings), specs)
             run = Bench(settings, specs, profiled, wanted, _progress)
             observers: list[Callable[[SimEvent], None]] = []
             if events is not None:

@@ -1,13 +1,18 @@
-"""What this machine must have before workers start: packages, GPUs. Each lack is said in words."""
+"""What must be there before workers start: packages, GPUs, memory. Each lack is said in words."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
 
 from gateway.refusal import RefusalError
+
+if TYPE_CHECKING:
+    from engine import PipelineSpec
 
 _INSTALL_HINT: Final = "pip install 'tridentserve[engine]'"
 
@@ -30,5 +35,23 @@ def need_gpus(device: str, devices: int) -> None:
         message = (
             f"torch finds {found} GPUs here, but {devices} are asked for; use "
             "--devices, --device cpu, or a build of torch with CUDA."
+        )
+        raise RefusalError(message)
+
+
+def need_memory(capacity_bytes: int | None, specs: Iterable[PipelineSpec]) -> None:
+    """Refuse devices that could not even hold the weights of one stage.
+
+    What a stage needs to work in depends on the request, which is refused if it is too much.
+    """
+    stages = [(size, spec, kind) for spec in specs for kind, size in spec.weight_bytes.items()]
+    if capacity_bytes is None or not stages:
+        return
+    weights, spec, kind = max(stages, key=itemgetter(0))
+    if weights > capacity_bytes:
+        message = (
+            f"Devices with {capacity_bytes >> 20} MiB for weights cannot serve model {spec.id}: those "
+            f"of its stage {kind.value} alone take {-(-weights >> 20)} MiB. Raise --device-memory "
+            "(TRIDENT_DEVICE_MEMORY), or serve a smaller model."
         )
         raise RefusalError(message)

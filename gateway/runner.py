@@ -212,6 +212,13 @@ def setup_of(
     )
 
 
+def capacity_bytes(settings: Settings) -> int | None:
+    """Return what the operator lets stages take of a device; None: whatever it has."""
+    if settings.device_memory_bytes is None:
+        return None
+    return max(0, settings.device_memory_bytes - reserve_bytes(settings.device))
+
+
 def reserve_bytes(device: str) -> int:
     """Return what of a device's memory is never promised to stages."""
     return _CUDA_RESERVE_BYTES if device == "cuda" else 0

@@ -36,13 +36,18 @@ def _fits(decision: Round, stage: StageKey, task: StageTask, degree: int) -> boo
 
 
 def _describe(decision: Round, stage: StageKey, task: StageTask, degrees: tuple[int, ...]) -> str:
-    least = degrees[0]
-    needed = min(decision.needed_bytes(stage, task, degree) for degree in degrees)
-    largest = max((d.capacity_bytes for d in decision.board.view.devices), default=0)
-    where = f" on each of at least {least} devices of one node" if least > 1 else ""
-    widest = decision.board.layout.widest(stage, 0, decision.board.view)
+    view, layout = decision.board.view, decision.board.layout
+    needed, degree = min((decision.needed_bytes(stage, task, k), k) for k in degrees)
+    where = f"each of {degree} devices of one node" if degree > 1 else "one device"
+    what = f"Stage {stage} at {task.request.shape} needs {-(-needed >> 20)} MiB on {where}"
+    largest = max((device.capacity_bytes for device in view.devices), default=0)
+    if needed > largest:
+        return (
+            f"{what}, but the largest device has {largest >> 20} MiB; ask for a smaller size, or "
+            "give each device at least as much memory as that."
+        )
+    found = layout.widest(stage, needed, view)
     return (
-        f"Stage {stage} at {task.request.shape} needs {needed >> 20} MiB{where}, but the largest "
-        f"device has {largest >> 20} MiB and at most {widest} of a node may run the stage; ask for "
-        "a smaller size or give devices more memory."
+        f"{what}, but no node has more than {found} that may run it and are as large; ask for a "
+        "smaller size, or add devices to a node."
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,6 +16,8 @@ from gateway import cli
 from gateway.settings import Settings
 from tests.support.fake_engine import spec_of, video_spec_of
 
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "models"
 INDEX = {
     "_class_name": "FluxPipeline",
     "vae": ["diffusers", "AutoencoderKL"],
@@ -62,6 +65,41 @@ def test_a_wrong_model_path_is_named() -> None:
 
 def test_a_wrong_size_is_named() -> None:
     assert_refused(serve("--model", "/m", "--device-memory", "plenty"), "'plenty'", "512MiB")
+
+
+def test_devices_that_hold_no_stage_are_refused_with_what_they_would_need() -> None:
+    models = [flag for name in ("shapes", "motion") for flag in ("--model", str(MODELS / name))]
+    refused = serve(*models, "--device-memory", "20MiB")
+    assert_refused(refused, "20 MiB", "model motion", "stage diffuse", "--device-memory")
+
+
+BROKEN = [
+    ("model_index.json", '{"_class_name": "Flux', "model_index.json cannot be read as JSON"),
+    ("model_index.json", "[]", "model_index.json must hold a JSON object"),
+    ("model_index.json", '{"_class_name": "WanPipeline"}', "'WanPipeline', which is not served"),
+    ("vae/config.json", "{", "vae/config.json cannot be read as JSON"),
+    ("transformer/config.json", "{", "transformer/config.json cannot be read as JSON"),
+    ("transformer/config.json", None, "transformer/config.json is missing"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "complaint"), BROKEN)
+def test_a_broken_model_folder_is_refused_naming_the_file(
+    model: Path, file: str, content: str | None, complaint: str
+) -> None:
+    if content is None:
+        (model / file).unlink()
+    else:
+        (model / file).write_text(content)
+    assert_refused(serve("--model", str(model)), complaint)
+
+
+def test_a_profile_of_another_version_of_the_model_is_refused(tmp_path: Path) -> None:
+    profile = msgspec.json.decode((ROOT / "benchmarks/results/profile_shapes.json").read_bytes())
+    profile["models"]["shapes"]["fingerprint"] = "of another"
+    (tmp_path / "profile.json").write_bytes(msgspec.json.encode(profile))
+    refused = serve("--model", str(MODELS / "shapes"), "--profile", str(tmp_path / "profile.json"))
+    assert_refused(refused, "another version of model shapes", "trident profile")
 
 
 def test_an_open_server_for_everyone_is_refused_until_there_is_a_key(model: Path) -> None:

@@ -204,6 +204,19 @@ def test_a_retry_after_an_out_of_memory_finds_the_device_cleared() -> None:
     assert run_virtual(scenario()) == ([1, 1, 1, 2, 1], 2)
 
 
+def test_readiness_says_in_one_sentence_that_no_worker_is_up() -> None:
+    async def scenario() -> tuple[str, ...]:
+        sim = simulated_engine(devices(2), restart_s=5.0)
+        await sim.core.start()
+        for device in sim.executor.devices:
+            sim.executor.kill(device)
+        reasons = sim.core.readiness()
+        await sim.core.close()
+        return reasons
+
+    assert run_virtual(scenario()) == ("None of the 2 workers is up yet.",)
+
+
 def test_readiness_refuses_what_the_ledger_would_refuse() -> None:
     async def scenario() -> tuple[str, ...]:
         sim = simulated_engine(devices(3, memory_bytes=101 * MIB))

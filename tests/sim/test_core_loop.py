@@ -88,7 +88,9 @@ def test_a_stage_that_fits_no_device_is_refused_with_its_size() -> None:
     async def scenario() -> None:
         sim = simulated_engine(devices(3, memory_bytes=90 * MIB))
         await sim.core.start()
-        with pytest.raises(RequestImpossibleError, match=r"needs 116 MiB.*has 90 MiB"):
+        with pytest.raises(
+            RequestImpossibleError, match=r"needs 116 MiB on one device.*has 90 MiB;"
+        ):
             await sim.core.generate(a_request())
         await sim.core.close()
 

@@ -141,6 +141,7 @@ class TestRefusals:
         [held] = decide([a_ready("r", LONG)], a_cluster(per_node=4)).held
         assert held.impossible
         assert "8 devices of one node" in held.reason
+        assert "no node has more than 4" in held.reason
 
     def test_nothing_is_impossible_while_devices_are_missing(self) -> None:
         [launch] = decide([a_ready("r", LONG)], a_cluster(lost=["n0g7"])).assignments
