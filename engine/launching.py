@@ -107,7 +107,10 @@ class Launcher:
     def cancel_unwanted(self, run: RequestRun) -> None:
         """Stop the launches of a request that is over; if others ride along, only its part."""
         for task, assignment in run.running.items():
-            if self._flights[assignment.task.id].is_wanted:
+            flight = self._flights.get(assignment.task.id)
+            if flight is None:  # it broke down on a bug, and nobody books its tasks any more
+                continue
+            if flight.is_wanted:
                 self._executor.drop(assignment, task)
             else:
                 self._loader.abandon(assignment)

@@ -100,6 +100,29 @@ def test_an_engine_whose_policy_crashes_fails_its_requests_and_is_not_ready() ->
     run_virtual(scenario())
 
 
+def test_a_launch_that_hits_a_bug_takes_its_engine_down_with_all_requests() -> None:
+    async def scenario() -> None:
+        sim = simulated_engine()
+        run = sim.executor.run
+
+        async def buggy(assignment: Assignment) -> tuple[StageReport, ...]:
+            if assignment.task.request.id == "bad":
+                raise ZeroDivisionError
+            return await run(assignment)
+
+        sim.executor.run = buggy  # type: ignore[method-assign]
+        await sim.core.start()
+        good = asyncio.create_task(sim.core.generate(a_request("good")))
+        await asyncio.sleep(5)  # it diffuses
+        with pytest.raises(EngineCrashedError, match="ZeroDivisionError"):
+            await sim.core.generate(a_request("bad"))
+        with pytest.raises(EngineCrashedError, match="ZeroDivisionError"):
+            await good
+        await sim.core.close()
+
+    run_virtual(scenario())
+
+
 def test_a_stage_that_cannot_be_loaded_fails_the_request_and_readiness_names_it() -> None:
     async def scenario() -> tuple[str, ...]:
         sim = simulated_engine()
