@@ -28,6 +28,11 @@ class Lending:
         if device in self._holders.get(stage, ()):
             self._holders[stage].remove(device)
 
+    def died(self, device: DeviceId) -> None:
+        """Note that a device holds nothing any more."""
+        for stage in self._holders:
+            self.went(device, stage)
+
     def lender(self, device: DeviceId, stage: StageKey) -> DeviceId | None:
         """Return another device that holds a stage and that nobody reads from, if there is one.
 

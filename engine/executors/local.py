@@ -262,6 +262,7 @@ class LocalExecutor:
 
     def _went_down(self, slot: WorkerSlot, reason: str) -> None:
         self._groups.went_down(slot.device)
+        self._loads.lost(slot.device, reason)
         self._tell().device_lost(slot.device, reason)
 
     def _share_of(self, found_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Loads from a device of the same node that holds the stage: chosen, kept in place, given up."""
+"""Loads of one node: from a device that holds the stage, or after another has filled a host copy."""
 
 from __future__ import annotations
 
@@ -124,3 +124,28 @@ def test_a_lender_that_is_gone_costs_nothing_but_the_shorter_way(tmp_path: Path,
         return workers.sources()
 
     assert asyncio.run(scenario()) == [b"", b""]
+
+
+async def test_a_load_that_waits_for_a_host_copy_ends_with_its_device(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, has_peers=False)
+    workers.held = asyncio.Event()
+    fills = asyncio.create_task(workers.loads.load(FIRST, STAGE))
+    await asyncio.sleep(0)
+    waits = asyncio.create_task(workers.loads.load(SECOND, STAGE))
+    await asyncio.sleep(0.01)
+    workers.loads.lost(SECOND, "out of memory")
+    with pytest.raises(WorkerLostError, match="out of memory"):
+        await waits
+    workers.held.set()
+    await fills
+    assert [device for device, _order in workers.heard] == [FIRST]
+    await workers.loads.load(SECOND, STAGE)  # its next process is asked again
+
+
+async def test_a_lender_that_died_is_passed_over_for_one_that_lives(tmp_path: Path) -> None:
+    workers = Workers(tmp_path)
+    await workers.loads.load(FIRST, STAGE)
+    await workers.loads.load(SECOND, STAGE)
+    workers.loads.lost(FIRST, "out of memory")
+    await workers.loads.load(THIRD, STAGE)
+    assert workers.sources()[-1] == b"segments of cuda:1"
