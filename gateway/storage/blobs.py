@@ -102,7 +102,7 @@ class BlobStore:
     async def check_writable(self) -> None:
         """Write and remove a probe; raises if the store cannot be written."""
         await obstore.put_async(self._store, _PROBE, b"")
-        await obstore.delete_async(self._store, _PROBE)
+        await self.delete([_PROBE])  # which another probe may have done meanwhile
 
 
 def _missing(key: str) -> BlobMissingError:

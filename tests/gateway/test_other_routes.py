@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -138,6 +139,14 @@ async def test_ready_means_that_a_request_would_succeed(
     engine.obstacles = ("No device lives.",)
     unready = await client.get("/readyz")
     assert (unready.status_code, unready.json()["reasons"]) == (503, ["No device lives."])
+
+
+async def test_probes_that_come_at_once_do_not_disturb_each_other(
+    client: httpx.AsyncClient,
+) -> None:
+    await _link(client)
+    probes = await asyncio.gather(*(client.get("/readyz") for _ in range(16)))
+    assert {(probe.status_code, *probe.json()["reasons"]) for probe in probes} == {(200,)}
 
 
 async def test_an_engine_that_cannot_start_is_a_reason_not_to_be_ready(
