@@ -84,7 +84,8 @@ def checked(content: bytes, param: str) -> Picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we count ourselves
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 size = Size(*image.size)
-                turned = image.getexif().get(0x0112, 1) in {5, 6, 7, 8}
+                # Not a PNG's own method, which decodes all pixels to look for EXIF behind them.
+                turned = Image.Image.getexif(image).get(0x0112, 1) in {5, 6, 7, 8}
     except UnidentifiedImageError as error:
         raise _unsupported(param) from error
     except Image.DecompressionBombError as error:

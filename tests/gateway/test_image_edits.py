@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
+from gateway.uploads import checked
 from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine, png, png_size
 
@@ -106,11 +107,24 @@ async def test_a_picture_of_any_size_is_fitted_to_the_model(
     }
 
 
-async def test_a_photo_is_turned_as_its_camera_says(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+async def test_a_photo_is_turned_as_its_camera_says(client: httpx.AsyncClient, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo = file_of(Image.new("RGB", (96, 64), "red"), "JPEG", exif=exif)
-    assert (await edit(client, image=("p.jpg", photo))).json()["size"] == "64x96"
+    photo = file_of(Image.new("RGB", (96, 64), "red"), kind, exif=exif)
+    assert (await edit(client, image=("p", photo))).json()["size"] == "64x96"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_nothing_is_decoded_before_its_pixels_are_counted(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: ImageFile.ImageFile) -> None:
+        pytest.fail("decoded on the event loop, and perhaps too large for memory")
+
+    photo = file_of(Image.new("RGB", (96, 64), "red"), kind)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert checked(photo, "image").size == (96, 64)
 
 
 async def test_a_json_body_carries_data_urls(client: httpx.AsyncClient) -> None:
