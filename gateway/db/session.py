@@ -99,7 +99,8 @@ class _Postgres:
     """Pooled connections to a PostgreSQL server."""
 
     def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url, **_POOL)
+        # Errors are logged, and the values of a job hold its prompt.
+        self._engine = create_async_engine(url, hide_parameters=True, **_POOL)
 
     async def expect_current(self) -> None:
         async with self._engine.connect() as connection:

@@ -171,7 +171,8 @@ class SqliteThreads:
 
     def __init__(self, url: str) -> None:
         """Open nothing yet."""
-        self.engine = create_engine(url, poolclass=NullPool)
+        # Errors are logged, and the values of a job hold its prompt.
+        self.engine = create_engine(url, hide_parameters=True, poolclass=NullPool)
         _tune(self.engine)
         self._writing = Lane(self.engine, "BEGIN IMMEDIATE")
         self._reading = Lane(self.engine, "BEGIN")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, event, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from gateway.db.models import SecretRow
 from gateway.db.session import Database
@@ -49,6 +49,14 @@ async def test_of_writes_that_come_at_once_those_that_fail_take_nothing_with_the
     assert kinds[1::2] == [RefusedError, str]
     assert {kinds[0], kinds[2]} == {str, IntegrityError}  # whichever came first
     assert await names(database) == ["a", "c"]
+
+
+async def test_an_error_does_not_tell_the_values_of_the_statement(database: Database) -> None:
+    wrong = text("INSERT INTO nowhere VALUES (:prompt)").bindparams(prompt="a secret wish")
+    with pytest.raises(DBAPIError) as caught:
+        await database.execute(wrong)
+    assert "nowhere" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 async def test_work_that_refuses_before_it_writes_lets_the_others_be_done_once(
