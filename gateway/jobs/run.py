@@ -233,6 +233,8 @@ class Runner:
             self._generations[job].cancel()
 
     def _begin(self, job: Job) -> None:
+        if job.id in self._jobs:
+            return  # its lease had run out and is ours again: whoever runs it holds it as before
         self._events.publish(event_of(job))
         if job.cancel_requested:  # its last holder was told, but stopped before it could obey
             self._to_cancel.add(job.id)
@@ -331,6 +333,9 @@ class Runner:
         if job.id in self._to_cancel:
             message = f"Job {job.id} was cancelled before the engine got it."
             raise RequestCancelledError(message)
+        if self._closing:  # whose end waits for what was begun
+            message = f"Job {job.id} was not begun, because the server stops."
+            raise EngineClosedError(message)
         request = msgspec.structs.replace(job.request, traceparent=traceparent_of(span))
         generation = asyncio.ensure_future(self._engine.generate(request, journal, along))
         self._generations[job.id] = generation

@@ -9,14 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 from opentelemetry.trace import NoOpTracer
 
-from engine import EngineCrashedError, StageKind
+from engine import EngineCrashedError, Source, StageKind
 from engine.types import DeviceId, HandoffRef, NodeId
 from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
 from gateway.jobs.engines import EngineRegistry
-from gateway.jobs.events import InProcessEvents
+from gateway.jobs.events import InProcessEvents, JobEvent
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.record import Candidate, Job, JobId, StageDecision
 from gateway.jobs.run import Runner
@@ -180,6 +181,62 @@ async def test_a_runner_that_lost_its_lease_stops_the_work(
     assert str(again.id) == engine.requests[0].id
 
 
+async def test_a_job_that_comes_back_to_the_runner_that_still_runs_it_is_run_once(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    database, events = Database(DatabaseUrl.in_folder(tmp_path)), InProcessEvents()
+    await database.open()
+    job = await JobStore(database).add(a_job(), queue_limit=9)
+    runner = a_runner(engine, database, tmp_path, drain_s=60.0, events=events)
+    runner.start()
+    await engine.asked.wait()
+    engine.asked.clear()
+    # As after a while without the database: the lease ran out before it could be renewed.
+    await JobLeases(database, "sweeper").recover(now_s=31.0)
+    events.publish(JobEvent(job.id, JobStatus.QUEUED))
+    async with asyncio.timeout(10):
+        while rows(tmp_path, "attempts") != [(2,)]:
+            await asyncio.sleep(0.01)
+    engine.gate.set()
+    await runner.close()
+    await database.close()
+    assert [request.id for request in engine.requests] == [job.id]
+    assert rows(tmp_path, "status, error") == [("completed", None)]
+
+
+async def test_a_runner_that_stops_begins_nothing_that_was_still_being_fetched(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.gate.clear()
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    new = a_job()
+    source = Source(image="source.png", strength=1.0, schedule_steps=4)
+    new = structs.replace(new, request=structs.replace(new.request, source=source))
+    await JobStore(database).add(new, queue_limit=9)
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def get(_: BlobStore, key: str) -> bytes:
+        asked.set()
+        await gate.wait()
+        return key.encode()
+
+    monkeypatch.setattr(BlobStore, "get", get)
+    runner = a_runner(engine, database, tmp_path, drain_s=0.01)
+    await runner.tick()
+    await asked.wait()
+    closing = asyncio.create_task(runner.close())
+    while not runner._closing:
+        await asyncio.sleep(0.01)
+    gate.set()
+    async with asyncio.timeout(10):
+        await closing
+    await database.close()
+    assert engine.requests == []
+    assert rows(tmp_path, "status, attempts, lease_owner") == [("queued", 0, None)]
+
+
 async def test_the_row_is_written_before_work_starts(
     serve: Serve, engine: FakeEngine, tmp_path: Path
 ) -> None:
@@ -329,12 +386,19 @@ async def test_what_a_drain_cannot_wait_for_is_saved_and_queued_again(
     assert rows(tmp_path, "status, attempts, lease_owner") == [("queued", 0, None)]
 
 
-def a_runner(engine: FakeEngine, database: Database, folder: Path, *, drain_s: float) -> Runner:
+def a_runner(
+    engine: FakeEngine,
+    database: Database,
+    folder: Path,
+    *,
+    drain_s: float,
+    events: InProcessEvents | None = None,
+) -> Runner:
     return Runner(
         engine=engine,
         leases=JobLeases(database, "mine", lease_s=30.0),
         registry=EngineRegistry(database),
-        events=InProcessEvents(),
+        events=events or InProcessEvents(),
         blobs=BlobStore.in_folder(folder / "artifacts"),
         clock=FakeClock(),
         tracer=NoOpTracer(),
