@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Final
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from gateway.auth.key_store import KeyStore
 from gateway.db import schema
@@ -14,6 +15,8 @@ from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
 from gateway.refusal import RefusalError
 from gateway.settings import Settings, SettingsError
+
+DATABASE_ERRORS: Final = (SQLAlchemyError, OSError, ValueError)  # the last: asyncpg, of its URL
 
 
 def database_from(url: str | None, data_dir: str | None) -> DatabaseUrl:
@@ -47,9 +50,14 @@ def need_database(url: DatabaseUrl) -> bool:
         return asyncio.run(_open(url))
     except schema.SchemaError as error:
         raise RefusalError(str(error)) from error
-    except (SQLAlchemyError, OSError) as error:
-        message = f"Cannot use the database {url}: {error}"
+    except DATABASE_ERRORS as error:
+        message = f"Cannot use the database {url}: {reason_of(error)}"
         raise RefusalError(message) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a database said, without the statement that made it say so."""
+    return str(error.orig if isinstance(error, DBAPIError) else error)
 
 
 async def _open(url: DatabaseUrl) -> bool:
@@ -69,8 +77,8 @@ def migrate(database: str | None, data_dir: str | None) -> None:
     url = database_from(database, data_dir)
     try:
         asyncio.run(_migrate(url))
-    except (SQLAlchemyError, OSError) as error:
-        message = f"Cannot migrate {url}: {error}"
+    except DATABASE_ERRORS as error:
+        message = f"Cannot migrate {url}: {reason_of(error)}"
         raise RefusalError(message) from error
     click.echo(f"{url} is at revision {schema.head()}.")
 

@@ -9,11 +9,10 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.auth.key_store import KeyStore, StoredKey
 from gateway.auth.keys import parse_tenant
-from gateway.cli_database import database_from
+from gateway.cli_database import DATABASE_ERRORS, database_from, reason_of
 from gateway.db.schema import SchemaError
 from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
@@ -89,8 +88,8 @@ def _run(url: DatabaseUrl, action: Callable[[KeyStore], Awaitable[T]]) -> T:
         return asyncio.run(run())
     except SchemaError as error:
         raise RefusalError(str(error)) from error
-    except (SQLAlchemyError, OSError) as error:
-        message = f"Cannot use the database {url}: {error}"
+    except DATABASE_ERRORS as error:
+        message = f"Cannot use the database {url}: {reason_of(error)}"
         raise RefusalError(message) from error
 
 

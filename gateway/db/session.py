@@ -46,7 +46,7 @@ class Database:
     def __init__(self, url: DatabaseUrl) -> None:
         """Prepare; nothing is connected yet."""
         self.url = url
-        self._postgres = None if url.is_sqlite else _Postgres(url.text)
+        self._postgres = None if url.is_sqlite else _Postgres(url.dsn)
         self._connections: _Connections = self._postgres or SqliteThreads(url.text)
 
     async def open(self) -> None:
@@ -98,9 +98,15 @@ class Database:
 class _Postgres:
     """Pooled connections to a PostgreSQL server."""
 
-    def __init__(self, url: str) -> None:
-        # Errors are logged, and the values of a job hold its prompt.
-        self._engine = create_async_engine(url, hide_parameters=True, **_POOL)
+    def __init__(self, dsn: str) -> None:
+        import asyncpg  # noqa: PLC0415 - an extra
+
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: asyncpg.connect(dsn),  # SQLAlchemy knows no sslmode
+            hide_parameters=True,  # errors are logged, and the values of a job hold its prompt
+            **_POOL,
+        )
 
     async def expect_current(self) -> None:
         async with self._engine.connect() as connection:

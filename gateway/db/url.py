@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+_FORMS: Final = "use postgresql://USER:PASSWORD@HOST/NAME or sqlite:///PATH."
 _DRIVERS: Final[Mapping[str, str]] = {
     "sqlite": "sqlite",
     "sqlite+aiosqlite": "sqlite",  # what earlier versions were told
@@ -35,12 +36,22 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
         try:
             url = make_url(text)
             driver = _DRIVERS[url.drivername]
-        except (ArgumentError, KeyError) as error:
-            message = "use postgresql://USER:PASSWORD@HOST/NAME or sqlite:///PATH."
-            raise ValueError(message) from error
+        except (
+            ArgumentError,
+            KeyError,
+            ValueError,
+        ) as error:  # no URL, of others, a port's letters
+            raise ValueError(_FORMS) from error
+        if driver == "sqlite" and (url.database or ":memory:") == ":memory:":
+            message = f"a database in memory has no second connection; {_FORMS}"
+            raise ValueError(message)
         if driver.endswith("asyncpg") and find_spec("asyncpg") is None:
             message = "PostgreSQL needs a driver; run: pip install 'tridentserve[postgres]'"
             raise ValueError(message)
+        if "ssl" in url.query:  # as SQLAlchemy calls what PostgreSQL's own tools call sslmode
+            url = url.difference_update_query(["ssl"]).update_query_dict(
+                {"sslmode": url.query["ssl"]}
+            )
         return cls(url.set(drivername=driver).render_as_string(hide_password=False))
 
     @classmethod
@@ -52,6 +63,12 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
     def is_sqlite(self) -> bool:
         """Whether it names a file of this machine."""
         return self.text.startswith("sqlite")
+
+    @property
+    def dsn(self) -> str:
+        """The same for asyncpg itself, which takes what PostgreSQL's own tools take."""
+        plain = make_url(self.text).set(drivername="postgresql")
+        return plain.render_as_string(hide_password=False)
 
     def __str__(self) -> str:
         """Return it without its password."""

@@ -45,8 +45,7 @@ class PostgresEvents:
 
     def __init__(self, url: DatabaseUrl) -> None:
         """Know where to connect; `connected` does."""
-        plain = make_url(url.text).set(drivername="postgresql")
-        self._dsn = plain.render_as_string(hide_password=False)
+        self._dsn = url.dsn
         self._name = uuid7().hex
         self._here = InProcessEvents()
         self._outbox: deque[JobEvent] = deque(maxlen=_MOST_WAITING)

@@ -197,7 +197,10 @@ def test_the_command_migrates_the_embedded_database(command: CliRunner, tmp_path
     [
         ("mysql://root:hunter2@host/db", "postgresql://USER:PASSWORD@HOST/NAME"),
         ("nonsense", "postgresql://USER:PASSWORD@HOST/NAME"),
+        ("postgresql://root:hunter2@host:port/db", "postgresql://USER:PASSWORD@HOST/NAME"),
+        ("sqlite://", "sqlite:///PATH"),
         ("postgresql://root:hunter2@127.0.0.1:1/db", "Cannot migrate"),
+        ("postgresql://root:hunter2@host/db?sslmode=odd", "`sslmode` parameter must be one of"),
     ],
 )
 def test_the_command_says_what_is_wrong_without_the_password(

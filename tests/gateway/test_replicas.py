@@ -167,6 +167,23 @@ async def test_events_reach_the_other_process_and_come_once_at_home(
             assert await home.next(timeout_s=0.05) == []
 
 
+@pytest.mark.parametrize("name", ["sslmode", "ssl"])
+async def test_the_url_may_say_what_postgresql_itself_calls_encryption(
+    postgres: DatabaseUrl, name: str
+) -> None:
+    url = DatabaseUrl.parse(f"{postgres.text}&{name}=disable")
+    database, here, there = Database(url), PostgresEvents(url), PostgresEvents(url)
+    await database.migrate()
+    await database.open()
+    event = an_event()
+    with there.watch() as away:
+        async with here.connected(), there.connected():
+            await away.next(timeout_s=10)
+            here.publish(event)
+            assert await away.next(timeout_s=10) == [event]
+    await database.close()
+
+
 async def test_events_come_again_after_the_connection_was_cut(
     postgres: DatabaseUrl,
 ) -> None:
