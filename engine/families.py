@@ -26,11 +26,13 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     `floors_strength` is how the library rounds the steps that a source's strength leaves: down for
     the older pipelines, up for those after SD3. `degrees` are the numbers of devices that a
     diffuse can be shared out among, `decodes_frames` tells whether a film is decoded frame by frame.
+    `denoisers` are the classes that its denoiser may have; `optional` components may be absent.
     """
 
     name: str
     pipeline_class: str
     components: Mapping[StageKind, tuple[str, ...]]
+    denoisers: tuple[str, ...]
     size_multiple_px: Callable[[ComponentConfigs], int]
     max_side_px: Callable[[ComponentConfigs], int | None]
     default_steps: int
@@ -40,6 +42,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     floors_strength: bool = False
     degrees: tuple[int, ...] = TEAM_SIZES
     decodes_frames: bool = False
+    optional: frozenset[str] = frozenset()
 
 
 def vae_scale_factor(configs: ComponentConfigs) -> int:
@@ -71,6 +74,7 @@ def _unbounded(_configs: ComponentConfigs) -> None:
 FLUX = Family(
     name="flux",
     pipeline_class="FluxPipeline",
+    denoisers=("FluxTransformer2DModel",),
     components={
         StageKind.ENCODE: ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
         StageKind.DIFFUSE: ("transformer", "scheduler"),
@@ -86,6 +90,8 @@ FLUX = Family(
 SD3 = Family(
     name="sd3",
     pipeline_class="StableDiffusion3Pipeline",
+    denoisers=("SD3Transformer2DModel",),
+    optional=frozenset({"text_encoder_3", "tokenizer_3"}),
     components={
         StageKind.ENCODE: (
             *("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
@@ -104,6 +110,7 @@ SD3 = Family(
 STABLE_DIFFUSION = Family(
     name="sd",
     pipeline_class="StableDiffusionPipeline",
+    denoisers=("UNet2DConditionModel",),
     components={
         StageKind.ENCODE: ("tokenizer", "text_encoder"),
         StageKind.DIFFUSE: ("unet", "scheduler"),
@@ -121,6 +128,8 @@ STABLE_DIFFUSION = Family(
 ANIMATEDIFF = Family(
     name="animatediff",
     pipeline_class="AnimateDiffPipeline",
+    denoisers=("UNetMotionModel", "UNet2DConditionModel"),  # the latter with a motion adapter
+    optional=frozenset({"motion_adapter"}),
     components={
         StageKind.ENCODE: ("tokenizer", "text_encoder"),
         StageKind.DIFFUSE: ("unet", "motion_adapter", "scheduler"),

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from engine.errors import InvalidRequestError, PipelineError
-from engine.families import FAMILIES, TEAM_SIZES, Family, family_named, vae_scale_factor
+from engine.families import TEAM_SIZES, Family, family_named, vae_scale_factor
+from engine.folders import ModelFolder, open_folder
 from engine.graph import Edge, StageGraph, StageNode
 from engine.types import (
     GenerationRequest,
@@ -26,7 +27,7 @@ from engine.types import (
     StageKey,
     StageKind,
 )
-from engine.weights import read_json, weight_bytes
+from engine.weights import weight_bytes
 
 MAX_STEPS = 200
 DEFAULT_FPS = 8
@@ -213,11 +214,10 @@ def open_pipeline(
     Raises:
         PipelineError: a file is missing or malformed, or the pipeline class is not served.
     """
-    index = read_json(folder / "model_index.json")
-    family = _family_of(folder, index)
-    configs = _component_configs(folder, index)
+    found = open_folder(folder)
+    family, configs = found.family, found.configs
     card = _serving_card(folder)
-    multiple, max_side = _size_rules(folder, family, configs)
+    multiple, max_side = _size_rules(found)
     spec = PipelineSpec(
         id=ModelId(model_id or folder.resolve().name),
         folder=str(folder.resolve()),
@@ -225,7 +225,9 @@ def open_pipeline(
         modality=family.modality,
         weight_bytes={
             kind: sum(
-                weight_bytes(folder / name, dtype_bytes) for name in names if _has(index, name)
+                weight_bytes(folder / name, dtype_bytes)
+                for name in names
+                if name in found.components
             )
             for kind, names in family.components.items()
         },
@@ -246,11 +248,6 @@ def open_pipeline(
     return spec
 
 
-def _has(index: Mapping[str, Any], component: str) -> bool:
-    """Whether a pipeline was saved with a component; an absent one is null or a pair of nulls."""
-    return index.get(component) not in (None, [None, None])
-
-
 def _check_defaults(folder: Path, spec: PipelineSpec) -> None:
     try:
         spec.check_shape(spec.default_shape)
@@ -261,15 +258,14 @@ def _check_defaults(folder: Path, spec: PipelineSpec) -> None:
         raise PipelineError(message) from error
 
 
-def _size_rules(
-    folder: Path, family: Family, configs: Mapping[str, Mapping[str, Any]]
-) -> tuple[int, int]:
+def _size_rules(folder: ModelFolder) -> tuple[int, int]:
+    family, configs = folder.family, folder.configs
     try:
         multiple = family.size_multiple_px(configs)
         return multiple, min(MAX_SIDE_PX, family.max_side_px(configs) or MAX_SIDE_PX)
     except (KeyError, TypeError, ValueError) as error:
         message = (
-            f"{folder} is no complete {family.pipeline_class}: {error} is missing or malformed in "
+            f"{folder.path} is no complete {family.pipeline_class}: {error} is missing or malformed in "
             "model_index.json or a component's config.json."
         )
         raise PipelineError(message) from error
@@ -303,23 +299,6 @@ def _limits(card: ServingCard, configs: Mapping[str, Mapping[str, Any]]) -> Limi
     most = card.limits.max_frames
     frames = min(most, positions) if isinstance(positions, int) else most
     return msgspec.structs.replace(card.limits, max_frames=frames)
-
-
-def _family_of(folder: Path, index: Mapping[str, Any]) -> Family:
-    name = index.get("_class_name")
-    family = FAMILIES.get(str(name))
-    if family is None:
-        message = (
-            f"{folder / 'model_index.json'} asks for pipeline class {name!r}, which is not served; "
-            f"known classes: {', '.join(sorted(FAMILIES))}."
-        )
-        raise PipelineError(message)
-    return family
-
-
-def _component_configs(folder: Path, index: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    present = [name for name in ("vae", "transformer", "unet") if name in index]
-    return {name: read_json(folder / name / "config.json") for name in present}
 
 
 def _serving_card(folder: Path) -> ServingCard:

@@ -18,10 +18,13 @@ from tests.support.fake_engine import spec_of, video_spec_of
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
+TEXT = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 INDEX = {
     "_class_name": "FluxPipeline",
     "vae": ["diffusers", "AutoencoderKL"],
     "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    **{key: ["transformers", "Any"] for key in TEXT},
 }
 
 
@@ -38,10 +41,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def model(tmp_path: Path) -> Path:
     """A folder that can be opened, with files of no weights."""
     folder = tmp_path / "tiny"
-    for part in ("vae", "transformer"):
+    for part in ("vae", "transformer", "text_encoder", "text_encoder_2"):
         (folder / part).mkdir(parents=True)
-        weights = folder / part / "diffusion_pytorch_model.safetensors"
+        (folder / part / "config.json").write_text("{}")
+        weights = folder / part / "model.safetensors"
         weights.write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
+    for part in ("tokenizer", "tokenizer_2", "scheduler"):
+        (folder / part).mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text("{}")
     (folder / "vae/config.json").write_text(json.dumps({"block_out_channels": [8, 8]}))
     (folder / "transformer/config.json").write_text(json.dumps({"patch_size": 2}))
     (folder / "model_index.json").write_text(json.dumps(INDEX))
@@ -77,7 +84,9 @@ BROKEN = [
     ("model_index.json", '{"_class_name": "Flux', "model_index.json cannot be read as JSON"),
     ("model_index.json", "[]", "model_index.json must hold a JSON object"),
     ("model_index.json", '{"_class_name": "WanPipeline"}', "'WanPipeline', which is not served"),
+    ("model_index.json", '{"_class_name": "FluxPipeline"}', "names no tokenizer, text_encoder"),
     ("vae/config.json", "{", "vae/config.json cannot be read as JSON"),
+    ("text_encoder/config.json", "{", "text_encoder/config.json cannot be read as JSON"),
     ("transformer/config.json", "{", "transformer/config.json cannot be read as JSON"),
     ("transformer/config.json", None, "transformer/config.json is missing"),
 ]

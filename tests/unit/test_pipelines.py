@@ -15,6 +15,8 @@ from engine.pipelines import Limits, open_pipeline
 from engine.types import Shape, StageKind
 from tests.support.builders import a_spec
 
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
 
 def write_safetensors(path: Path, shapes: list[list[int]]) -> None:
     entries = {
@@ -31,13 +33,20 @@ def sd3_folder(tmp_path: Path) -> Path:
         "vae": {"block_out_channels": [16, 16, 16, 16]},
         "transformer": {"patch_size": 2, "pos_embed_max_size": 32},
     }
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"):
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    for name in (*encoders, "transformer", "vae"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(configs.get(name, {})))
         write_safetensors(tmp_path / name / "model.safetensors", [[10, 10], [5]])
-    index = {"_class_name": "StableDiffusion3Pipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    for name in (*TOKENIZERS, "scheduler"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text("{}")
+    index: dict[str, Any] = {key: ["transformers", "Any"] for key in (*encoders, *TOKENIZERS)}
     index |= {
-        n: ["x", "y"] for n in ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
+        "_class_name": "StableDiffusion3Pipeline",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     return tmp_path
@@ -94,7 +103,7 @@ def test_weights_that_were_not_copied_are_named(sd3_folder: Path) -> None:
     for file in (sd3_folder / "text_encoder").iterdir():
         file.unlink()
     (sd3_folder / "text_encoder").rmdir()
-    with pytest.raises(PipelineError, match="text_encoder is missing"):
+    with pytest.raises(PipelineError, match=r"text_encoder.config\.json is missing"):
         open_pipeline(sd3_folder)
 
 
@@ -146,8 +155,17 @@ def test_trident_json_sets_defaults_and_limits(sd3_folder: Path) -> None:
             '{"_class_name": "WanPipeline"}',
             "'WanPipeline', which is not served",
         ),
-        ("model_index.json", '{"_class_name": "StableDiffusion3Pipeline"}', "'vae' is missing"),
+        (
+            "model_index.json",
+            '{"_class_name": "StableDiffusion3Pipeline"}',
+            "names no tokenizer, text_encoder, .* vae, without which a StableDiffusion3Pipeline",
+        ),
         ("transformer/config.json", "{}", "'patch_size' is missing"),
+        ("transformer/config.json", "{", "transformer/config.json cannot be read as JSON"),
+        ("text_encoder/config.json", "{", "text_encoder/config.json cannot be read as JSON"),
+        ("text_encoder_2/config.json", None, "text_encoder_2/config.json is missing"),
+        ("tokenizer/tokenizer_config.json", "[]", "must hold a JSON object, not list"),
+        ("scheduler/scheduler_config.json", None, "scheduler_config.json is missing"),
         ("vae/config.json", None, "is missing"),
         ("trident.json", '{"defaults": {"steps": "many"}}', "trident.json is malformed"),
         ("vae/model.safetensors", "short", "not a readable safetensors file"),
@@ -160,6 +178,25 @@ def test_a_broken_folder_is_refused_naming_the_file(
         (sd3_folder / file).unlink()
     else:
         (sd3_folder / file).write_text(content)
+    with pytest.raises(PipelineError, match=complaint):
+        open_pipeline(sd3_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"_class_name": "FluxPipeline"}, "has a SD3Transformer2DModel as transformer, but a Flux"),
+        ({"_class_name": "StableDiffusionPipeline"}, "names no unet"),
+        ({"transformer": ["diffusers", "FluxTransformer2DModel"]}, "is _class_name the right one"),
+        ({"vae": "AutoencoderKL"}, r"vae must be \[library, class\], not 'AutoencoderKL'"),
+        ({"text_encoder_2": [None, None]}, "names no text_encoder_2"),
+    ],
+)
+def test_a_folder_of_another_pipeline_than_it_says_is_refused(
+    sd3_folder: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    path = sd3_folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(PipelineError, match=complaint):
         open_pipeline(sd3_folder)
 
