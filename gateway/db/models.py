@@ -54,8 +54,10 @@ class JobRow(UUIDv7AuditBase):
         Index("ix_job_queue", "status", "deadline_s"),
         Index("ix_job_tenant", "tenant", "id"),
         Index("ix_job_list", "tenant", "modality", "id"),
+        Index("ix_job_state", "tenant", "status", "id"),
         Index("ix_job_finished", "status", "finished_s"),
         Index("ix_job_expiry", "status", "expires_at_s"),
+        Index("ix_job_content", "content_removed_s", "expires_at_s"),
         Index("ix_job_fingerprint", "tenant", "fingerprint"),
         Index("uq_job_idempotency_key", "tenant", "idempotency_key", unique=True),
     )

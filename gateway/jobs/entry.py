@@ -121,14 +121,16 @@ def _by_retry(connection: Connection, new: NewJob, now_s: float) -> Row[*tuple[A
     """Find what an SDK asked for already: it sends no key, but counts its silent retries."""
     if not new.retry_count:
         return None
+    # So written that SQLite looks in the index of fingerprints: not in that of keys, where all jobs
+    # without one would be equal, nor in that of ids, because it is in the right order.
     statement = _FOUND.where(
         JOBS.c.tenant == new.tenant,
         JOBS.c.fingerprint == new.fingerprint,
-        JOBS.c.idempotency_key.is_(None),
+        func.coalesce(JOBS.c.idempotency_key, "") == "",
         JOBS.c.retry_count < new.retry_count,
         JOBS.c.status != JobStatus.FAILED,
         JOBS.c.created_at >= _before(now_s, RETRY_LIFE_S),
-    ).order_by(JOBS.c.id.desc())
+    ).order_by(JOBS.c.created_at.desc())
     rows = connection.execute(statement.limit(10)).all()
     return next((row for row in rows if not _was_given_up(row)), None)
 

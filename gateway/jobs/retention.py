@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from sqlalchemy import delete, select, update
 
 from gateway.db.models import ArtifactRow, JobRow
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from gateway.db.session import Database
+    from gateway.jobs.record import JobId
     from gateway.storage.blobs import BlobStore
 
-_BATCH: Final = 100
+BATCH: Final = 100
+
+_log = structlog.get_logger(__name__)
 
 
 class Retention:
@@ -33,7 +37,10 @@ class Retention:
         self._history_s = history_s
 
     async def remove_content(self, *, now_s: float) -> int:
-        """Remove the files of up to 100 jobs that have expired; return how many jobs that were."""
+        """Remove the files of up to `BATCH` jobs that have expired; return of how many.
+
+        Files that cannot be removed are tried again with the next call, and stop no others.
+        """
         expired = (
             select(JobRow.id)
             .where(
@@ -41,13 +48,21 @@ class Retention:
                 JobRow.expires_at_s < now_s,
                 JobRow.content_removed_s.is_(None),
             )
-            .limit(_BATCH)
+            .limit(BATCH)
         )
         keys = await self._database.read(lambda connection: connection.scalars(expired).all())
+        failed: dict[JobId, str] = {}
         for key in keys:
-            await self._blobs.delete_folder(job_id_of(key))
-            await self._note_removed(key, now_s)
-        return len(keys)
+            try:
+                await self._blobs.delete_folder(job_id_of(key))
+            except Exception as error:  # noqa: BLE001 - whatever a store raises
+                failed[job_id_of(key)] = repr(error)
+            else:
+                await self._note_removed(key, now_s)
+        if failed:
+            job, reason = next(iter(failed.items()))
+            _log.warning("content_not_removed", jobs=len(failed), job_id=job, reason=reason)
+        return len(keys) - len(failed)
 
     async def _note_removed(self, key: UUID, now_s: float) -> None:
         await self._database.execute(
@@ -56,7 +71,7 @@ class Retention:
         )
 
     async def forget(self, *, now_s: float) -> int:
-        """Delete the rows of up to 100 jobs that have been over for long; return how many."""
+        """Delete the rows of up to `BATCH` jobs that have been over for long; return how many."""
         old = (
             select(JobRow.id)
             .where(
@@ -64,7 +79,7 @@ class Retention:
                 JobRow.finished_s < now_s - self._history_s,
                 JobRow.content_removed_s.is_not(None),
             )
-            .limit(_BATCH)
+            .limit(BATCH)
         )
         statement = delete(JobRow).where(JobRow.id.in_(old)).returning(JobRow.id)
         return await self._database.write(

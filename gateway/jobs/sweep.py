@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from gateway.jobs.events import event_of
+from gateway.jobs.retention import BATCH
 
 if TYPE_CHECKING:
     from engine.ports import Clock
@@ -54,13 +55,14 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             try:
-                await self.sweep()
+                is_done = await self.sweep()
             except Exception:  # noqa: BLE001 - a database in trouble must not end the sweeper
                 _log.exception("sweep_failed")
-            await asyncio.sleep(self._interval_s)
+                is_done = True
+            await asyncio.sleep(self._interval_s if is_done else 0.0)
 
-    async def sweep(self) -> None:
-        """Do all that is due."""
+    async def sweep(self) -> bool:
+        """Do what is due, of removals one batch; return whether that was all of them."""
         now_s = self._clock.now()
         for changed in await self._leases.recover(now_s=now_s):
             _log.warning("job_recovered", job_id=changed.id, status=changed.status.value)
@@ -69,3 +71,4 @@ class Sweeper:
         forgotten = await self._retention.forget(now_s=now_s)
         if removed or forgotten:
             _log.info("retention_swept", content_removed=removed, jobs_forgotten=forgotten)
+        return max(removed, forgotten) < BATCH

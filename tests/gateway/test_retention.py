@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+import gateway.jobs.retention as retention_module
+import gateway.jobs.sweep as sweep_module
 from gateway.db.session import Database
+from gateway.jobs.events import InProcessEvents
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.record import job_of_video
 from gateway.jobs.retention import Retention
@@ -18,6 +21,7 @@ from gateway.jobs.store import JobStore
 from gateway.storage.blobs import BlobMissingError, BlobStore
 from tests.gateway.conftest import Serve
 from tests.gateway.test_leases import ACME, MODELS, a_job, an_artifact
+from tests.gateway.test_runner import FakeClock
 from tests.support.fake_engine import FakeEngine, png_size, video_spec_of
 from tests.support.s3 import s3_server
 
@@ -120,6 +124,46 @@ async def test_files_go_when_they_have_been_kept_long_enough_and_rows_much_later
     assert await retention.forget(now_s=1049.0) == 0
     assert await retention.forget(now_s=1051.0) == 1
     assert await store.get(job.id, ACME) is None
+
+
+async def test_files_that_cannot_be_removed_keep_no_others(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, blobs = JobStore(database), BlobStore.in_folder(tmp_path / "blobs")
+    jobs = [await completed(database, blobs, at_s=50.0) for _ in range(3)]
+    remove = blobs.delete_folder
+
+    async def delete_folder(folder: str) -> None:
+        if folder == jobs[1].id:
+            raise PermissionError(folder)
+        await remove(folder)
+
+    monkeypatch.setattr(blobs, "delete_folder", delete_folder)
+    retention = Retention(database, blobs, history_s=1000.0)
+    assert await retention.remove_content(now_s=151.0) == 2
+    found = [await store.get(job.id, ACME) for job in jobs]
+    assert [job and job.content_removed_s for job in found] == [151.0, None, 151.0]
+    monkeypatch.undo()
+    assert await retention.remove_content(now_s=152.0) == 1
+
+
+async def test_a_sweep_tells_that_it_left_something_to_remove(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (retention_module, sweep_module):
+        monkeypatch.setattr(module, "BATCH", 2)
+    blobs, clock = BlobStore.in_folder(tmp_path / "blobs"), FakeClock()
+    for _ in range(3):
+        await completed(database, blobs, at_s=50.0)
+    clock.now_s = 151.0
+    sweeper = sweep_module.Sweeper(
+        leases=JobLeases(database, "one"),
+        retention=Retention(database, blobs, history_s=1000.0),
+        events=InProcessEvents(),
+        clock=clock,
+    )
+    assert [await sweeper.sweep() for _ in range(2)] == [False, True]
+    assert await blobs.keys("") == []
 
 
 async def test_an_expired_video_says_so_and_its_content_is_missing(
