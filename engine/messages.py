@@ -197,10 +197,11 @@ class StageUnloaded(msgspec.Struct, frozen=True, tag=True):
 
 
 class StageLoadFailed(msgspec.Struct, frozen=True, tag=True):
-    """`stage` could not be loaded."""
+    """`stage` could not be loaded; `retryable` if it was for want of memory."""
 
     stage: StageKey
     error: str
+    retryable: bool
 
 
 class LaunchBegan(msgspec.Struct, frozen=True, tag=True):

@@ -176,8 +176,8 @@ def _answer(mailbox: Mailbox, message: FromWorker) -> bool:
             mailbox.deliver(f"lend {stage}", message)
         case StageLoaded(stage) | StageLoadStopped(stage):
             mailbox.deliver(f"load {stage}", message)
-        case StageLoadFailed(stage, error):
-            mailbox.refuse(f"load {stage}", StageFailedError(error, retryable=False))
+        case StageLoadFailed(stage, error, retryable):
+            mailbox.refuse(f"load {stage}", StageFailedError(error, retryable=retryable))
         case StageUnloaded(stage):
             mailbox.deliver(f"unload {stage}", message)
         case _:

@@ -31,7 +31,7 @@ from engine.messages import (
     ToLoader,
     UnloadStage,
 )
-from engine.stages.running import describe
+from engine.stages.running import describe, is_for_memory
 from engine.stages.shelf import StageShelf
 from engine.types import StageKey
 
@@ -89,7 +89,8 @@ class LoaderThread:
             loaded = self._shelf.load(order, lambda: self._is_stopped(stage))
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_load_failed", stage=str(stage))
-            return StageLoadFailed(stage, f"Cannot load {stage}: {describe(error)}")
+            message = f"Cannot load {stage}: {describe(error)}"
+            return StageLoadFailed(stage, message, retryable=is_for_memory(error))
         if loaded.is_stopped:
             return StageLoadStopped(stage, loaded.filled_bytes)
         load_s = time.perf_counter() - began

@@ -116,7 +116,7 @@ class TaskRunner:
             log.exception("stage_run_failed", task=order.id)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            return TaskFailed(order.id, describe(error), retryable=_is_for_memory(error))
+            return TaskFailed(order.id, describe(error), retryable=is_for_memory(error))
 
     def _execute(self, order: RunStage, team: Team) -> LaunchDone:
         boundaries = [
@@ -245,7 +245,7 @@ def _expect_wanted(boundaries: Sequence[TaskBoundary]) -> None:
         raise stops[0]
 
 
-def _is_for_memory(error: Exception) -> bool:
+def is_for_memory(error: Exception) -> bool:
     """Whether memory was wanting; torch's CPU allocator says so in words only."""
     wanting = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return wanting or (isinstance(error, RuntimeError) and _CPU_OUT_OF_MEMORY in str(error))

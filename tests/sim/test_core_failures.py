@@ -142,6 +142,28 @@ def test_a_stage_that_cannot_be_loaded_fails_the_request_and_readiness_names_it(
     assert all("weights are torn" in reason for reason in run_virtual(scenario()))
 
 
+def test_a_load_without_memory_is_tried_again_on_a_device_that_was_cleared() -> None:
+    async def scenario() -> set[StageKind]:
+        sim = simulated_engine(devices(1))
+        load, unloaded = sim.executor.load, set[StageKind]()
+
+        async def crowded(device: DeviceId, stage: StageKey) -> float:
+            if stage.kind is StageKind.DIFFUSE and not unloaded:
+                raise StageFailedError("OutOfMemoryError", retryable=True)
+            return await load(device, stage)
+
+        async def unload(_device: DeviceId, stage: StageKey) -> None:
+            unloaded.add(stage.kind)
+
+        sim.executor.load, sim.executor.unload = crowded, unload  # type: ignore[method-assign]
+        await sim.core.start()
+        await sim.core.generate(a_request())
+        await sim.core.close()
+        return unloaded
+
+    assert StageKind.ENCODE in run_virtual(scenario())
+
+
 def test_cancelling_during_a_load_runs_nothing() -> None:
     async def scenario() -> list[object]:
         sim = simulated_engine(devices(1, memory_bytes=130 * MIB), load_s=lambda _stage: 3.0)

@@ -6,15 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from engine.errors import NotFiniteError
-from engine.messages import RunStage, TaskFailed
+from engine.errors import NotFiniteError, StageFailedError
+from engine.executors.lines import _answer
+from engine.executors.mailbox import Mailbox
+from engine.messages import FromWorker, LoadStage, RunStage, TaskFailed
 from engine.stages.base import Job
 from engine.stages.finite import expect_finite
 from engine.stages.groups import Groups
+from engine.stages.loader_thread import LoaderThread
 from engine.stages.running import Said, TaskRunner
+from engine.stages.shelf import Loaded, StageShelf
 from engine.stages.team import Team
 from engine.stages.transport import FileTransport
 from engine.types import NodeId, StageKey, StageKind, StageTask, TaskId
@@ -67,6 +72,35 @@ def too_much_for_the_gpu() -> None:
 def test_wanting_memory_may_be_tried_again(tmp_path: Path, fail: Callable[[], None]) -> None:
     report = outcome(tmp_path, fail)
     assert (report.retryable, report.not_finite) == (True, False)
+
+
+class FailingShelf(StageShelf):
+    def __init__(self, fail: Callable[[], None]) -> None:
+        super().__init__(torch.device("cpu"))
+        self._fail = fail
+
+    def load(self, _order: LoadStage, _stopped: object = None) -> Loaded:
+        self._fail()
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("fail", "is_retryable"),
+    [(too_much_for_the_allocator, True), (too_much_for_the_gpu, True), (lambda: {}["no"], False)],
+)
+async def test_a_load_for_which_memory_is_wanting_may_be_tried_again_too(
+    fail: Callable[[], None],
+    is_retryable: bool,  # noqa: FBT001 - a parameter of pytest's
+) -> None:
+    loader = LoaderThread("inproc://nobody", "cpu:0#0", FailingShelf(fail))
+    order = LoadStage(StageKey(MODEL, StageKind.DIFFUSE), "folder", "flux")
+    said = msgspec.msgpack.encode(loader._load(order))
+    mailbox = Mailbox()
+    reply = mailbox.expect(f"load {order.stage}")
+    assert _answer(mailbox, msgspec.msgpack.decode(said, type=FromWorker))
+    error = reply.exception()
+    assert isinstance(error, StageFailedError)
+    assert error.retryable is is_retryable
 
 
 def test_numbers_that_are_not_finite_may_be_tried_again_and_say_how_many(tmp_path: Path) -> None:
