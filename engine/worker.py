@@ -164,6 +164,12 @@ def _exit_with_controller() -> NoReturn:
     os._exit(0)
 
 
+def _end_with_thread(broken: threading.ExceptHookArgs) -> NoReturn:
+    """End this process when a thread of it breaks: it would beat on and load nothing any more."""
+    log.critical("worker_thread_broke", exc_info=broken.exc_value)
+    os._exit(1)
+
+
 def _beat(endpoint: str, identity: str, groups: Groups) -> NoReturn:
     """Show every few seconds that this process lives, and hear what cannot wait, whatever it is doing."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -187,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups; we obey stdin
         signal.signal(number, signal.SIG_IGN)
     configure_logging(os.environ.get("TRIDENT_LOG_FORMAT", "auto"))
+    threading.excepthook = _end_with_thread
     threading.Thread(target=_exit_with_controller, daemon=True).start()
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.device.startswith("cpu") else args.device)

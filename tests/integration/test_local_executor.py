@@ -231,6 +231,19 @@ async def test_a_worker_that_speaks_nonsense_is_replaced(engine: RunningEngine) 
     assert len(done.artifacts) == 1
 
 
+async def test_a_worker_whose_loader_breaks_is_replaced(engine: RunningEngine) -> None:
+    device = DeviceId("cpu:2")
+    old = engine.executor.process_ids()[device]
+    name = f"{engine.executor._slots[device].identity}{slot.LOAD_SUFFIX}"
+    await engine.executor._lines._socket.send_multipart([name.encode(), b"\xc1 no msgpack"])
+    async with asyncio.timeout(30):
+        while engine.executor.process_ids().get(device, old) == old:
+            await asyncio.sleep(0.05)
+    await engine.ready()
+    done = await engine.core.generate(request("sd", id=RequestId("after-a-broken-loader")))
+    assert len(done.artifacts) == 1
+
+
 async def test_cancelling_stops_the_denoise_loop_within_a_step(engine: RunningEngine) -> None:
     engine.steps.clear()
     work = asyncio.create_task(engine.core.generate(request("sd", steps=200)))
