@@ -32,6 +32,7 @@ from engine.messages import (
     LatentSaved,
     LatentShown,
     LaunchBegan,
+    LaunchDone,
     LeaveGroup,
     PauseTask,
     RunStage,
@@ -43,7 +44,7 @@ from engine.messages import (
 )
 from engine.stages.groups import Groups
 from engine.stages.loader_thread import LoaderThread
-from engine.stages.running import Said, TaskRunner
+from engine.stages.running import Ending, Said, TaskRunner
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
 from engine.types import HandoffRef, SavedLatent, StageTask, TaskId
@@ -96,7 +97,10 @@ class Worker:
         if order.pause:
             self._pausing.add(order.id)
         with self._shelf.undisturbed():
+            moves = self._shelf.moves
             ending = self._runner.run(order)
+        if self._shelf.has_moved(since=moves):
+            ending = without_peaks(ending)
         self._current = ()
         self._cancelled.difference_update(task.id for task in order.tasks)
         self._pausing.discard(order.id)
@@ -148,6 +152,14 @@ class Worker:
         if task in self._cancelled:
             return Said.CANCEL
         return Said.PAUSE if launch in self._pausing else Said.NOTHING
+
+
+def without_peaks(ending: Ending) -> Ending:
+    """Return what came of a launch, without its peaks: weights that moved beside it are in them."""
+    if not isinstance(ending, LaunchDone):
+        return ending
+    reports = (msgspec.structs.replace(one, peak_memory_bytes=0) for one in ending.reports)
+    return LaunchDone(ending.task, tuple(reports))
 
 
 def device_memory_bytes(device: torch.device) -> int:

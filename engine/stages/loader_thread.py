@@ -50,6 +50,7 @@ class LoaderThread:
 
     def serve(self, threads: int) -> NoReturn:
         """Report for work, then obey for ever; copies use `threads` CPU threads."""
+        self._shelf.settle_in()
         torch.set_num_threads(threads)
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, self._identity.encode())

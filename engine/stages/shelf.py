@@ -8,8 +8,8 @@ of a copy.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +66,32 @@ class StageShelf:
         self._sketches: dict[StageKey, Parts] = {}
         self._unbind: dict[StageKey, Callable[[], None]] = {}
         self._segments: dict[StageKey, Sequence[Tensor]] = {}
+        self._moves, self._is_moving = 0, False
+
+    def settle_in(self) -> None:
+        """Let what this thread asks of CUDA without naming a device mean the worker's own.
+
+        Each thread begins on the first GPU, and page-locking would open a context there.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    @property
+    def moves(self) -> int:
+        """How often weights were loaded or unloaded so far."""
+        return self._moves
+
+    def has_moved(self, since: int) -> bool:
+        """Whether weights came, went or are on their way since there were `since` moves."""
+        return self._is_moving or self._moves != since
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        self._is_moving = True
+        try:
+            yield
+        finally:
+            self._moves, self._is_moving = self._moves + 1, False
 
     def undisturbed(self) -> AbstractContextManager[object]:
         """Keep stages from being read from files while one runs, where that would change it.
@@ -77,11 +103,12 @@ class StageShelf:
     def load(self, order: LoadStage, stopped: Callable[[], bool] = lambda: False) -> Loaded:
         """Make a stage resident, unless `stopped()` becomes true between two chunks."""
         give_back()
-        if order.host is None:
-            return self._load_alone(order)
-        if order.host.is_filled:
-            return self._load_copy(order, order.host, stopped)
-        return self._load_and_fill(order, order.host, stopped)
+        with self._moving():
+            if order.host is None:
+                return self._load_alone(order)
+            if order.host.is_filled:
+                return self._load_copy(order, order.host, stopped)
+            return self._load_and_fill(order, order.host, stopped)
 
     def _load_alone(self, order: LoadStage) -> Loaded:
         """Load from files, past the host store."""
@@ -160,10 +187,11 @@ class StageShelf:
 
     def unload(self, stage: StageKey) -> None:
         """Free a stage's weights; harmless if it is not loaded. Nobody reads them any more."""
-        self.stages.pop(stage, None)
-        self._segments.pop(stage, None)
-        if (unbind := self._unbind.pop(stage, None)) is not None:
-            unbind()
+        with self._moving():
+            self.stages.pop(stage, None)
+            self._segments.pop(stage, None)
+            if (unbind := self._unbind.pop(stage, None)) is not None:
+                unbind()
         give_back()
         if self._device.type == "cuda":
             torch.cuda.ipc_collect()  # what peers have read counts as theirs until then

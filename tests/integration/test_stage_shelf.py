@@ -12,13 +12,14 @@ from torch import nn
 
 from engine import open_pipeline
 from engine.host_store import booked_bytes
-from engine.messages import HostCopy, LoadSource, LoadStage
+from engine.messages import HostCopy, LaunchDone, LoadSource, LoadStage, StageReport
 from engine.stages import shelf as shelves
 from engine.stages.flat import LayoutMismatchError, bind, layout_of, on_meta, pack
 from engine.stages.host_copy import copy_to_device
 from engine.stages.registry import load_parts
 from engine.stages.shelf import StageShelf
-from engine.types import StageKind
+from engine.types import StageKind, TaskId
+from engine.worker import without_peaks
 
 CPU = torch.device("cpu")
 
@@ -62,6 +63,33 @@ def test_a_load_from_the_host_copy_gives_the_tensors_that_the_files_hold(
             assert found[name].dtype == tensor.dtype
             assert not found[name].requires_grad
             assert found[name].data_ptr() % 64 == tensor.data_ptr() % 64, name
+
+
+def test_weights_that_move_beside_a_launch_are_not_taken_for_its_memory(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shelf, moved = StageShelf(CPU), list[bool]()
+
+    def look() -> bool:
+        moved.append(shelf.has_moved(since=0))
+        return False
+
+    assert not shelf.has_moved(since=0)
+    host = HostCopy(str(tmp_path / "c"), is_filled=False, size_bytes=1 << 30)
+    wanted = order(model_folder("sd"), StageKind.DECODE, host)
+    shelf.load(wanted, look)
+    assert moved
+    assert all(moved)
+    assert (shelf.moves, shelf.has_moved(since=1)) == (1, False)
+    shelf.unload(wanted.stage)
+    assert shelf.has_moved(since=1)
+    report = StageReport(
+        task=TaskId("t"), kind=StageKind.DECODE, receive_s=0.0, run_s=1.0, send_s=0.0,
+        peak_memory_bytes=1 << 30,
+    )  # fmt: skip
+    told = without_peaks(LaunchDone(TaskId("t"), (report,)))
+    assert isinstance(told, LaunchDone)
+    assert told.reports == (msgspec.structs.replace(report, peak_memory_bytes=0),)
 
 
 def test_unloading_frees_the_device_copy(

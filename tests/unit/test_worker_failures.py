@@ -103,6 +103,19 @@ async def test_a_load_for_which_memory_is_wanting_may_be_tried_again_too(
     assert error.retryable is is_retryable
 
 
+def test_the_loader_of_a_worker_settles_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SettledError(Exception):
+        pass
+
+    def settle(device: torch.device) -> None:
+        raise SettledError(str(device))
+
+    monkeypatch.setattr(torch.cuda, "set_device", settle)
+    loader = LoaderThread("inproc://nobody", "cuda:1#0", StageShelf(torch.device("cuda:1")))
+    with pytest.raises(SettledError, match="cuda:1"):
+        loader.serve(threads=1)
+
+
 def test_numbers_that_are_not_finite_may_be_tried_again_and_say_how_many(tmp_path: Path) -> None:
     latent = torch.ones(2, 8)
     latent[0, 3], latent[1, 1] = float("nan"), float("-inf")
