@@ -21,6 +21,11 @@ Every error carries a stable `code`; messages are sentences a stranger can act o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.types import DeviceId
+
 
 class EngineError(Exception):
     """Base of all engine errors."""
@@ -119,15 +124,19 @@ class NotFiniteError(StageFailedError):
 class WorkerLostError(EngineError):
     """The worker process of a device died; its tasks can be retried elsewhere.
 
-    `began`: it had begun with what was asked, which may be why it died.
+    Attributes:
+        began: it had begun with what was asked, which may be why it died.
+        devices: whose processes died of themselves, where whoever raises knows it.
     """
 
     code = "worker_lost"
 
-    def __init__(self, message: str, *, began: bool = True) -> None:
-        """Remember whether the task may have had a part in it."""
+    def __init__(
+        self, message: str, *, began: bool = True, devices: tuple[DeviceId, ...] = ()
+    ) -> None:
+        """Remember whether the task may have had a part in it, and where."""
         super().__init__(message)
-        self.began = began
+        self.began, self.devices = began, devices
 
 
 class TeamBrokenError(WorkerLostError):

@@ -62,11 +62,14 @@ class Recovery:
                 self._judge(task, run, error)
 
     def _culprits(self, team: Sequence[DeviceId], error: EngineError) -> tuple[DeviceId, ...]:
-        """Return the devices of a team that may have caused a failure."""
+        """Return the devices of a team that may have caused a failure.
+
+        One that died may be back by the time that its peers have noticed.
+        """
         if isinstance(error, NotFiniteError):
             return tuple(team)
         if isinstance(error, WorkerLostError):
-            return tuple(d for d in team if d not in self._cluster.memories)
+            return error.devices or tuple(d for d in team if d not in self._cluster.memories)
         return ()
 
     def _mark(self, culprits: Sequence[DeviceId], request: RequestId) -> None:

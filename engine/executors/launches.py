@@ -67,13 +67,16 @@ class Launches:
             raise WorkerLostError(message, began=False)
         calls = self._order(members, assignment, pause=pause)
         try:
-            await self._all_ended(members, calls)
+            killed = await self._all_ended(members, calls)
         finally:
             for call in calls:
                 call.cancel()  # nothing but when the engine closes in mid-launch
-        errors = [error for call in calls if (error := call.exception()) is not None]
+        errors = {d: e for d, call in zip(members, calls, strict=True) if (e := call.exception())}
         if errors:
-            raise min(errors, key=blame)
+            error = min(errors.values(), key=blame)
+            if isinstance(error, WorkerLostError):
+                error.devices = tuple(d for d in errors if _died(errors[d]) and d not in killed)
+            raise error
         return _merged([call.result() for call in calls])
 
     def _order(
@@ -87,9 +90,14 @@ class Launches:
             for device, seat in zip(members, self._groups.seats(members), strict=True)
         ]
 
-    async def _all_ended(self, members: Members, calls: list[asyncio.Future[FromWorker]]) -> None:
-        """Wait until every member has ended, with little patience once one has failed."""
-        running, patience_s = set(calls), None
+    async def _all_ended(
+        self, members: Members, calls: list[asyncio.Future[FromWorker]]
+    ) -> set[DeviceId]:
+        """Wait until every member has ended, with little patience once one has failed.
+
+        Returns those who had to be killed.
+        """
+        running, patience_s, killed = set(calls), None, set[DeviceId]()
         while running:
             ended, running = await asyncio.wait(
                 running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
@@ -97,16 +105,22 @@ class Launches:
             if running and not ended:
                 for device, call in zip(members, calls, strict=True):
                     if call in running:
+                        killed.add(device)
                         self._line.kill(device)
             elif patience_s is None and any(_has_failed(call) for call in ended):
                 self._groups.break_up(members)
                 patience_s = STRAGGLE_S
+        return killed
 
 
 def _has_failed(call: asyncio.Future[FromWorker]) -> bool:
     """Whether a member ended as its peers will not; a cancellation is agreed among them."""
     error = call.exception()
     return error is not None and not isinstance(error, RequestCancelledError)
+
+
+def _died(error: BaseException) -> bool:
+    return isinstance(error, WorkerLostError) and not isinstance(error, TeamBrokenError)
 
 
 def blame(error: BaseException) -> int:

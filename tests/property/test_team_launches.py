@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +165,20 @@ def test_a_member_that_goes_on_without_its_team_is_killed() -> None:
 
     fates = {DEVICES[1]: Fate.DEAF, DEVICES[3]: Fate.FAILS}
     assert one_launch(fates, killed) == StageFailedError.code
+
+
+def test_who_died_is_told_although_it_is_back_before_a_deaf_peer_is_killed() -> None:
+    async def scenario() -> tuple[DeviceId, ...]:
+        fates = {(1, DEVICES[1]): Fate.DEAF, (1, DEVICES[2]): Fate.DIES}
+        world = World(fates)
+        with pytest.raises(WorkerLostError) as error:
+            await world.launches.run(an_assignment(0, DEVICES[:4]))
+        assert world.node.is_up(DEVICES[2])
+        assert world.node.killed == [DEVICES[1]]
+        world.node.close()
+        return error.value.devices
+
+    assert run_virtual(scenario()) == (DEVICES[2],)
 
 
 def test_the_same_team_works_again_after_it_broke() -> None:

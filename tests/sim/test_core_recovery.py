@@ -121,6 +121,33 @@ def test_a_bad_device_is_quarantined_told_and_tried_again_later() -> None:
     run_virtual(scenario())
 
 
+def test_a_device_that_is_back_before_its_launch_has_ended_is_blamed_all_the_same() -> None:
+    bad = DeviceId("fake:0")
+
+    async def scenario() -> tuple[str, ...]:
+        sim = simulated_engine(devices(2))
+        sim.core._planner = EverywherePlanner([a_spec()])
+        run = sim.executor.run
+
+        async def deadly(assignment: Assignment) -> tuple[StageReport, ...]:
+            if bad not in assignment.team:
+                return await run(assignment)
+            sim.executor.kill(bad)
+            await asyncio.sleep(5)  # for a peer to notice; the device is back after one
+            raise WorkerLostError("Worker of fake:0 ended.", devices=(bad,))
+
+        sim.executor.run = deadly  # type: ignore[method-assign]
+        await sim.core.start()
+        for number in range(3):
+            await sim.core.generate(a_request(f"r{number}"))
+        notices = sim.core.notices()
+        await sim.core.close()
+        return notices
+
+    [notice] = run_virtual(scenario())
+    assert "fake:0 is in quarantine" in notice
+
+
 def test_a_retry_goes_to_another_device_than_the_one_it_failed_on() -> None:
     def fate(assignment: Assignment) -> Exception | None:
         task = assignment.task
