@@ -90,8 +90,10 @@ class Flight:
         self._pausing, self.onward = True, onward
 
     def note_step(self, step: int, steps: int, now_s: float) -> None:
-        """Note that denoise step `step` of `steps` is done."""
-        self._step, self._step_at_s = step, now_s
+        """Note that denoise step `step` of `steps` is done; samplers may make more of a request's."""
+        done = step * self.assignment.task.request.steps // steps
+        if done != self._step:
+            self._step, self._step_at_s = done, now_s
         for task, run in self.parts:
             run.note_step(task, step, steps)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from engine.flights import Flight
 from engine.graph import StageNode
 from engine.pipelines import build
 from engine.runs import RequestRun
-from engine.types import Assignment, HandoffRef, NodeId, SavedLatent, StageTask
+from engine.types import Assignment, HandoffRef, NodeId, PlanId, SavedLatent, StageTask
 from tests.support.builders import a_report, a_request, a_spec, a_timing
 
 
@@ -73,3 +74,17 @@ async def test_a_paused_diffuse_keeps_its_steps_and_goes_on_from_its_latent() ->
     assert run.suspend(second, again, a_timing(second), 2.0) == (latent,)
     assert run.share_done == 0.5
     assert newer in run.abandon()
+
+
+async def test_policies_count_the_steps_of_the_request_whatever_its_sampler_makes_of_them() -> None:
+    request = a_request(steps=4)
+    run = RequestRun(request, build(a_spec(), request), 0, 0.0)
+    finish(run, begin(run, run.progress.graph.nodes[NodeId("encode")]))
+    task = run.task(NodeId("diffuse-0"))
+    launch = Assignment(task=task, team=(), expected_s=7.0, activation_bytes=0, why="")
+    flight, seen = Flight(launch, [run], PlanId(1), 0.0), []
+    for evaluation in range(1, 8):  # Heun's method: two of them per step, one for the last
+        flight.note_step(evaluation, 7, float(evaluation))
+        seen.append((flight.view().step, flight.view().step_at_s))
+    assert seen == [(0, 0.0), (1, 2.0), (1, 2.0), (2, 4.0), (2, 4.0), (3, 6.0), (4, 7.0)]
+    assert run.share_done == 1.0
