@@ -151,8 +151,7 @@ class EngineCore:
             raise EngineBusyError(message)
         graph = build(served(request.model, self.specs), request)
         run = RequestRun(request, graph, self._sequence, self._clock.now(), along)
-        run.resume(journal, self._executor.restore)
-        run.lay_down(self._executor.restore)
+        run.set_out(journal, self._executor.restore, self._executor.release)
         self._sequence += 1
         self._requests[request.id] = run
         self._note(request)

@@ -69,7 +69,11 @@ class HandoffStore:
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
         """Write a hand-off that was kept elsewhere, and account for it."""
         with self._buffer.place(task, len(content)) as path:
-            path.write_bytes(content)
+            try:
+                path.write_bytes(content)
+            except OSError:  # there is no room
+                path.unlink(missing_ok=True)
+                raise
         ref = HandoffRef(node, str(path), len(content))
         self.adopt(ref)
         return ref

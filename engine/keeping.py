@@ -62,7 +62,11 @@ class KeptLatents:
         """Let a request that begins go on from what was kept of it."""
         if self._folder is None:
             return
-        found = [file.name for file in self._folder.iterdir() if file.suffix == _SUFFIX]
+        try:
+            found = [file.name for file in self._folder.iterdir() if file.suffix == _SUFFIX]
+        except OSError as error:
+            log.warning("latents_not_looked_for", request=run.request.id, detail=str(error))
+            return
         for node, state in run.progress.states.items():
             if state is NodeState.DONE:
                 continue

@@ -94,8 +94,22 @@ class RequestRun:
         self._timeline: list[StageTiming] = []
         self._journal: Journal | None = None
 
-    def resume(self, journal: Journal | None, restore: Restore) -> None:
-        """Begin with what `journal` has kept; `restore` makes a hand-off of a stage's bytes."""
+    def set_out(
+        self, journal: Journal | None, restore: Restore, release: Callable[[HandoffRef], None]
+    ) -> None:
+        """Begin with what `journal` has kept and the source's files; `restore` makes hand-offs.
+
+        If one cannot be made or a file is missing this raises, and releases those that were made.
+        """
+        try:
+            self._resume(journal, restore)
+            self._lay_down(restore)
+        except BaseException:
+            for ref in self.abandon():
+                release(ref)
+            raise
+
+    def _resume(self, journal: Journal | None, restore: Restore) -> None:
         if journal is None:
             return
         self._journal = journal
@@ -103,10 +117,10 @@ class RequestRun:
         kept = {stage.node: stage for stage in journal.finished if stage.node in graph.nodes}
         done = graph.resumable({n for n, s in kept.items() if s.content or s.artifact})
         needed = [n for n in done if any(child not in done for child in graph.children[n])]
-        outputs = {
-            node: restore(TaskId(f"{self.request.id}/{node}/kept"), node, kept[node].content or b"")
-            for node in needed
-        }
+        outputs = self.progress.outputs
+        for node in needed:
+            name, content = TaskId(f"{self.request.id}/{node}/kept"), kept[node].content or b""
+            outputs[node] = restore(name, node, content)
         self.progress.restore(done, outputs)
         self._timeline.extend(stage.timing for stage in kept.values() if stage.node in done)
         for node in done:
@@ -115,8 +129,8 @@ class RequestRun:
         if self.progress.is_done:
             self.outcome.set_result(self._result())
 
-    def lay_down(self, restore: Restore) -> None:
-        """Make a hand-off of the files that the request's source names; raises if one is missing."""
+    def _lay_down(self, restore: Restore) -> None:
+        """Make a hand-off of the files that the request's source names."""
         if self.request.source is not None and not self.is_over:
             name = TaskId(f"{self.request.id}/source")
             self._source = restore(name, NodeId("source"), packed(self.request.source, self._files))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Sequence
+
+import pytest
 
 from engine.journal import FinishedStage
 from engine.types import (
@@ -16,6 +19,7 @@ from engine.types import (
     RequestId,
     StageKind,
     StageTiming,
+    TaskId,
 )
 from schedulers.sim.clock import run_virtual
 from tests.support.builders import a_request
@@ -101,5 +105,32 @@ def test_a_stage_whose_bytes_were_lost_runs_again_with_what_it_needs() -> None:
         again, sim = await run(Diary([lost]), n=1)
         assert launched(sim) == sorted(stage.node for stage in diary.finished)
         assert len(again.timeline) == len(diary.finished)
+
+    run_virtual(scenario())
+
+
+def test_what_cannot_be_resumed_for_want_of_room_leaves_nothing_and_can_come_again() -> None:
+    async def scenario() -> None:
+        diary = Diary()
+        await run(diary, n=2)
+        kept = [stage for stage in diary.finished if stage.content is not None]
+        assert [stage.node for stage in kept] == ["encode", "diffuse-0", "diffuse-1"]
+        sim = simulated_engine()
+        await sim.core.start()
+        restore, room = sim.executor.restore, 1
+
+        def crowded(task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+            if len(sim.executor.alive) >= room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return restore(task, node, content)
+
+        sim.executor.restore = crowded  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="No space left"):
+            await sim.core.generate(a_request(n=2), Diary(kept))
+        assert sim.executor.alive == {}
+        room = 2
+        await sim.core.generate(a_request(n=2), Diary(kept))
+        assert sim.executor.alive == {}
+        await sim.core.close()
 
     run_virtual(scenario())

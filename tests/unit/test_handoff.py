@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import subprocess
@@ -48,6 +49,21 @@ def test_hostile_ids_cannot_leave_the_folder(tmp_path: Path) -> None:
     store = HandoffStore(tmp_path / "handoff")
     path = handoff_path(store.folder, TaskId("../../etc/passwd/x/1"))
     assert path.parent == store.folder
+
+
+def test_what_finds_no_room_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = HandoffStore(tmp_path / "handoff")
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(OSError, match="No space left"):
+        store.restore(TaskId("r1/encode/kept"), NodeId("encode"), b"0123")
+    assert list(store.folder.iterdir()) == []
 
 
 def test_closing_deletes_everything(tmp_path: Path) -> None:

@@ -263,6 +263,14 @@ async def test_a_latent_that_is_gone_costs_the_request_nothing(
     assert files(tmp_path) == []
 
 
+async def test_a_folder_that_is_gone_costs_the_request_nothing(
+    tmp_path: Path, spec: PipelineSpec
+) -> None:
+    life = Life(tmp_path, spec)
+    (tmp_path / "kept").rmdir()
+    assert not life.begin().saved
+
+
 async def test_a_disk_that_is_full_leaves_no_half_file(
     tmp_path: Path, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
