@@ -116,6 +116,9 @@ bench-degrees: $(VENV)/.dev ## How far a diffuse on several devices is from one 
 bench-loading: $(VENV)/.dev ## Loads of stages from files and from the host copy, against from_pretrained
 	$(BIN)/python benchmarks/engine/loading.py $(ARGS)
 
+bench-saving: $(VENV)/.dev ## What a long diffuse pays for saving where it stands, by size of latent
+	$(BIN)/python benchmarks/engine/saving.py $(ARGS)
+
 bench-startup: $(VENV)/.dev ## Start to first picture, and what an idle server takes of a core (quiet machine, 2 minutes)
 	$(BIN)/python benchmarks/engine/startup.py $(ARGS)
 

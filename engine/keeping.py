@@ -114,7 +114,7 @@ class KeptLatents:
         request = run.request.id
         path = self._path(self._name(run, node), saved.step)
         try:
-            await asyncio.to_thread(_copy, Path(saved.ref.path), path)
+            await asyncio.to_thread(copy_whole, Path(saved.ref.path), path)
         except OSError as error:
             log.warning("latent_not_kept", request=request, detail=str(error))
         else:
@@ -175,7 +175,8 @@ def _sweep(folder: Path) -> None:
                 file.unlink()
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that `target` is whole or not there; raises `OSError`, and then leaves nothing."""
     half = target.with_suffix(".half")  # a name that is never found, until it is whole
     try:
         shutil.copyfile(source, half)

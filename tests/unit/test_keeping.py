@@ -115,13 +115,13 @@ async def test_what_is_saved_while_another_is_written_waits_and_only_the_newest_
     tmp_path: Path, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    copy = keeping._copy
+    copy = keeping.copy_whole
 
     def noted(source: Path, target: Path) -> None:
         written.append(source.name)
         copy(source, target)
 
-    monkeypatch.setattr(keeping, "_copy", noted)
+    monkeypatch.setattr(keeping, "copy_whole", noted)
     life = Life(tmp_path, spec)
     run = life.begin()
     for step in (5, 10, 15):
