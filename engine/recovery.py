@@ -78,7 +78,7 @@ class Recovery:
 
     def _judge(self, task: StageTask, run: RequestRun, error: EngineError) -> None:
         retryable = not isinstance(error, StageFailedError) or error.retryable
-        failures = run.failures[task.node]
+        failures = run.mishaps.counted[task.node]
         if retryable and failures < MAX_ATTEMPTS:
             return
         self._cluster.quarantine.acquit(task.request.id)
@@ -92,7 +92,7 @@ class Recovery:
 
 def _summed_up(task: StageTask, run: RequestRun, error: EngineError) -> EngineError:
     """Return an error of the same kind that tells of all attempts."""
-    failures, where = run.failures[task.node], ", ".join(run.failed_on(task.node))
+    failures, where = run.mishaps.counted[task.node], ", ".join(run.mishaps.where(task.node))
     message = (
         f"Stage {task.stage} of request {task.request.id} failed {failures} times in a row, alone "
         f"each time (on {where}), and is given up. The last time: {error}"

@@ -6,7 +6,7 @@ Knows nothing of devices or policies; the core drives it and the caller awaits `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -14,8 +14,10 @@ from engine.errors import EngineError
 from engine.graph import GraphRun, NodeState, StageGraph, StageNode
 from engine.journal import Journal
 from engine.messages import StageReport
+from engine.mishaps import Mishaps
 from engine.previews import Previews
 from engine.sources import Files, packed
+from engine.step_counts import StepCounts
 from engine.types import (
     Artifact,
     Assignment,
@@ -54,8 +56,7 @@ class RequestRun:
     Attributes:
         outcome: resolves to the result or an `EngineError`; set exactly once.
         running: assignments that a worker holds now, by task.
-        failures: attempts per node that failed alone, since its latent was last saved.
-        steps_done, steps: denoise steps finished and in all per node, as the worker counts them.
+        mishaps: what has failed.
         decided: the last word of the dispatcher per node: how it was launched, or why it waits.
     """
 
@@ -78,18 +79,14 @@ class RequestRun:
         self.progress = GraphRun(graph)
         self.outcome: asyncio.Future[GenerationResult] = asyncio.get_running_loop().create_future()
         self.running: dict[TaskId, Assignment] = {}
-        self.steps_done: dict[NodeId, int] = {}
-        self.steps: dict[NodeId, int] = {}
+        self._steps = StepCounts()
         self.decided: dict[NodeId, Decision] = {}
-        self.failures: dict[NodeId, int] = dict.fromkeys(graph.nodes, 0)
+        self.mishaps = Mishaps(graph)
         self._sequence = sequence
         self._ready_s = dict.fromkeys(graph.nodes, now_s)
         self._ready: list[StageTask] | None = None
         self._saved: dict[NodeId, SavedLatent] = {}
         self._ran_on: dict[NodeId, tuple[DeviceId, ...]] = {}
-        self._failed_on: dict[NodeId, tuple[DeviceId, ...]] = {}
-        self._alone: set[NodeId] = set()
-        self._suspect: set[StageKind] = set()
         self._artifacts: dict[int, Artifact] = {}
         self._timeline: list[StageTiming] = []
         self._journal: Journal | None = None
@@ -141,28 +138,13 @@ class RequestRun:
         return self.outcome.done()
 
     def ready_tasks(self) -> list[StageTask]:
-        """Return the tasks that could run now; none once the outcome is known.
-
-        Of a stage in which the request's workers failed, one task at a time until one succeeds: a
-        poisonous request must not take many devices down at once.
-        """
+        """Return the tasks that could run now; none once the outcome is known."""
         if self.is_over:
             return []
         if self._ready is None:
-            nodes = self.progress.ready()
-            if self._suspect:
-                nodes = tuple(node for node in nodes if self._may_run(node, nodes))
+            nodes = self.mishaps.allowed(self.progress.ready(), self.progress.states)
             self._ready = [self._task(node) for node in nodes]
         return [*self._ready, *self.previews.tasks()]
-
-    def _may_run(self, node: StageNode, ready: Sequence[StageNode]) -> bool:
-        kind = node.stage.kind
-        if kind not in self._suspect:
-            return True
-        graph, states = self.progress.graph, self.progress.states
-        runs = any(graph.nodes[n].stage.kind is kind for n in states
-                   if states[n] is NodeState.RUNNING)  # fmt: skip
-        return not runs and node is next(n for n in ready if n.stage.kind is kind)
 
     def task(self, node: NodeId) -> StageTask:
         """Return the task of a ready node."""
@@ -174,7 +156,7 @@ class RequestRun:
         None if the request's workers failed in that stage: such tasks are let run one by one.
         """
         graph = self.progress.graph
-        if stage.kind in self._suspect:
+        if self.mishaps.is_suspect(stage.kind):
             return None
         return next(
             (
@@ -207,8 +189,8 @@ class RequestRun:
             ready_s=self._ready_s[node.id],
             came_from=self._nearest(node.id),
             saved=self._saved.get(node.id),
-            alone=node.id in self._alone,
-            failed_on=self._failed_on.get(node.id, ()),
+            alone=self.mishaps.has(node.id),
+            failed_on=self.mishaps.where(node.id),
             purpose=node.purpose,
         )
 
@@ -232,7 +214,7 @@ class RequestRun:
             self.previews.begin(task)
             return
         self.progress.start(task.node)
-        self.steps_done.pop(task.node, None)
+        self._steps.begin(task.node)
         self.running[task.id] = self.decided[task.node] = assignment
         self._ran_on[task.node] = assignment.team
         self._ready = None
@@ -240,7 +222,7 @@ class RequestRun:
     def note_step(self, task: StageTask, step: int, steps: int) -> None:
         """Note that a running task has finished denoise step `step` of `steps`."""
         if task.id in self.running:
-            self.steps_done[task.node], self.steps[task.node] = step, steps
+            self._steps.note(task.node, step, steps)
 
     @property
     def share_done(self) -> float:
@@ -250,19 +232,9 @@ class RequestRun:
         return sum(shares) / len(shares) if shares else 0.0
 
     def _share(self, diffuse: StageNode) -> float:
-        match self.progress.states[diffuse.id]:
-            case NodeState.DONE:
-                return 1.0
-            case NodeState.RUNNING:
-                if diffuse.id in self.steps_done:
-                    return self.steps_done[diffuse.id] / self.steps[diffuse.id]
-                return self._share_saved(diffuse.id)
-            case NodeState.PENDING:
-                return self._share_saved(diffuse.id)
-
-    def _share_saved(self, diffuse: NodeId) -> float:
-        saved = self._saved.get(diffuse)
-        return 0.0 if saved is None else saved.step / self.request.steps
+        saved = self._saved.get(diffuse.id)
+        share_saved = 0.0 if saved is None else saved.step / self.request.steps
+        return self._steps.share(diffuse.id, self.progress.states[diffuse.id], share_saved)
 
     def retry(
         self, task: StageTask, now_s: float, *, failed_on: tuple[DeviceId, ...], counted: bool
@@ -271,10 +243,7 @@ class RequestRun:
 
         What failed together with others is not `counted`, but runs alone from now on.
         """
-        self.failures[task.node] += counted
-        self._failed_on[task.node] = (*self.failed_on(task.node), *failed_on)
-        self._alone.add(task.node)
-        self._suspect.add(task.stage.kind)
+        self.mishaps.add(task, failed_on, counted=counted)
         self._offer_again(task, now_s)
 
     def requeue(self, task: StageTask, now_s: float) -> None:
@@ -285,10 +254,6 @@ class RequestRun:
         """Give up a preview that failed; return its latent."""
         del self.running[task.id]
         return task.inputs
-
-    def failed_on(self, node: NodeId) -> tuple[DeviceId, ...]:
-        """Return the devices of a node's failed attempts, in order."""
-        return self._failed_on.get(node, ())
 
     def suspend(
         self, task: StageTask, report: StageReport, timing: StageTiming, now_s: float
@@ -301,13 +266,10 @@ class RequestRun:
         return spent
 
     def keep(self, task: StageTask, saved: SavedLatent) -> tuple[HandoffRef, ...]:
-        """Let a diffuse start from `saved` next time; return the latent that this replaces.
-
-        What has come further than ever has not failed in a row.
-        """
+        """Let a diffuse start from `saved` next time; return the latent that this replaces."""
         spent = self._drop_saved(task.node)
         self._saved[task.node] = saved
-        self.failures[task.node] = 0
+        self.mishaps.came_further(task.node)
         return spent
 
     def skip(self, node: NodeId, output: HandoffRef) -> None:
@@ -352,7 +314,7 @@ class RequestRun:
     ) -> tuple[HandoffRef, ...]:
         """Book a finished task; return hand-offs that are spent. Resolves the outcome if last."""
         del self.running[task.id]
-        self._suspect.discard(task.stage.kind)
+        self.mishaps.succeeded(task.stage.kind)
         self._timeline.append(timing)
         if task.purpose is Purpose.PREVIEW:
             self.previews.finish(task, report)

@@ -63,7 +63,7 @@ async def test_a_paused_diffuse_keeps_its_steps_and_goes_on_from_its_latent() ->
     pausing = a_report(first, steps_done=1, paused=True, output=latent)
     assert run.suspend(first, pausing, a_timing(first), 1.0) == ()
     second = begin(run, diffuse)
-    assert (second.saved, second.steps_left, run.failures[diffuse.id]) == (
+    assert (second.saved, second.steps_left, run.mishaps.counted[diffuse.id]) == (
         SavedLatent(1, latent),
         3,
         0,
