@@ -53,23 +53,35 @@ class Switch(click.ParamType[Any]):
 
 
 class Failure(click.ParamType[Any]):
-    """`NODE@SECONDS`."""
+    """`NODE@SECONDS`, or `NODE:GPU@SECONDS` with `of_gpus`."""
 
     name = "failure"
+
+    def __init__(self, *, of_gpus: bool = False) -> None:
+        """Take failures of nodes, or of single GPUs."""
+        self._of_gpus = of_gpus
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> NodeFailure:
-        """Return which node fails and when."""
+        """Return what fails and when."""
         if isinstance(value, NodeFailure):
             return value
-        node, _, at = str(value).partition("@")
+        place, _, at = str(value).partition("@")
+        node, colon, gpu = place.partition(":")
         try:
-            failure = NodeFailure(int(node), float(at))
+            failure = NodeFailure(int(node), float(at), int(gpu) if colon else None)
         except ValueError:
             failure = NodeFailure(-1, -1.0)
-        if failure.node < 0 or not 0 <= failure.at_s < math.inf:
-            self.fail(f"{value!r} is not NODE@SECONDS, such as 3@600.", param, ctx)
+        numbers = (failure.node, failure.gpu or 0)
+        right = min(numbers) >= 0 and 0 <= failure.at_s < math.inf
+        if not right or bool(colon) != self._of_gpus:
+            wanted = (
+                "NODE:GPU@SECONDS, such as 3:7@600"
+                if self._of_gpus
+                else "NODE@SECONDS, such as 3@600"
+            )
+            self.fail(f"{value!r} is not {wanted}.", param, ctx)
         return failure
 
 

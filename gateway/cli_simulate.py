@@ -107,6 +107,13 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "--fail-node", "failures", type=Failure(), multiple=True, help="NODE@SECONDS, for good."
 )
+@click.option(
+    "--fail-gpu",
+    "gpu_failures",
+    type=Failure(of_gpus=True),
+    multiple=True,
+    help="NODE:GPU@SECONDS, for good.",
+)
 @click.option("--events", type=PATH, metavar="OUT.jsonl", help="Everything that happens.")
 @click.option("--plot", type=PATH, metavar="OUT.png", help="Timeline and latencies.")
 @click.pass_obj
@@ -119,6 +126,7 @@ def simulate(
     policy: str,
     compared: str | None,
     failures: tuple[NodeFailure, ...],
+    gpu_failures: tuple[NodeFailure, ...],
     events: Path | None,
     plot: Path | None,
     json_path: Path | None,
@@ -132,7 +140,7 @@ def simulate(
     with _refusals(), _quiet():
         if plot is not None:
             _need_plottable(plot)
-        run = _run(gpus=gpus, failures=failures, **others)
+        run = _run(gpus=gpus, failures=(*failures, *gpu_failures), **others)
         _need_nodes(run, gpus, nodes)
         _need_tunable(run, policies)
         outputs = _Outputs(json_path, events, plot)
@@ -314,9 +322,15 @@ def _need_nodes(run: _Run, gpus: int, nodes: int | None) -> None:
     infos = cluster_of(load_profile(run.profile), gpus, nodes)
     count = len({info.node for info in infos})
     for failure in run.failures:
-        if failure.node >= count:
-            message = f"There is no node {failure.node} to fail; nodes are 0 to {count - 1}."
-            raise RefusalError(message)
+        if not failure.doomed(infos):
+            what = (
+                f"node {failure.node}"
+                if failure.gpu is None
+                else f"GPU {failure.node}:{failure.gpu}"
+            )
+            message = f"There is no {what} to fail; nodes are 0 to {count - 1}"
+            width = -(-gpus // count)
+            raise RefusalError(f"{message}, the GPUs of each 0 to {width - 1} at most.")
 
 
 def _need_tunable(run: _Run, policies: tuple[str, ...]) -> None:

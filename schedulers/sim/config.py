@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -11,6 +11,9 @@ from schedulers.planner.handsized import HandSizes
 from schedulers.planner.knobs import PlannerKnobs
 from schedulers.policies import SwitchValue
 from schedulers.sim.traces import TraceRow
+
+if TYPE_CHECKING:
+    from engine.types import DeviceId, DeviceInfo
 
 MONITOR_WINDOW_S: Final = 120.0
 
@@ -25,10 +28,26 @@ POLICIES: Final = (
 
 
 class NodeFailure(msgspec.Struct, frozen=True):
-    """A node dies for good at a virtual second; nodes are numbered from 0."""
+    """A node, or one GPU of it, dies for good at a virtual second; both are numbered from 0."""
 
     node: int
     at_s: float
+    gpu: int | None = None
+
+    def __str__(self) -> str:
+        """Return it as the command line takes it."""
+        where = f"{self.node}" if self.gpu is None else f"{self.node}:{self.gpu}"
+        return f"{where}@{self.at_s:g}"
+
+    def doomed(self, infos: Iterable[DeviceInfo]) -> tuple[DeviceId, ...]:
+        """Return the devices that die; none if there is no such node or GPU."""
+        nodes: dict[str, list[DeviceId]] = {}
+        for info in infos:
+            nodes.setdefault(info.node, []).append(info.id)
+        ordered = [sorted(nodes[name]) for name in sorted(nodes)]
+        devices = ordered[self.node] if self.node < len(ordered) else []
+        chosen = devices if self.gpu is None else devices[self.gpu : self.gpu + 1]
+        return tuple(chosen)
 
 
 class SimConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -64,7 +64,7 @@ def _identity(config: SimConfig, workload: str, rate_scale: float) -> RunIdentit
         rate_scale=rate_scale,
         noise=config.noise,
         stragglers=config.stragglers,
-        failures=tuple(f"{failure.node}@{failure.at_s:g}" for failure in config.failures),
+        failures=tuple(map(str, config.failures)),
         dispatcher=config.dispatcher,
         switches=config.switches,
         versions=versions(),

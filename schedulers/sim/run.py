@@ -40,6 +40,7 @@ from schedulers.sim.world import World, cluster_of
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
+    from engine.types import DeviceId
     from schedulers.profile import Profile
     from schedulers.sim.config import NodeFailure
     from schedulers.sim.traces import TraceRow
@@ -107,6 +108,7 @@ class _Simulation:
             keep_launches=False,
         )
         self._core = self._engine(policy, profile.node.reserve_bytes)
+        self._dead: set[DeviceId] = set()
         self._open: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._bug: BaseException | None = None
@@ -220,13 +222,13 @@ class _Simulation:
             self._chronicle.finished(request)
 
     async def _fail(self, failure: NodeFailure) -> None:
-        """Let a node die for good."""
+        """Let devices die for good."""
         await asyncio.sleep(max(0.0, failure.at_s - self._clock.now()))
-        names = sorted({info.node for info in self._infos})
-        for info in self._infos:
-            if info.node == names[failure.node]:
-                self._chronicle.device_lost(info.id)
-                self._executor.kill(info.id, for_good=True)
+        for device in failure.doomed(self._infos):
+            if device not in self._dead:  # its node may have died before
+                self._dead.add(device)
+                self._chronicle.device_lost(device)
+                self._executor.kill(device, for_good=True)
 
 
 def _even_mix(profile: Profile, specs: Sequence[PipelineSpec]) -> Demand:

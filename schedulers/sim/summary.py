@@ -346,7 +346,7 @@ def _circumstances(summary: Summary) -> str:
     if summary.stragglers:
         parts.append(f"stragglers {summary.stragglers:.1%}")
     if summary.failures:
-        parts.append(f"failing nodes {', '.join(summary.failures)}")
+        parts.append(f"failing {', '.join(summary.failures)}")
     if summary.dispatcher:
         parts.append(f"dispatcher {summary.dispatcher}")
     parts += [f"{name} {_shown(value)}" for name, value in summary.policy_switches.items()]

@@ -139,7 +139,16 @@ def test_an_impossible_request_is_reported_with_its_reason(instant: Instant, tra
 def test_options_reach_the_simulator(instant: Instant) -> None:
     options = ["--workload", "hetu", "--duration", "60", "--slo-scale", "1.5"]
     options += ["--seed", "7", "--noise", "0.2", "--stragglers", "0.01", "--solver", "greedy"]
-    options += ["--nodes", "2", "--fail-node", "1@30", "--switch", "scale-up=off"]
+    options += [
+        "--nodes",
+        "2",
+        "--fail-node",
+        "1@30",
+        "--fail-gpu",
+        "0:3@20",
+        "--switch",
+        "scale-up=off",
+    ]
     options += ["--policy", "trident"]
     result = invoke(instant, *SIMULATE, *options)
     assert result.exit_code == 0, result.output
@@ -147,7 +156,7 @@ def test_options_reach_the_simulator(instant: Instant) -> None:
     assert (config.profile, config.models, config.policy) == ("l20", ("sd3",), "trident")
     assert (config.gpus, config.nodes, config.seed) == (8, 2, 7)
     assert (config.slo_scale, config.noise, config.stragglers) == (1.5, 0.2, 0.01)
-    assert config.failures == (NodeFailure(1, 30.0),)
+    assert config.failures == (NodeFailure(1, 30.0), NodeFailure(0, 20.0, 3))
     assert (config.dispatcher, config.switches) == ("greedy", {"scale-up": False})
 
 
@@ -287,6 +296,10 @@ def test_capacity_says_when_the_limit_is_too_low() -> None:
         ((*SIMULATE, "--workload", "hetu", "--fail-node", "3"), ("NODE@SECONDS",)),
         ((*SIMULATE, "--workload", "hetu", "--fail-node", "0@inf"), ("NODE@SECONDS",)),
         ((*SIMULATE, "--workload", "hetu", "--fail-node", "4@60"), ("no node 4", "0 to 0")),
+        ((*SIMULATE, "--workload", "hetu", "--fail-node", "0:1@60"), ("NODE@SECONDS",)),
+        ((*SIMULATE, "--workload", "hetu", "--fail-gpu", "0@60"), ("NODE:GPU@SECONDS",)),
+        ((*SIMULATE, "--workload", "hetu", "--fail-gpu", "0:-1@60"), ("NODE:GPU@SECONDS",)),
+        ((*SIMULATE, "--workload", "hetu", "--fail-gpu", "0:8@60"), ("no GPU 0:8", "0 to 7")),
         ((*SIMULATE, "--workload", "hetu", "--switch", "scale-up"), ("NAME=on",)),
         ((*HETU, "--policy", "b6", "--switch", "preempt=off"), ("b6 has no switches", "trident")),
         ((*HETU, "--policy", "b6", "--dispatcher", "ilp"), ("b6 has no switches", "--solver")),

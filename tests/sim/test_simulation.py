@@ -14,6 +14,7 @@ from schedulers.sim.config import NodeFailure, RunFacts, SimConfig
 from schedulers.sim.events import (
     ArriveEvent,
     DecideEvent,
+    DeviceLostEvent,
     FinishEvent,
     LoadEvent,
     PlaceEvent,
@@ -68,6 +69,17 @@ def test_every_request_ends_once_under_overload_and_after_a_node_has_failed() ->
     assert sorted(arrived) == sorted(ended)
     assert any(e.outcome is RunOutcome.FAILED for e in events if isinstance(e, RunEvent))
     assert not [e for e in events if isinstance(e, RejectEvent)]
+
+
+def test_a_gpu_that_fails_takes_its_team_down_and_costs_no_request() -> None:
+    failures = (NodeFailure(0, 20.0, 3), NodeFailure(0, 60.0))  # then the rest of its node
+    events, _facts = run(rows(24, 2.0), failures=failures)
+    assert audit(events) == []
+    lost = [e.device for e in events if isinstance(e, DeviceLostEvent)]
+    assert lost[0] == "n0g3"
+    assert sorted(lost) == [f"n0g{n}" for n in range(8)]
+    assert any(e.outcome is RunOutcome.FAILED for e in events if isinstance(e, RunEvent))
+    assert len(finishes(events)) == 24
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3])
