@@ -97,7 +97,7 @@ def test_a_request_that_fits_at_no_degree_is_refused_with_the_reason() -> None:
     row = TraceRow(arrival_s=0.0, height=768, width=1360, frames=81, steps=6)
     events, _facts = run(iter([row]), gpus=4)
     (refusal,) = [e for e in events if isinstance(e, RejectEvent)]
-    assert "at least 8 devices of one node" in refusal.reason
+    assert "each of 8 devices of one node" in refusal.reason
 
 
 def test_an_unknown_policy_is_named_with_those_that_exist() -> None:
