@@ -20,6 +20,8 @@ from gateway.errors import MissingError
 if TYPE_CHECKING:
     from engine.types import ClusterView, RunningView, StageTask
 
+Names = Callable[["StageTask"], tuple[RequestId, ...]]
+
 HISTORY: Final = 40_000
 BACKLOG: Final = 2_000
 STATE_INTERVAL_S: Final = 1.0
@@ -32,6 +34,7 @@ class BusyState(msgspec.Struct, frozen=True):
     requests: tuple[RequestId, ...]
     model: str
     stage: str
+    purpose: str
     devices: tuple[DeviceId, ...]
     since: float
     ends: float
@@ -173,6 +176,7 @@ def state_of(
     reasons: tuple[str, ...],
     *,
     origin_s: float,
+    names: Names,
 ) -> EngineState:
     """Return an engine's state, its times counted from `origin_s` as its facts count them.
 
@@ -181,14 +185,15 @@ def state_of(
         waiting: stages that wait for a team, and when their requests are expected to finish.
         reasons: why a request would not succeed now.
         origin_s: when the facts' clock began.
+        names: how facts call the outputs that a task serves.
     """
     return EngineState(
         t=view.now_s - origin_s,
         placement_version=view.placement_version,
-        devices=_devices_of(view, origin_s),
+        devices=_devices_of(view, origin_s, names),
         waiting=tuple(
             WaitingState(
-                task.request.id,
+                names(task)[0],
                 task.stage.model,
                 str(task.request.shape),
                 task.stage.kind.value,
@@ -202,9 +207,9 @@ def state_of(
     )
 
 
-def _devices_of(view: ClusterView, origin_s: float) -> tuple[DeviceState, ...]:
+def _devices_of(view: ClusterView, origin_s: float, names: Names) -> tuple[DeviceState, ...]:
     busy = {
-        device: _busy_of(launch, origin_s)
+        device: _busy_of(launch, origin_s, names)
         for launch in view.running
         for device in launch.assignment.team
     }
@@ -226,13 +231,14 @@ def _devices_of(view: ClusterView, origin_s: float) -> tuple[DeviceState, ...]:
     return (*live, *(DeviceState(d, "", 0, 0, (), (), None, lost=True) for d in lost))
 
 
-def _busy_of(launch: RunningView, origin_s: float) -> BusyState:
+def _busy_of(launch: RunningView, origin_s: float, names: Names) -> BusyState:
     assignment = launch.assignment
     task = assignment.task
     return BusyState(
-        tuple(task.request.id for task in assignment.tasks),
+        tuple(name for task in assignment.tasks for name in names(task)),
         task.stage.model,
         task.stage.kind.value,
+        task.purpose.value,
         assignment.team,
         launch.started_s - origin_s,
         launch.ends_s - origin_s,

@@ -239,6 +239,7 @@ class EmbeddedEngine:
             self._expected(tasks, view.now_s),
             core.readiness(),
             origin_s=self._chronicle.origin_s,
+            names=self._chronicle.served,
         )
 
     def _expected(

@@ -1,6 +1,6 @@
 // The console: one Recording, from the live server or from an event file, and the views of it.
 
-import { Recording, classOf, quantile } from "/static/recording.js";
+import { Recording, classOf, quantile, shortId } from "/static/recording.js";
 import { Timeline, clock } from "/static/timeline.js";
 import { StreamError, bearer, events } from "/static/sse.js";
 import { drawRequest } from "/static/request.js";
@@ -20,6 +20,7 @@ const page = {
   state: null, // the server's last word on devices and queue; null for files
   isLive: true,
   generation: 0, // of the source; an older one's messages are not for us
+  leave: new AbortController(), // of the stream that we listen to
   chosen: null,
 };
 
@@ -48,16 +49,18 @@ function complain(message) {
 // ---------------------------------------------------------------- sources
 
 async function goLive() {
-  const generation = (page.generation += 1);
-  const isOurs = () => generation === page.generation;
+  const isOurs = leaveSource();
   Object.assign(page, { recording: new Recording(LIVE_KEPT_S), state: null, isLive: true, chosen: null });
-  $("scrub-box").hidden = true;
+  $("scrub-box").hidden = $("live").hidden = true;
+  $("follow-box").hidden = false;
   $("follow").checked = true;
+  timeline.chosen = null;
   timeline.recording = page.recording;
   timeline.span = LIVE_SPAN_S;
   while (isOurs()) {
     try {
       await listen(isOurs);
+      if (!isOurs()) return;
       say("stream ended, trying again", "broken");
     } catch (error) {
       if (!isOurs()) return;
@@ -65,15 +68,25 @@ async function goLive() {
       complain(error instanceof StreamError ? error.message : "The server does not answer.");
       const wantsKey = error instanceof StreamError && (error.status === 401 || error.status === 403);
       $("key-form").hidden = !wantsKey;
+      render();
       if (wantsKey) return;
     }
     await new Promise((resume) => setTimeout(resume, RETRY_MS));
   }
 }
 
+// Ends the stream of the source before; returns whether the one that begins now is still shown.
+function leaveSource() {
+  const generation = (page.generation += 1);
+  page.leave.abort();
+  page.leave = new AbortController();
+  return () => generation === page.generation;
+}
+
 async function listen(isOurs) {
   const headers = bearer(sessionStorage.getItem("trident-admin-key"));
-  for await (const { event, data } of events("/console/stream", { headers })) {
+  const { signal } = page.leave;
+  for await (const { event, data } of events("/console/stream", { headers, signal })) {
     if (!isOurs()) return;
     say("live", "live");
     complain(null);
@@ -83,6 +96,7 @@ async function listen(isOurs) {
     else if (event === "state") {
       page.state = JSON.parse(data);
       page.recording.noteTime(page.state.t);
+      page.recording.noteRunning(page.state.devices, page.state.t);
       page.recording.forget();
       render();
     }
@@ -90,30 +104,47 @@ async function listen(isOurs) {
 }
 
 async function openFile(file) {
-  page.generation += 1;
+  const isOurs = leaveSource();
   const recording = new Recording();
+  $("key-form").hidden = true;
   say(`reading ${file.name}`, "");
-  let rest = "";
+  try {
+    await read(file, recording, isOurs);
+  } catch (error) {
+    if (isOurs()) complain(`${file.name} cannot be read: ${error.message}`);
+    return;
+  }
+  if (!isOurs()) return;
+  show(file.name, recording);
+}
+
+async function read(file, recording, isOurs) {
   const bytes = file.name.endsWith(".gz") ? file.stream().pipeThrough(new DecompressionStream("gzip")) : file.stream();
   const reader = bytes.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     const lines = (rest + (value ?? "")).split("\n");
     rest = done ? "" : lines.pop();
     for (const line of lines) recording.takeLine(line);
-    if (done) break;
+    if (!isOurs()) return reader.cancel();
+    if (done) return;
   }
+}
+
+function show(name, recording) {
   const isEmpty = recording.devices.length === 0;
   complain(
     isEmpty
-      ? `${file.name} holds no cluster: it is no event file of \`trident simulate --events\` or \`trident serve --events\`.`
+      ? `${name} holds no cluster: it is no event file of \`trident simulate --events\` or \`trident serve --events\`.`
       : recording.malformed > 0
-        ? `${recording.malformed} lines of ${file.name} are no events and were passed over.`
+        ? `${recording.malformed} lines of ${name} are no events and were passed over.`
         : null,
   );
   Object.assign(page, { recording, state: null, isLive: false, chosen: null });
-  say(`event file: ${file.name}`, "");
-  $("scrub-box").hidden = false;
+  say(`event file: ${name}`, "");
+  $("scrub-box").hidden = $("live").hidden = false;
+  $("follow-box").hidden = true;
   $("follow").checked = false;
   timeline.chosen = null;
   timeline.now = null;
@@ -145,11 +176,12 @@ function render() {
 
 function drawFacts(all, t) {
   const { recording } = page;
+  if (!recording.devices.length) return fill($("facts"), []);
   const begin = Math.max(recording.beginsAt ?? t, t - 60);
   const running = recording.devices.filter((device) => isBusy(device, t)).length;
   const facts = {
     Time: clock(t - (recording.beginsAt ?? t)),
-    Devices: `${running} of ${recording.devices.length} busy`,
+    "Devices busy": `${running} of ${recording.devices.length}`,
     "Busy, last minute": percent(recording.utilisation(begin, t)),
     Finished: `${all.ended - all.rejected}`,
     Rejected: `${all.rejected}`,
@@ -170,7 +202,8 @@ function placementOf(t) {
 function drawPlacements(t) {
   const { placements, beginsAt } = page.recording;
   const lines = placements.filter((p) => p.t <= t).slice(-SHOWN_PLACEMENTS);
-  fill($("placements"), lines.map((p) => element("li", {}, `${clock(p.t - (beginsAt ?? 0))} version ${p.version}${p.why ? `: ${p.why}` : ""}`)));
+  const items = lines.map((p) => element("li", {}, `${clock(p.t - (beginsAt ?? 0))} version ${p.version}${p.why ? `: ${p.why}` : ""}`));
+  fill($("placements"), items.length ? items : [element("li", { className: "muted" }, "none yet")]);
 }
 
 function isBusy(device, t) {
@@ -190,7 +223,7 @@ function drawOutcomes(rows) {
       row.rejected,
     ]),
   );
-  table($("slo"), ["Class", "Ended", "On time", "Mean", "P50", "P95", "Rejected"], body);
+  table($("slo"), ["Class", "Ended", "On time", "Mean", "P50", "P95", "Rejected"], body, "");
 }
 
 function drawQueue(t) {
@@ -204,9 +237,8 @@ function drawQueue(t) {
       finishOf(row, t),
     ]),
   );
-  const none = element("tr", {}, element("td", { colSpan: 5, className: "muted" }, "nothing waits"));
-  const finish = page.state ? "Predicted finish" : "Recorded finish";
-  table($("queue"), ["Class", "Waiting", "Longest wait", "Next deadline", finish], body.length ? body : [none]);
+  const finish = page.isLive ? "Predicted finish" : "Recorded finish";
+  table($("queue"), ["Class", "Waiting", "Longest wait", "Next deadline", finish], body, "nothing waits");
 }
 
 // A server predicts; a file knows.
@@ -237,13 +269,14 @@ function drawRequests(t) {
     .sort((a, b) => b.arrive - a.arrive)
     .slice(0, SHOWN_REQUESTS);
   const body = found.map((r) => {
-    const open = element("button", { className: "link", type: "button", onclick: () => choose(r.id, true) }, r.id.slice(0, 14));
+    const open = element("button", { className: "link", type: "button", onclick: () => choose(r.id, true) }, shortId(r.id));
+    open.title = r.id;
     const row = tr([open, classOf(r), clock(r.arrive - page.recording.beginsAt), outcomeOf(r, t), latencyOf(r, t)]);
     row.className = "pick";
     row.ariaSelected = String(r.id === page.chosen);
     return row;
   });
-  keepFocus($("requests"), () => table($("requests"), ["Request", "Class", "Arrived", "Outcome", "Latency"], body));
+  keepFocus($("requests"), () => table($("requests"), ["Request", "Class", "Arrived", "Outcome", "Latency"], body, wanted ? "no such request" : "no request yet"));
 }
 
 // Replacing a table would lose the keyboard's place in it.
@@ -265,7 +298,7 @@ function outcomeOf(request, t) {
 
 function isRunning(request, t) {
   if (page.state) return page.state.devices.some((d) => d.busy?.requests.includes(request.id));
-  return request.runs.some((run) => run.start <= t && run.end > t);
+  return page.recording.runsFor(request).some((run) => run.start <= t && run.end > t);
 }
 
 function latencyOf(request, t) {
@@ -276,17 +309,21 @@ function choose(id, fromList = false) {
   page.chosen = timeline.chosen = id;
   render();
   if (fromList) $("detail-title").focus();
+  else $("told").textContent = `Request ${shortId(id)} is shown below.`;
 }
 
 function drawChosen(t) {
   const request = page.recording.requests.get(page.chosen);
   if (!request) return fill($("detail"), [element("p", { className: "muted" }, "This request is no longer remembered.")]);
-  fill($("detail"), drawRequest(request, { outputs: page.recording.outputsOf(request), t, beginsAt: page.recording.beginsAt }));
+  const made = element("div", {}, ...drawRequest(page.recording, request, page.isLive ? t : Infinity));
+  // What is the same stays: a keyboard's place in it would be lost.
+  if (made.innerHTML !== $("detail").innerHTML) fill($("detail"), [...made.childNodes]);
 }
 
 // ---------------------------------------------------------------- small things
 
-function table(target, heads, rows) {
+function table(target, heads, rows, none) {
+  if (!rows.length) rows = [element("tr", {}, element("td", { colSpan: heads.length, className: "muted" }, none))];
   const numeric = (i) => i > 0 && typeof rows[0]?.cells[i]?.textContent === "string" && rows[0].cells[i].classList.contains("number");
   const head = element("tr", {}, ...heads.map((name, i) => element("th", { scope: "col", className: numeric(i) ? "number" : "" }, name)));
   fill(target, [element("thead", {}, head), element("tbody", {}, ...rows)]);

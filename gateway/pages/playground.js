@@ -4,6 +4,7 @@
 import { element, fill } from "/static/dom.js";
 import { StreamError, bearer, errorOf, events } from "/static/sse.js";
 import { bodyOf, curlOf, pythonOf } from "/static/snippets.js";
+import { StageRows, duration } from "/static/stages.js";
 
 const PARTIAL_IMAGES = 3;
 const JOB_HEADER = "x-job-id";
@@ -16,7 +17,7 @@ const EXAMPLES = {
 };
 
 const $ = (id) => document.getElementById(id);
-const page = { models: [], running: null, needsKey: false };
+const page = { models: [], running: null, needsKey: false, stages: new StageRows($("stages")) };
 
 function key() {
   return sessionStorage.getItem("trident-api-key") ?? "";
@@ -51,7 +52,9 @@ function chooseModel() {
   $("size").value = model.default_size;
   $("frames").max = model.max_frames;
   $("frames").value = "";
-  $("frames").placeholder = "the model's own";
+  $("frames").placeholder = model.default_frames ?? "";
+  $("steps").max = model.max_steps;
+  $("steps").placeholder = model.default_steps ?? "";
   $("go").textContent = isVideo ? "Film" : "Draw";
   $("about").textContent = model.description ?? "";
   const sizes = model.sizes ?? [model.default_size, ...SIZES.map((side) => `${side}x${side}`)];
@@ -96,16 +99,17 @@ async function ask(event) {
   setBusy(true);
   showError(null);
   fill($("outputs"), []);
-  fill($("stages"), []);
+  page.stages.clear();
+  bringIntoView($("result-title"));
   const began = performance.now();
   try {
     await (asked.isVideo ? film(asked, stop.signal) : draw(asked, stop.signal));
-    say(`Done in ${((performance.now() - began) / 1000).toFixed(2)} s.`, 1);
+    say(`Done in ${duration((performance.now() - began) / 1000)}.`, null);
   } catch (error) {
     if (stop.signal.aborted) say("Cancelled.", null);
     else {
       say("It did not work.", null);
-      showError(error instanceof StreamError ? error.message : `The server does not answer (${error.message}).`);
+      showError(error instanceof StreamError ? error.message : `The server does not answer. Does it still run? (${error.message})`);
     }
   } finally {
     page.running = null;
@@ -118,32 +122,28 @@ function post(body, signal) {
   return { method: "POST", headers, body: JSON.stringify(body), signal };
 }
 
-// One picture is streamed, so that it can be watched; several come when all are finished.
+// Every picture is streamed, so that it can be watched.
 async function draw(asked, signal) {
   say("Waiting for a device ...", 0);
-  if (asked.n > 1) return drawSeveral(asked, signal);
   const body = { ...bodyOf(asked), stream: true, partial_images: PARTIAL_IMAGES };
   const watch = watchJob();
   const onHeaders = (headers) => watch.start(headers.get(JOB_HEADER));
+  const shown = [];
+  const show = (part, text, isPartial) => {
+    shown[part.image_index ?? 0] = picture(part, text, isPartial);
+    fill($("outputs"), shown.filter(Boolean));
+  };
   try {
     for await (const { data } of events("/v1/images/generations", { ...post(body, signal), onHeaders })) {
       if (data === "[DONE]") break;
       const part = JSON.parse(data);
       if (part.error) throw new StreamError(part.error.message, 500);
-      if (part.type?.endsWith("partial_image")) showPicture(part, `after part ${part.partial_image_index + 1}`, true);
-      if (part.type?.endsWith("completed")) showPicture(part, caption(part.seed), false);
+      if (part.type?.endsWith("partial_image")) show(part, `partial image ${part.partial_image_index + 1} of ${PARTIAL_IMAGES}`, true);
+      if (part.type?.endsWith("completed")) show(part, caption(part.seed), false);
     }
   } finally {
     await watch.end();
   }
-}
-
-async function drawSeveral(asked, signal) {
-  const response = await fetch("/v1/images/generations", post(bodyOf(asked), signal));
-  if (!response.ok) throw await errorOf(response);
-  const answer = await response.json();
-  fill($("outputs"), answer.data.map((item, i) => figure(pictureOf(item.b64_json, answer.output_format), caption((item.seed ?? answer.seed) + (item.seed === undefined ? i : 0)))));
-  await showJob(response.headers.get(JOB_HEADER));
 }
 
 async function film(asked, signal) {
@@ -157,10 +157,10 @@ async function film(asked, signal) {
     const response = await fetch(`/v1/videos/${video.id}`, { headers: bearer(key()), signal });
     if (!response.ok) throw await errorOf(response);
     video = await response.json();
-    const eta = response.headers.get("openai-poll-after-ms");
-    say(video.status === "queued" ? "Waiting for a device ..." : `Filming: ${video.progress} % of the denoise steps`, video.progress / 100);
-    await showJob(video.id);
-    await pause(Math.min(VIDEO_POLL_MS, Number(eta) || VIDEO_POLL_MS), signal);
+    const askAgainMs = Number(response.headers.get("openai-poll-after-ms")) || VIDEO_POLL_MS;
+    const isTold = await showJob(video.id, true);
+    if (!isTold) say(`${video.status}: ${video.progress} %`, video.progress / 100);
+    await pause(Math.min(VIDEO_POLL_MS, askAgainMs), signal);
   }
   if (video.status !== "completed") throw new StreamError(video.error?.message ?? `The video is ${video.status}.`, 500);
   const content = await fetch(`/v1/videos/${video.id}/content`, { headers: bearer(key()), signal });
@@ -195,50 +195,32 @@ function watchJob() {
   };
 }
 
-// A server of another make has no /v1/jobs: the page then shows no stages.
+// Returns whether there was something to show: a server of another make has no /v1/jobs.
 async function showJob(id, withStatus = false) {
-  if (!id) return;
+  if (!id) return false;
   const response = await fetch(`/v1/jobs/${encodeURIComponent(id)}`, { headers: bearer(key()) }).catch(() => null);
-  if (!response?.ok) return;
+  if (!response?.ok) return false;
   const job = await response.json();
   if (withStatus && page.running) sayOf(job);
-  drawStages(job);
+  page.stages.draw(job, page.running !== null);
+  return true;
 }
 
 function sayOf(job) {
   const left = job.eta ? job.eta.latest_at - Date.now() / 1000 : null;
   const eta = left === null || left <= 0 ? "" : `, at most ${left < 10 ? left.toFixed(1) : left.toFixed(0)} s left`;
   if (job.status === "queued") say(`In the queue${job.queue ? ` at place ${job.queue.position}` : ""}${eta}`, 0);
-  else say(`Drawing: ${job.progress} % of the denoise steps${eta}`, job.progress / 100);
-}
-
-function drawStages(job) {
-  const runs = job.stages ?? [];
-  if (!runs.length) return;
-  const zero = Math.min(...runs.map((run) => run.started_at));
-  const end = Math.max(...runs.map((run) => run.started_at + run.load_s + run.run_s));
-  const span = Math.max(end - zero, 1e-3);
-  const rows = runs.map((run) => {
-    const bar = element("i", { className: `swatch ${run.stage}`, title: `${run.stage}: ${run.run_s.toFixed(3)} s` });
-    bar.style.left = `${(100 * (run.started_at - zero)) / span}%`;
-    bar.style.width = `${(100 * (run.load_s + run.run_s)) / span}%`;
-    bar.style.height = "auto";
-    return element("div", { className: "row" }, element("span", {}, `${run.stage} ${(1000 * run.run_s).toFixed(0)} ms, ${run.device}`), element("div", { className: "track" }, bar));
-  });
-  fill($("stages"), [element("h3", {}, "Stages"), ...rows]);
+  else if (job.progress >= 100) say("Decoding", 1);
+  else say(`Denoising: ${job.progress} %${eta}`, job.progress / 100);
 }
 
 // ---------------------------------------------------------------- showing
 
-function showPicture(part, text, isPartial) {
-  const shown = figure(pictureOf(part.b64_json, part.output_format), text);
-  if (isPartial) shown.className = "partial";
-  fill($("outputs"), [shown]);
-}
-
-function pictureOf(base64, format = "png") {
-  const picture = element("img", { src: `data:image/${format};base64,${base64}`, alt: $("prompt").value });
-  return picture;
+function picture(part, text, isPartial) {
+  const shown = element("img", { src: `data:image/${part.output_format ?? "png"};base64,${part.b64_json}`, alt: $("prompt").value });
+  const made = figure(shown, text);
+  if (isPartial) made.className = "partial";
+  return made;
 }
 
 function figure(content, text) {
@@ -247,6 +229,12 @@ function figure(content, text) {
 
 function caption(seed) {
   return seed === undefined || seed === null || Number.isNaN(seed) ? "" : `seed ${seed}`;
+}
+
+// On a phone what comes of it is below the form.
+function bringIntoView(heading) {
+  const isVisible = heading.getBoundingClientRect().bottom < innerHeight;
+  if (!isVisible) heading.parentElement.scrollIntoView();
 }
 
 function say(text, share) {

@@ -1,5 +1,6 @@
 // What happened on a cluster, from events alone: the JSON lines that `--events` writes and that the
-// live server streams (docs/simulator.md has the schema). Knows no page and no network.
+// live server streams (docs/simulator.md has the schema); and, live, what runs now. Knows no page and
+// no network.
 
 export const STAGES = ["encode", "diffuse", "decode"];
 const KEPT_REQUESTS = 5000;
@@ -8,7 +9,7 @@ export class Recording {
   // `keepS`: what ended longer ago is forgotten (live); Infinity keeps all (files).
   constructor(keepS = Infinity) {
     this.keepS = keepS;
-    this.devices = []; // {id, node, memoryBytes, runs: [], weights: [], lost: []}
+    this.devices = []; // by node and number: {id, node, memoryBytes, runs: [], now: run or null, weights: [], lost: []}
     this.byId = new Map();
     this.requests = new Map(); // id -> {id, model, shape, arrive, deadline, steps, runs, decisions, end, onTime, reason}
     this.switches = []; // {t, version, why}
@@ -44,9 +45,10 @@ export class Recording {
   device(id, node = "") {
     let device = this.byId.get(id);
     if (!device) {
-      device = { id, node, memoryBytes: 0, runs: [], weights: [], lost: [] };
+      device = { id, node, memoryBytes: 0, runs: [], now: null, weights: [], lost: [] };
       this.byId.set(id, device);
       this.devices.push(device);
+      this.devices.sort((a, b) => naturally(a.node, b.node) || naturally(a.id, b.id));
     }
     return device;
   }
@@ -58,6 +60,40 @@ export class Recording {
       this.requests.set(id, request);
     }
     return request;
+  }
+
+  // Takes what runs at `t`: launches are events only when they end.
+  noteRunning(devices, t) {
+    for (const device of this.devices) device.now = null;
+    for (const { id, busy } of devices) {
+      if (busy === null || id !== busy.devices[0]) continue;
+      const run = {
+        start: busy.since,
+        end: Math.max(busy.since, t),
+        due: busy.ends,
+        stage: busy.stage,
+        devices: busy.devices,
+        degree: busy.devices.length,
+        requests: busy.requests,
+        stepFrom: 0,
+        stepTo: busy.step,
+        steps: busy.steps,
+        outcome: "running",
+        purpose: busy.purpose,
+      };
+      for (const member of run.devices) this.device(member).now = run;
+    }
+  }
+
+  // Runs on a device, the one of now last.
+  runsOf(device) {
+    return device.now ? [...device.runs, device.now] : device.runs;
+  }
+
+  // Runs of a request, oldest first.
+  runsFor(request) {
+    const now = new Set(this.devices.map((device) => device.now).filter((run) => run?.requests.includes(request.id)));
+    return [...request.runs, ...now].sort((a, b) => a.start - b.start);
   }
 
   // All outputs of the request that an output belongs to: `r`, `r/1`, ...
@@ -145,7 +181,7 @@ export class Recording {
     if (to <= from || this.devices.length === 0) return 0;
     let busy = 0;
     for (const device of this.devices) {
-      for (const run of device.runs) {
+      for (const run of this.runsOf(device)) {
         busy += Math.max(0, Math.min(run.end, to) - Math.max(run.start, from));
       }
     }
@@ -155,6 +191,21 @@ export class Recording {
 
 export function classOf(request) {
   return `${request.model || "?"} ${request.shape}`.trim();
+}
+
+// `g2` before `g10`.
+const naturally = new Intl.Collator("en", { numeric: true }).compare;
+
+// What tells ids apart is at their end: the beginning of ours is when they were made.
+export function shortId(id) {
+  return id.slice(-8);
+}
+
+// Devices as people write them: `g0 to g7` if they are neighbours.
+export function rangeOf(ids) {
+  const [, name, first] = /^(.*?)(\d*)$/.exec(ids[0]);
+  const isRange = ids.length > 2 && ids.every((id, i) => id === `${name}${Number(first) + i}`);
+  return isRange ? `${ids[0]} to ${ids.at(-1)}` : ids.join(" ");
 }
 
 export function quantile(sorted, q) {
@@ -210,7 +261,10 @@ const TAKERS = {
       outcome: event.outcome ?? "done",
       purpose: event.purpose ?? "main",
     };
-    for (const id of event.devices) recording.device(id).runs.push(run);
+    for (const device of event.devices.map((id) => recording.device(id))) {
+      device.runs.push(run);
+      if (device.now && device.now.start <= run.end) device.now = null;
+    }
     for (const id of event.requests) recording.request(id).runs.push(run);
     recording.noteTime(event.start);
     recording.noteTime(event.end);

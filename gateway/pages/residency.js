@@ -1,6 +1,7 @@
 // The residency map: what lies on each device at a time, and what the placement wants there.
 
 import { element, fill } from "/static/dom.js";
+import { STAGES } from "/static/recording.js";
 
 const CROWD = 24; // from here on stages are squares with a name on hover, and lists stay short
 
@@ -13,8 +14,8 @@ export function drawResidency(parent, recording, state, t) {
 
 function box(recording, device, live, wanted, t) {
   const weights = recording.residentAt(device, t);
-  const resident = live ? live.resident : weights.map((w) => `${w.model}/${w.stage}`);
-  const desired = live?.desired ?? wanted ?? null;
+  const resident = inOrder(live ? live.resident : weights.map((w) => `${w.model}/${w.stage}`));
+  const desired = inOrder(live?.desired ?? wanted ?? null);
   const isLost = live ? live.lost : recording.isLostAt(device, t);
   const used = live ? live.memory_bytes - live.free_bytes : weights.reduce((sum, w) => sum + w.bytes, 0);
   const share = device.memoryBytes > 0 ? Math.min(1, used / device.memoryBytes) : 0;
@@ -29,9 +30,17 @@ function box(recording, device, live, wanted, t) {
     { className: `device${isLost ? " lost" : ""}`, title: `${device.id} on ${device.node}: ${gib(used)} of ${gib(device.memoryBytes)}` },
     element("strong", {}, device.id),
     isLost ? " lost" : "",
+    element("span", { className: "muted used" }, ` ${gib(used)} of ${gib(device.memoryBytes)}`),
     element("div", { className: "memory" }, bar),
     ...(chips.length ? chips : [element("span", { className: "muted" }, "empty")]),
   );
+}
+
+// By model, then as a request goes through them.
+function inOrder(stages) {
+  const rank = (stage) => STAGES.indexOf(stage.slice(stage.lastIndexOf("/") + 1));
+  const model = (stage) => stage.slice(0, stage.lastIndexOf("/"));
+  return stages && [...stages].sort((a, b) => model(a).localeCompare(model(b)) || rank(a) - rank(b));
 }
 
 function chip(stage, kind) {

@@ -1,5 +1,11 @@
 // The curl and SDK lines that do what the form asks for. Pure: a wish in, text out.
 
+// What takes the server's JSON apart, for a shell with nothing but Python.
+const READS = "import sys,json,base64; answer=json.load(sys.stdin); ";
+const SAVES_ONE = `sys.stdout.buffer.write(base64.b64decode(answer["data"][0]["b64_json"]))' > picture.png`;
+const SAVES_ALL = `[open(f"picture-{i}.png","wb").write(base64.b64decode(one["b64_json"])) for i,one in enumerate(answer["data"])]'`;
+const PRINTS_ID = `print(answer["id"])'`;
+
 // A wish: {isVideo, model, prompt, size, n, frames, seed, steps}; what is not set is undefined.
 export function bodyOf(wish) {
   const extras = { seed: wish.seed, num_inference_steps: wish.steps };
@@ -10,15 +16,14 @@ export function bodyOf(wish) {
 
 export function curlOf(wish, origin, needsKey) {
   const key = needsKey ? `  -H "Authorization: Bearer $TRIDENT_API_KEY" \\\n` : "";
-  const post = (path, then) =>
-    `curl -s ${origin}${path} \\\n  -H 'Content-Type: application/json' \\\n${key}  -d ${quoted(JSON.stringify(bodyOf(wish)))}${then}`;
-  if (!wish.isVideo) return post("/v1/images/generations", ' \\\n  | python3 -c \'import sys,json,base64; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\' > picture.png');
+  const post = (path) =>
+    `curl -s ${origin}${path} \\\n  -H 'Content-Type: application/json' \\\n${key}  -d ${quoted(JSON.stringify(bodyOf(wish)))} \\\n  | python3 -c '${READS}`;
+  if (!wish.isVideo) return `${post("/v1/images/generations")}${wish.n > 1 ? SAVES_ALL : SAVES_ONE}`;
   const auth = needsKey ? ` -H "Authorization: Bearer $TRIDENT_API_KEY"` : "";
   return [
-    post("/v1/videos", ""),
-    `# then, with the id of the answer, until its status is "completed":`,
-    `curl -s ${origin}/v1/videos/VIDEO_ID${auth}`,
-    `curl -s ${origin}/v1/videos/VIDEO_ID/content${auth} > clip.mp4`,
+    `video=$(${post("/v1/videos")}${PRINTS_ID})`,
+    `while curl -s ${origin}/v1/videos/$video${auth} | grep -qE '"status": ?"(queued|in_progress)"'; do sleep 1; done`,
+    `curl -s ${origin}/v1/videos/$video/content${auth} > clip.mp4`,
   ].join("\n");
 }
 

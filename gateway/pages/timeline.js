@@ -1,6 +1,8 @@
 // Devices by time, on a canvas: one bar per run over the rows of its team, coloured by stage.
 // Draws a Recording; says what is chosen through `onChoose(run, device)`. Knows no other part.
 
+import { rangeOf, shortId } from "/static/recording.js";
+
 const AXIS_PX = 22;
 const GUTTER_PX = 84;
 const LEAST_ROW_PX = 7;
@@ -35,9 +37,10 @@ export class Timeline {
     this.draw();
   }
 
-  // Keeps `t` at nine tenths of the width.
+  // Keeps `t` at nine tenths of the width; a history that is younger begins at the left.
   follow(t) {
-    this.from = t - 0.9 * this.span;
+    const begin = Math.min(t, this.recording.beginsAt ?? t);
+    this.from = Math.max(begin, t - 0.9 * this.span);
     this.now = t;
     this.draw();
   }
@@ -111,6 +114,7 @@ export class Timeline {
     this.paintNow();
     c.restore();
     this.paintAxis();
+    if (!this.recording.devices.length) this.label("No device is known yet.", 4, AXIS_PX + this.rowPx / 2, this.colours.muted, this.width);
   }
 
   paintRows() {
@@ -133,9 +137,9 @@ export class Timeline {
     });
   }
 
-  label(text, x, y, colour) {
+  label(text, x, y, colour, most = GUTTER_PX - 8) {
     this.context.fillStyle = colour;
-    this.context.fillText(text, x, y, GUTTER_PX - 8);
+    this.context.fillText(text, x, y, most);
   }
 
   paintWeights() {
@@ -153,9 +157,11 @@ export class Timeline {
         }
       }
       for (const gap of device.lost) {
-        c.fillStyle = "rgba(179, 38, 30, 0.25)";
+        c.globalAlpha = 0.3;
+        c.fillStyle = colours.bad;
         const x = this.x(gap.from);
         c.fillRect(x, y, this.x(gap.until ?? this.recording.endsAt) - x, rowPx);
+        c.globalAlpha = 1;
       }
     });
   }
@@ -179,8 +185,8 @@ export class Timeline {
   paintRuns() {
     const until = this.from + this.span;
     this.recording.devices.forEach((device, i) => {
-      for (const run of device.runs) {
-        if (run.end < this.from || run.start > until || this.isContinued(run, i)) continue;
+      for (const run of this.recording.runsOf(device)) {
+        if ((run.due ?? run.end) < this.from || run.start > until || this.isContinued(run, i)) continue;
         this.paintRun(run, i, this.rowsFrom(run, i));
       }
     });
@@ -202,9 +208,18 @@ export class Timeline {
     const { context: c, rowPx, colours } = this;
     const [x0, x1] = [this.x(run.start), this.x(run.end)];
     const [y, width, height] = [AXIS_PX + i * rowPx + 1, Math.max(1, x1 - x0 - 0.5), rows * rowPx - 2];
-    c.globalAlpha = this.chosen && !run.requests.includes(this.chosen) ? 0.35 : 1;
+    const isChosen = run.requests.includes(this.chosen);
+    const isDimmed = this.chosen !== null && !isChosen;
+    c.globalAlpha = isDimmed ? 0.4 : 1;
     c.fillStyle = colours[run.stage];
     c.fillRect(x0, y, width, height);
+    if (run.due > run.end) this.paintRest(run, y, height);
+    if (isChosen) {
+      c.strokeStyle = colours.text;
+      c.lineWidth = 2;
+      c.strokeRect(x0, y, width, height);
+      c.lineWidth = 1;
+    }
     if (run.outcome === "failed") {
       c.strokeStyle = colours.bad;
       c.lineWidth = 2;
@@ -212,12 +227,28 @@ export class Timeline {
       c.lineWidth = 1;
     }
     if (run.outcome === "paused" || run.outcome === "resized") this.paintBoundary(run, x1, y, height);
-    if (width > 44 && height >= 10) {
-      c.fillStyle = "#ffffff";
-      const text = `${run.requests[0].slice(-6)}${run.requests.length > 1 ? `+${run.requests.length - 1}` : ""} x${run.degree}`;
-      c.fillText(text, Math.max(x0, GUTTER_PX) + 4, y + height / 2, width - 8);
-    }
+    if (!isDimmed && height >= 12) this.paintName(run, Math.max(x0, GUTTER_PX) + 4, x1 - 4, y + height / 2);
     c.globalAlpha = 1;
+  }
+
+  // A launch that has not ended: from now to when it should.
+  paintRest(run, y, height) {
+    const c = this.context;
+    const x = this.x(run.end);
+    c.strokeStyle = this.colours[run.stage];
+    c.setLineDash([3, 3]);
+    c.strokeRect(x, y + 0.5, this.x(run.due) - x, height - 1);
+    c.setLineDash([]);
+  }
+
+  // As much of whose run it is and on how many devices as there is room for.
+  paintName(run, x0, x1, y) {
+    const more = run.requests.length > 1 ? `+${run.requests.length - 1}` : "";
+    const degree = `x${run.degree}`;
+    const text = [`${shortId(run.requests[0])}${more} ${degree}`, degree].find((known) => this.context.measureText(known).width <= x1 - x0);
+    if (text === undefined) return;
+    this.context.fillStyle = this.colours["on-stage"];
+    this.context.fillText(text, x0, y);
   }
 
   paintBoundary(run, x, y, height) {
@@ -270,7 +301,7 @@ export class Timeline {
 
   runAt(row, t) {
     const device = this.recording?.devices[row];
-    return device?.runs.find((run) => run.start <= t && run.end >= t) ?? null;
+    return device && this.recording.runsOf(device).find((run) => run.start <= t && (run.due ?? run.end) >= t);
   }
 
   choose(row, t) {
@@ -346,7 +377,8 @@ export class Timeline {
   chooseNext() {
     const device = this.recording?.devices[this.row];
     if (!device) return;
-    const visible = device.runs
+    const visible = this.recording
+      .runsOf(device)
       .filter((run) => run.end >= this.from && run.start <= this.from + this.span)
       .sort((a, b) => a.start - b.start);
     const at = visible.findIndex((run) => run.requests.includes(this.chosen));
@@ -362,7 +394,7 @@ export class Timeline {
     const steps = run.stage === "diffuse" ? `, steps ${run.stepFrom} to ${run.stepTo}` : "";
     const tail = run.outcome === "done" ? "" : `, ${run.outcome}`;
     this.tooltip.textContent =
-      `${run.stage} of ${run.requests.map((id) => id.slice(0, 13)).join(", ")} on ${run.devices.join(", ")} ` +
+      `${run.stage} of ${run.requests.map(shortId).join(", ")} on ${rangeOf(run.devices)} ` +
       `(degree ${run.degree}): ${(run.end - run.start).toFixed(2)} s${steps}${tail}`;
     const x = Math.min(event.offsetX + 12, this.width - 320);
     this.tooltip.style.transform = `translate(${Math.max(0, x)}px, ${event.offsetY + 14}px)`;
@@ -371,7 +403,7 @@ export class Timeline {
 
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["encode", "diffuse", "decode", "load", "switch", "preempt", "bad", "line", "muted", "text", "accent"];
+  const names = ["encode", "diffuse", "decode", "load", "switch", "preempt", "bad", "line", "muted", "text", "accent", "on-stage"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 

@@ -27,7 +27,7 @@ def place_encodes(decision: Round, tasks: Sequence[StageTask]) -> None:
         if device is not None:
             alike = [t for t in waiting if t.stage == first.stage and not t.alone]
             same = [first] if first.alone else alike[: decision.knobs.batch]
-            why = f"encode of {len(same)} together on {device}"
+            why = "encode pool" if len(same) == 1 else f"encode pool: {len(same)} together"
             decision.launch(first, (device,), why, tuple(t for t in same if t is not first))
         else:
             same = [task for task in waiting if task.stage == first.stage]

@@ -80,7 +80,7 @@ class Chronicle:
         self._free_s: dict[DeviceId, float] = {}  # when each device's last run ended
         self._life = 1
         self._placement: Placement | None = None
-        self._reasons = Reasons(self._served)
+        self._reasons = Reasons(self.served)
         self.resizing: set[TaskId] = set()
 
     @property
@@ -231,7 +231,7 @@ class Chronicle:
             RunEvent(
                 start=start,
                 end=end,
-                requests=tuple(name for task in launch.tasks for name in self._served(task)),
+                requests=tuple(name for task in launch.tasks for name in self.served(task)),
                 stage=launch.task.stage.kind,
                 devices=launch.team,
                 degree=launch.degree,
@@ -271,7 +271,8 @@ class Chronicle:
                 )
             )
 
-    def _served(self, task: StageTask) -> tuple[RequestId, ...]:
+    def served(self, task: StageTask) -> tuple[RequestId, ...]:
+        """Return how events call the outputs that a task is for."""
         names = self._outputs(task.request)
         return names if task.stage.kind is StageKind.ENCODE else (names[task.image_index],)
 

@@ -52,3 +52,38 @@ def page(browser: Browser) -> Iterator[Page]:
     yield tab
     context.close()
     assert broken == []
+
+
+# Ratios of text to what it lies on, by WCAG 2's formula: what is drawn too faint, with its ratio.
+FAINT = """() => {
+  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const ground = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(at).backgroundColor);
+      if (a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].filter((c) => c.nodeType === 3).map((c) => c.data.trim()).join("");
+    if (!own || node.disabled || node.closest("svg") || !node.checkVisibility()) continue;
+    const [one, two] = [parse(getComputedStyle(node).color), ground(node)].map(light);
+    const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    if (ratio < 4.5) found.push(`${own.slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+}"""
+
+
+def faint_texts(page: Page) -> list[str]:
+    """Return texts with less contrast than WCAG AA asks for, in the light and the dark scheme."""
+    found = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found += [f"{scheme}: {text}" for text in page.evaluate(FAINT)]
+    return found

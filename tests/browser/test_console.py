@@ -6,13 +6,14 @@ import gzip
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import PHONE
+from tests.browser.conftest import PHONE, faint_texts
 from tests.support.server import Server
 
 
@@ -43,6 +44,62 @@ def test_a_live_request_shows_up_with_its_stages_and_why(page: Page, server: Ser
         expect(detail.locator("table")).to_contain_text(stage)
     expect(detail.locator(".why li").first).to_contain_text("encode on")
     expect(page.locator("#slo tbody")).to_contain_text("shapes 64x64")
+
+
+def test_what_runs_now_is_shown_before_it_has_ended(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/console")
+    expect(page.locator("#source")).to_have_text("live")
+    body = {"model": "shapes", "prompt": "a blue star", "n": 2, "num_inference_steps": 60}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(
+            httpx.post, f"{server.url}/v1/images/generations", json=body, timeout=300
+        )
+        second = page.locator("#requests tbody tr", has_text="/1").first
+        expect(second).to_contain_text("running")
+        second.locator("button").click()
+        expect(page.locator("#detail svg.dag")).to_contain_text("of 60")
+        expect(page.locator("#detail table")).to_contain_text("running")
+        asked.result().raise_for_status()
+    expect(second).not_to_contain_text("running")
+    expect(page.locator("#detail table")).not_to_contain_text("running")
+
+
+def test_devices_are_in_the_order_of_their_numbers(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/console")
+    expect(page.locator("#residency .device")).to_have_count(3)
+    names = page.locator("#residency .device strong").all_inner_texts()
+    assert names == ["cpu:0", "cpu:1", "cpu:2"]
+
+
+def test_who_opens_a_file_hears_no_more_of_the_live_server(
+    page: Page, server: Server, event_file: Path
+) -> None:
+    page.goto(f"{server.url}/console")
+    expect(page.locator("#source")).to_have_text("live")
+    with page.expect_event("requestfailed", lambda asked: "/console/stream" in asked.url):
+        page.set_input_files("#file", event_file)
+    expect(page.locator("#residency .device")).to_have_count(16)
+    expect(page.locator("#source")).to_contain_text(event_file.name)
+    page.click("#live")
+    expect(page.locator("#source")).to_have_text("live")
+    expect(page.locator("#residency .device")).to_have_count(3)
+
+
+def test_a_server_that_wants_the_admin_key_is_given_it(page: Page, server: Server) -> None:
+    def ask_for_key(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer sk-operator":
+            route.continue_()
+        else:
+            said = {"error": {"message": "The console wants the admin key."}}
+            route.fulfill(status=401, json=said)
+
+    page.route("**/console/stream", ask_for_key)
+    page.goto(f"{server.url}/console")
+    expect(page.locator("#trouble")).to_contain_text("wants the admin key")
+    page.fill("#key", "sk-operator")
+    page.keyboard.press("Enter")
+    expect(page.locator("#source")).to_have_text("live")
+    expect(page.locator("#key-form")).to_be_hidden()
 
 
 def test_the_residency_map_shows_what_lies_on_every_device(page: Page, server: Server) -> None:
@@ -123,4 +180,20 @@ def test_a_phone_shows_the_console_without_scrolling_sideways(
 ) -> None:
     page.set_viewport_size(PHONE)
     open_file(page, server, event_file)
+    page.locator("#requests tbody button").last.click()
+    expect(page.locator("#detail svg.dag")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_text_can_be_read_in_light_and_dark(page: Page, server: Server, event_file: Path) -> None:
+    open_file(page, server, event_file)
+    page.locator("#requests tbody button").last.click()
+    assert faint_texts(page) == []
+
+
+def test_a_file_that_is_damaged_is_named(page: Page, server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.jsonl.gz"
+    file.write_bytes(b"this is no gzip")
+    page.goto(f"{server.url}/console")
+    page.set_input_files("#file", file)
+    expect(page.locator("#trouble")).to_contain_text("damaged.jsonl.gz cannot be read")
