@@ -6,6 +6,7 @@ is full, or if it has a hard deadline that it would miss.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from gateway.storage.blobs import BlobStore
 
 _RANDOM_SEEDS: Final = 2**32
+_KEYED_GRACE_S: Final = 10.0
+_SDK_GRACE_S: Final = 2.0  # the SDKs wait half a second, then one
 _RETRY_AFTER_S: Final = (1.0, 60.0)  # beyond 120 the SDKs would not retry at all
 
 
@@ -55,9 +58,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     retry_count: int | None = None
 
     @property
-    def may_come_back(self) -> bool:
-        """Whether this caller would send the request again and expect the same job."""
-        return self.idempotency_key is not None or self.retry_count is not None
+    def grace_s(self) -> float:
+        """How long this caller, having left, may take to send the same request again."""
+        if self.idempotency_key is not None:
+            return _KEYED_GRACE_S
+        return 0.0 if self.retry_count is None else _SDK_GRACE_S
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +114,8 @@ class Admission:
     ) -> Job:
         """Turn a wish into a job, or find the one that the same wish has become already.
 
-        `body` is what the caller sent, all of it: equal bodies are equal wishes.
+        `body` is what the caller sent, all of it: equal bodies are equal wishes. A runner may begin
+        while we still wait for the disk, and the caller hears of the job afterwards.
 
         Raises:
             RequestError: it asks for more pixels than one request may.
@@ -118,10 +124,17 @@ class Admission:
             KeyConflictError: the idempotency key was used for another body.
         """
         try:
-            return await self._admit(wish, caller, body, terms)
+            job = await self._admit(wish, caller, body, terms)
         except GatewayError as error:
             self._counts.rejected(error.code or error.type)
             raise
+        try:
+            await self._jobs.flush()
+        except asyncio.CancelledError:
+            if terms.waits:
+                await self._jobs.leave(job, grace_s=caller.grace_s)
+            raise
+        return job
 
     async def _admit(
         self,

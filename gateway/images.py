@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import TYPE_CHECKING
 
 from engine import Modality
 from gateway.admission import Terms
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.admission import Admission, Caller
     from gateway.artifacts import ArtifactService
     from gateway.engine_client import Catalogue
+    from gateway.jobs.events import Look
     from gateway.jobs.previews import PreviewStore
     from gateway.jobs.service import JobService
     from gateway.schemas.images import (
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
         ImageGenerationBody,
         ImageVariationBody,
     )
-
-
-_KEYED_GRACE_S: Final = 10.0
-_SDK_GRACE_S: Final = 2.0  # the SDKs wait half a second, then one
 
 
 class ImageService:
@@ -113,7 +110,7 @@ class ImageService:
             self._terms(body),
         )
 
-    async def follow(self, job: Job, caller: Caller, *, caller_left: Awaitable[None]) -> Job:
+    async def follow(self, job: Job, caller: Caller, *, caller_left: Awaitable[None]) -> Look:
         """Return the completed job; if nobody waits any longer or time is up, the work stops.
 
         A caller who may send the request again has a moment to do so first.
@@ -127,10 +124,10 @@ class ImageService:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return _completed(waiting.result())
-            await self._jobs.leave(job, grace_s=_grace_s(caller))
+            await self._jobs.leave(job, grace_s=caller.grace_s)
             raise JobCancelledError(job.id)
         except (JobTimeoutError, asyncio.CancelledError) as error:
-            grace_s = 0.0 if isinstance(error, JobTimeoutError) else _grace_s(caller)
+            grace_s = 0.0 if isinstance(error, JobTimeoutError) else caller.grace_s
             await self._jobs.leave(job, grace_s=grace_s)
             raise
         finally:
@@ -155,16 +152,16 @@ class ImageService:
         is_over = False
         try:
             async for now in self._jobs.wakes(job, until_s=self._until_s(job)):
-                is_over = now.status in TERMINAL
-                async for event in self._new_previews(now, body, prefix, seen):
+                is_over = now.job.status in TERMINAL
+                async for event in self._new_previews(now.job, body, prefix, seen):
                     yield event
-            for artifact in _completed(now).artifacts:
-                content = _text(await self._artifacts.content(artifact))
+            contents = await self._contents(_completed(now))
+            for artifact, content in zip(now.job.artifacts, contents, strict=True):
                 yield completed_event(
-                    prefix, now, body, image_index=artifact.index, content=content
+                    prefix, now.job, body, image_index=artifact.index, content=_text(content)
                 )
         finally:
-            self._spawn(self._leave(job, None if is_over else _grace_s(caller)))
+            self._spawn(self._leave(job, None if is_over else caller.grace_s))
 
     async def _new_previews(
         self, job: Job, body: ImageFields, prefix: str, seen: set[tuple[int, int]]
@@ -197,10 +194,16 @@ class ImageService:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def embed(self, job: Job) -> tuple[Image, ...]:
+    async def embed(self, completed: Look) -> tuple[Image, ...]:
         """Return the images with their bytes."""
-        contents = [await self._artifacts.content(artifact) for artifact in job.artifacts]
+        contents = await self._contents(completed)
         return tuple(Image(b64_json=_text(content)) for content in contents)
+
+    async def _contents(self, completed: Look) -> Sequence[bytes]:
+        """Return a completed job's files: what came with its end, or what the store has."""
+        if completed.contents:
+            return completed.contents
+        return [await self._artifacts.content(artifact) for artifact in completed.job.artifacts]
 
     def link(self, job: Job, base_url: str) -> tuple[Image, ...]:
         """Return the images as links, under `base_url` unless the store makes its own."""
@@ -209,18 +212,11 @@ class ImageService:
         )
 
 
-def _grace_s(caller: Caller) -> float:
-    """Return how long a caller who has left may take to send the same request again."""
-    if caller.idempotency_key is not None:
-        return _KEYED_GRACE_S
-    return 0.0 if caller.retry_count is None else _SDK_GRACE_S
-
-
 def _text(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _completed(job: Job) -> Job:
-    if job.status is not JobStatus.COMPLETED:
-        raise failure_of(job)
-    return job
+def _completed(look: Look) -> Look:
+    if look.job.status is not JobStatus.COMPLETED:
+        raise failure_of(look.job)
+    return look

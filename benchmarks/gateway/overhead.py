@@ -14,7 +14,9 @@ Two measurements of each:
   `--concurrency` of them are in the engine: 160 a second at 100 ms, 32 at 500 ms. Reported is
   latency minus the engine's time: the gateway's work for a call, and its waiting for other calls.
 
-The client sends prepared bytes (`load.py`), so the server is the limit. `cpu_ms_per_call` is
+The data folders of all servers are kept until the end: an ext4 without a journal (as in many virtual
+machines) spends up to two milliseconds on the next new file while it walks past inodes that were
+deleted less than a minute ago. The client sends prepared bytes (`load.py`), so the server is the limit. `cpu_ms_per_call` is
 processor time of the server process per call, which hardly depends on what else the machine does.
 
     python -m benchmarks.gateway.overhead --out benchmarks/results/gateway.json
@@ -32,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -57,25 +59,25 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(server: str, engine_s: float) -> Iterator[tuple[int, int]]:
+def serving(server: str, engine_s: float, folder: Path) -> Iterator[tuple[int, int]]:
     """Run a server in a process of its own; yield its port and granian's process id."""
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        target = f"benchmarks.gateway.servers:{server}"
-        arguments = ["--interface", "asgi", "--factory", "--port", str(port), "--no-access-log"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "granian", *arguments, target],
-            cwd=ROOT,
-            env={**os.environ, "BENCH_FOLDER": folder, "BENCH_ENGINE_S": str(engine_s)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until_open(port)
-            yield port, process.pid
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+    target = f"benchmarks.gateway.servers:{server}"
+    arguments = ["--interface", "asgi", "--factory", "--port", str(port), "--no-access-log"]
+    data = tempfile.mkdtemp(dir=folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "granian", *arguments, target],
+        cwd=ROOT,
+        env={**os.environ, "BENCH_FOLDER": data, "BENCH_ENGINE_S": str(engine_s)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until_open(port)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def wait_until_open(port: int) -> None:
@@ -98,23 +100,25 @@ def cpu_s(pid: int) -> float:
     return own_s + sum(cpu_s(int(child)) for child in children)
 
 
-def saturation(server: str, *, calls: int, concurrency: int) -> dict[str, Any]:
+def saturation(server: str, folder: Path, *, calls: int, concurrency: int) -> dict[str, Any]:
     """Load one server with as many calls as it can take."""
 
     def drive(port: int, request: bytes, count: int) -> Coroutine[Any, Any, Load]:
         return closed_loop(port, request, calls=count, concurrency=concurrency)
 
-    found, spent_s = measured(server, 0.0, drive, calls)
+    found, spent_s = measured(server, folder, 0.0, drive, calls)
     return {"calls_per_s": round(found.per_s, 1), "cpu_ms_per_call": _ms(spent_s / calls)}
 
 
-def overhead(server: str, *, calls: int, concurrency: int, engine_s: float) -> dict[str, Any]:
+def overhead(
+    server: str, folder: Path, *, calls: int, concurrency: int, engine_s: float
+) -> dict[str, Any]:
     """Send calls so that `concurrency` are in the engine on average; what is added to its time?"""
 
     def drive(port: int, request: bytes, count: int) -> Coroutine[Any, Any, Load]:
         return open_loop(port, request, calls=count, per_s=concurrency / engine_s)
 
-    found, spent_s = measured(server, engine_s, drive, calls)
+    found, spent_s = measured(server, folder, engine_s, drive, calls)
     return {
         "calls_per_s": round(found.per_s, 1),
         **{f"p{q}_ms": _ms(found.percentile_s(q) - engine_s) for q in (50, 90, 99)},
@@ -124,12 +128,13 @@ def overhead(server: str, *, calls: int, concurrency: int, engine_s: float) -> d
 
 def measured(
     server: str,
+    folder: Path,
     engine_s: float,
     drive: Callable[[int, bytes, int], Coroutine[Any, Any, Load]],
     calls: int,
 ) -> tuple[Load, float]:
     """Drive a server warm, then for the record; return that and the processor seconds it took."""
-    with serving(server, engine_s) as (port, pid):
+    with serving(server, engine_s, folder) as (port, pid):
         request = request_of(PATH, json.dumps(BODY).encode(), port)
         asyncio.run(drive(port, request, _WARM_UP))
         before_s = cpu_s(pid)
@@ -139,6 +144,18 @@ def measured(
 
 def _ms(seconds: float) -> float:
     return round(1000 * seconds, 2)
+
+
+def _measured(
+    servers: Sequence[str], folder: Path, engines_ms: Sequence[float], sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"saturation": {s: saturation(s, folder, **sizes) for s in servers}}
+    for engine_ms in engines_ms:
+        found[f"overhead_engine_{engine_ms:g}_ms"] = {
+            server: overhead(server, folder, **sizes, engine_s=engine_ms / 1000)
+            for server in servers
+        }
+    return found
 
 
 def main() -> None:
@@ -151,11 +168,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gateway.json")
     args = parser.parse_args()
     sizes = {"calls": args.calls, "concurrency": args.concurrency}
-    found: dict[str, Any] = {"saturation": {s: saturation(s, **sizes) for s in args.servers}}
-    for engine_ms in args.engine_ms:
-        found[f"overhead_engine_{engine_ms:g}_ms"] = {
-            server: overhead(server, **sizes, engine_s=engine_ms / 1000) for server in args.servers
-        }
+    with tempfile.TemporaryDirectory() as folder:
+        found = _measured(args.servers, Path(folder), args.engine_ms, sizes)
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpus": os.cpu_count(), "load": os.getloadavg(), "cpu": platform.processor()},

@@ -120,9 +120,9 @@ async def _answer(  # noqa: PLR0917 - what all three routes end with
         events = images.stream(job, wanted, caller_of(request), prefix=prefix)
         return event_stream(request, events, job)
     caller = caller_of(request)
-    job = await images.follow(job, caller, caller_left=disconnect(request.receive))
-    as_links = wanted.response_format == "url"
-    data = images.link(job, base_url.of(request)) if as_links else await images.embed(job)
+    done = await images.follow(job, caller, caller_left=disconnect(request.receive))
+    job, as_links = done.job, wanted.response_format == "url"
+    data = images.link(job, base_url.of(request)) if as_links else await images.embed(done)
     return Response(
         images_response(job, wanted, data),
         headers={TIMING_HEADER: server_timing(job), JOB_HEADER: job.id},

@@ -33,7 +33,9 @@ _POOL: Final = {"pool_size": 10, "max_overflow": 10, "pool_pre_ping": True}
 class _Connections(Protocol):
     async def read(self, work: Callable[[Connection], T]) -> T: ...
 
-    async def write(self, work: Callable[[Connection], T], *, sync: bool) -> T: ...
+    async def write(self, work: Callable[[Connection], T]) -> T: ...
+
+    async def flush(self) -> None: ...
 
     async def migrate(self, upgrade: Callable[[Connection], None]) -> None: ...
 
@@ -75,10 +77,17 @@ class Database:
     async def write(self, work: Callable[[Connection], T], *, sync: bool = True) -> T:
         """Return what `work` returns once what it wrote is committed; an error undoes all of it.
 
-        Without `sync` a power cut may take it back, though not the death of the process; PostgreSQL
-        decides that by its own `synchronous_commit`.
+        Without `sync` a power cut may take it back until the next `flush`, though not the death of
+        the process; PostgreSQL decides that by its own `synchronous_commit`.
         """
-        return await self._connections.write(work, sync=sync)
+        result = await self._connections.write(work)
+        if sync:
+            await self.flush()
+        return result
+
+    async def flush(self) -> None:
+        """Return once a power cut cannot take back what was committed before."""
+        await self._connections.flush()
 
     async def execute(self, *statements: Executable, sync: bool = True) -> None:
         """Run statements in one transaction; what they return is dropped."""
@@ -116,10 +125,12 @@ class _Postgres:
         async with self._engine.connect() as connection:
             return await connection.run_sync(work)
 
-    async def write(self, work: Callable[[Connection], T], *, sync: bool) -> T:
-        del sync  # as the server is set up
+    async def write(self, work: Callable[[Connection], T]) -> T:
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
+
+    async def flush(self) -> None:
+        """It has been waited for at each commit, if the server is set up so."""
 
     async def migrate(self, upgrade: Callable[[Connection], None]) -> None:
         async with self._engine.begin() as connection:

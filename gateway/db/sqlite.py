@@ -6,21 +6,23 @@ work fails after it has written, the transaction is undone and every piece is do
 its own, so a failure takes nothing of the others with it. Nobody hears of a piece before the
 transaction that holds it is committed.
 
-Everything committed survives the death of the process. Work done with `sync` survives a power cut,
-too: its commit waits for the disk (`synchronous=FULL`). Other work is on the disk with the next such
-commit at the latest; what a power cut takes of it must be such that it can be done again.
+Everything committed survives the death of the process. What is to survive a power cut, too, waits
+for `flush`, which waits for the disk beside both threads, so commits never do. The rest is on the
+disk with the next flush at the latest; what a power cut takes of it must be such that it can be done
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.pool import NullPool
 
 if TYPE_CHECKING:
@@ -33,14 +35,12 @@ T = TypeVar("T")
 _BUSY_TIMEOUT_MS: Final = 10_000
 _MOST_AT_ONCE: Final = 64
 _BEGIN: Final = "trident_begin"
-_SYNC: Final = "trident_sync"
 
 
 class _Piece(Generic[T]):
     """Work that somebody waits for, and what became of it."""
 
-    def __init__(self, work: Callable[[Connection], T], *, sync: bool) -> None:
-        self.sync = sync
+    def __init__(self, work: Callable[[Connection], T]) -> None:
         self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.error: Exception | None = None
         self._work = work
@@ -79,10 +79,10 @@ class Lane:
         self._waiting: SimpleQueue[_Piece[Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def do(self, work: Callable[[Connection], T], *, sync: bool = False) -> T:
+    async def do(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returns or raise what it raises, once its transaction has ended.
 
-        With `sync` it is on the disk then. It is done even if the caller is cancelled meanwhile.
+        It is done even if the caller is cancelled meanwhile.
         """
         if self._thread is None:
             loop = asyncio.get_running_loop()
@@ -90,7 +90,7 @@ class Lane:
                 target=self._run, args=(loop,), name="sqlite", daemon=True
             )
             self._thread.start()
-        piece = _Piece(work, sync=sync)
+        piece = _Piece(work)
         self._waiting.put(piece)
         return await piece.future
 
@@ -131,7 +131,6 @@ class Lane:
 
 def _do_all(connection: Connection, pieces: Sequence[_Piece[Any]]) -> None:
     try:
-        _wait_for_disk(connection, wait=any(piece.sync for piece in pieces))
         with connection.begin():
             for piece in pieces:
                 piece.run(connection)
@@ -148,14 +147,6 @@ def _do_alone(connection: Connection, piece: _Piece[Any]) -> None:
         piece.error = error
 
 
-def _wait_for_disk(connection: Connection, *, wait: bool) -> None:
-    """Have the next commit wait for the disk or not; said to SQLite only if it is new."""
-    if connection.info.get(_SYNC) != wait:
-        connection.info[_SYNC] = wait
-        mode = "FULL" if wait else "NORMAL"
-        connection.connection.cursor().execute(f"PRAGMA synchronous={mode}")
-
-
 def _changes(connection: Connection) -> int:
     """Return how many rows this connection has written so far."""
     return int(connection.connection.driver_connection.total_changes)  # type: ignore[union-attr]
@@ -166,11 +157,50 @@ def _tell_all(pieces: Sequence[_Piece[Any]]) -> None:
         piece.tell()
 
 
+class _Log:
+    """The write-ahead log of a database: the file that every commit is written to first.
+
+    Waiting for it is what SQLite itself does at each commit with `synchronous=FULL`. A checkpoint
+    empties it only when the disk has all of it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._now: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def flush(self) -> None:
+        """Return once the disk has all that it holds now; who asks meanwhile shares the next wait."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._wait(self._now), name="flush")
+        await asyncio.shield(self._next)
+
+    async def _wait(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._now, self._next = self._next, None
+        await asyncio.to_thread(self._sync)
+
+    def _sync(self) -> None:
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDWR)
+        os.fsync(self._file)
+
+    async def close(self) -> None:
+        if (last := self._next or self._now) is not None:
+            await asyncio.wait([last])
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
 class SqliteThreads:
-    """The two lanes of one database file."""
+    """The two lanes of one database file, and its log."""
 
     def __init__(self, url: str) -> None:
         """Open nothing yet."""
+        self._log = _Log(f"{make_url(url).database}-wal")
         # Errors are logged, and the values of a job hold its prompt.
         self.engine = create_engine(url, hide_parameters=True, poolclass=NullPool)
         _tune(self.engine)
@@ -181,9 +211,13 @@ class SqliteThreads:
         """Do work that changes nothing; it sees all that was written before."""
         return await self._reading.do(work)
 
-    async def write(self, work: Callable[[Connection], T], *, sync: bool) -> T:
+    async def write(self, work: Callable[[Connection], T]) -> T:
         """Do work in a transaction that writes."""
-        return await self._writing.do(work, sync=sync)
+        return await self._writing.do(work)
+
+    async def flush(self) -> None:
+        """Return once the disk has all that was committed before."""
+        await self._log.flush()
 
     async def migrate(self, upgrade: Callable[[Connection], None]) -> None:
         """Change the layout in a transaction of its own."""
@@ -198,6 +232,7 @@ class SqliteThreads:
         """Finish what waits, and close the connections."""
         await self._writing.close()
         await self._reading.close()
+        await self._log.close()
         self.engine.dispose()
 
 
@@ -208,6 +243,7 @@ def _tune(engine: Engine) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

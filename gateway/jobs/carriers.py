@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import make_url
 from uuid_utils.compat import uuid7
 
-from gateway.jobs.events import InProcessEvents, JobEvent, JobEvents, Watch
+from gateway.jobs.events import InProcessEvents, JobEvent, JobEvents, Watch, bare
 
 if TYPE_CHECKING:
     from gateway.db.url import DatabaseUrl
@@ -54,7 +54,7 @@ class PostgresEvents:
     def publish(self, event: JobEvent) -> None:
         """Tell everyone here now, and everyone elsewhere soon."""
         self._here.publish(event)
-        self._outbox.append(event)
+        self._outbox.append(bare(event))
         self._wake.set()
 
     def nudge(self) -> None:

@@ -7,6 +7,7 @@ poll and nothing else, so implementations over a network may be lossy.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -20,9 +21,10 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.jobs.record import Job, JobId
-from gateway.jobs.state import JobStatus
+from gateway.jobs.state import TERMINAL, JobStatus
 
 _MOST_WAITING: Final = 1000
+_ENDS_KNOWN: Final = 1000
 
 
 class JobEvent(msgspec.Struct, frozen=True):
@@ -33,9 +35,27 @@ class JobEvent(msgspec.Struct, frozen=True):
     cancel_requested: bool = False
 
 
+class Look(msgspec.Struct, frozen=True):
+    """A job as it was last seen, and its files if this process has just made them."""
+
+    job: Job
+    contents: tuple[bytes, ...] = ()
+
+
+class JobEnding(JobEvent, frozen=True, kw_only=True):
+    """A job was completed here, so who waits for it here need not ask table and store."""
+
+    look: Look
+
+
 def event_of(job: Job) -> JobEvent:
     """Return the event that tells of a job as it is now."""
     return JobEvent(job.id, job.status, job.cancel_requested)
+
+
+def bare(event: JobEvent) -> JobEvent:
+    """Return an event as it may be kept or sent elsewhere: without the job and its files."""
+    return JobEvent(event.job, event.status, event.cancel_requested)
 
 
 class Watch(Protocol):
@@ -58,7 +78,10 @@ class JobEvents(Protocol):
         ...
 
     def watch(self, job: JobId | None = None) -> AbstractContextManager[Watch]:
-        """Listen to one job, or to all, for as long as the context lasts."""
+        """Listen to one job, or to all, for as long as the context lasts.
+
+        Who begins to listen to a job when this process has just heard of its end hears of it, too.
+        """
         ...
 
     def connected(self) -> AbstractAsyncContextManager[None]:
@@ -67,13 +90,12 @@ class JobEvents(Protocol):
 
 
 class _Mailbox:
-    def __init__(self, job: JobId | None) -> None:
-        self._job = job
+    def __init__(self) -> None:
         # None is a nudge; a bound, because a watcher may be slow and the table knows better.
         self._events: asyncio.Queue[JobEvent | None] = asyncio.Queue(_MOST_WAITING)
 
     def deliver(self, event: JobEvent | None) -> None:
-        if (event is None or self._job in {None, event.job}) and not self._events.full():
+        if not self._events.full():
             self._events.put_nowait(event)
 
     async def next(self, *, timeout_s: float) -> Sequence[JobEvent]:
@@ -91,17 +113,28 @@ class InProcessEvents:
 
     def __init__(self) -> None:
         """Begin with nobody listening."""
-        self._mailboxes: set[_Mailbox] = set()
+        self._mailboxes: defaultdict[JobId | None, set[_Mailbox]] = defaultdict(set)
+        self._ends: dict[JobId, JobEvent] = {}
 
     def publish(self, event: JobEvent) -> None:
         """Tell everyone who watches now."""
-        for mailbox in self._mailboxes:
+        if event.status in TERMINAL:
+            self._remember(event)
+        for mailbox in self._mailboxes.get(event.job, ()):
             mailbox.deliver(event)
+        for mailbox in self._mailboxes.get(None, ()):
+            mailbox.deliver(bare(event))
+
+    def _remember(self, end: JobEvent) -> None:
+        self._ends[end.job] = bare(end)
+        if len(self._ends) > _ENDS_KNOWN:
+            del self._ends[next(iter(self._ends))]
 
     def nudge(self) -> None:
         """Have everyone look up now."""
-        for mailbox in self._mailboxes:
-            mailbox.deliver(None)
+        for mailboxes in self._mailboxes.values():
+            for mailbox in mailboxes:
+                mailbox.deliver(None)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -111,9 +144,13 @@ class InProcessEvents:
     @contextmanager
     def watch(self, job: JobId | None = None) -> Iterator[Watch]:
         """Listen to one job, or to all, for as long as the context lasts."""
-        mailbox = _Mailbox(job)
-        self._mailboxes.add(mailbox)
+        mailbox = _Mailbox()
+        self._mailboxes[job].add(mailbox)
+        if job in self._ends:
+            mailbox.deliver(self._ends[job])
         try:
             yield mailbox
         finally:
-            self._mailboxes.discard(mailbox)
+            self._mailboxes[job].discard(mailbox)
+            if not self._mailboxes[job]:
+                del self._mailboxes[job]

@@ -25,7 +25,15 @@ from gateway.jobs.record import (
     job_id_of,
     key_of,
 )
-from gateway.jobs.rows import ARTIFACTS, JOB_COLUMNS, JOBS, jobs_of, json_of, output_values
+from gateway.jobs.rows import (
+    ARTIFACTS,
+    JOB_COLUMNS,
+    JOBS,
+    completed_job_of,
+    jobs_of,
+    json_of,
+    output_values,
+)
 from gateway.jobs.state import JobStatus, lost_its_holder, sources
 
 if TYPE_CHECKING:
@@ -113,12 +121,25 @@ class JobLeases:
         *,
         now_s: float,
         schedule: Sequence[StageDecision] = (),
-    ) -> bool:
-        """Record a job's outputs; False if this runner no longer holds it or it was deleted."""
+    ) -> Job | None:
+        """Record a job's outputs, and return the job as it is now.
+
+        None if this runner no longer holds it or it was deleted.
+        """
         values: dict[str, Any] = {"timeline": json_of(timeline), "finished_s": now_s}
         if schedule:
             values["schedule"] = json_of(schedule)
-        return await self._settle(job, JobStatus.COMPLETED, values, artifacts)
+        outputs = [output_values(job, artifact) for artifact in artifacts]
+
+        def work(connection: Connection) -> Job | None:
+            row = self._settle(connection, job, JobStatus.COMPLETED, values)
+            if row is None:
+                return None
+            if outputs:
+                connection.execute(_ADD_OUTPUTS, outputs)
+            return completed_job_of(row, artifacts)
+
+        return await self._database.write(work, sync=False)
 
     async def keep(
         self, job: Job, kept: Sequence[KeptStage], schedule: Sequence[StageDecision]
@@ -148,16 +169,16 @@ class JobLeases:
     async def fail(self, job: Job, error: JobError, *, now_s: float) -> bool:
         """Record why a job failed; False if this runner no longer holds it."""
         values = {"error": json_of(error), "finished_s": now_s}
-        return await self._settle(job, JobStatus.FAILED, values)
+        return await self._end(job, JobStatus.FAILED, values)
 
     async def cancel(self, job: Job, *, now_s: float) -> bool:
         """Record that a job was stopped on request; False if this runner no longer holds it."""
-        return await self._settle(job, JobStatus.CANCELLED, {"finished_s": now_s})
+        return await self._end(job, JobStatus.CANCELLED, {"finished_s": now_s})
 
     async def give_back(self, job: Job, *, counted: bool = False) -> bool:
         """Queue a job again; the try does not count unless the job may be at fault."""
         values = {} if counted else {"attempts": job.attempts - 1}
-        return await self._settle(job, JobStatus.QUEUED, values)
+        return await self._end(job, JobStatus.QUEUED, values)
 
     async def give_all_back(self) -> list[JobId]:
         """Queue again whatever this runner still holds; returns which jobs that were."""
@@ -207,26 +228,20 @@ class JobLeases:
             return {}
         return {"checkpoint": None, "expires_at_s": finished_s + self._retention_s}
 
-    async def _settle(
-        self,
-        job: Job,
-        status: JobStatus,
-        values: dict[str, Any],  # column values, as SQLAlchemy takes them
-        artifacts: Sequence[StoredArtifact] = (),
-    ) -> bool:
+    async def _end(self, job: Job, status: JobStatus, values: Mapping[str, Any]) -> bool:
+        row = await self._database.write(
+            lambda connection: self._settle(connection, job, status, values), sync=False
+        )
+        return row is not None
+
+    def _settle(
+        self, connection: Connection, job: Job, status: JobStatus, values: Mapping[str, Any]
+    ) -> Row[*tuple[Any, ...]] | None:
+        """Change a job that is held, by its columns; return its row, None if it is not held."""
         values = {**_NO_LEASE, **self._ending(values), **values, "status": status.value}
         ours = {"the_job": key_of(job.id), "holder": self.owner}
-        outputs = [output_values(job, artifact) for artifact in artifacts]
-
-        def work(connection: Connection) -> bool:
-            statement = _settling(status, tuple(values))
-            if connection.execute(statement, values | ours).one_or_none() is None:
-                return False
-            if outputs:
-                connection.execute(_ADD_OUTPUTS, outputs)
-            return True
-
-        return await self._database.write(work, sync=False)
+        statement = _settling(status, tuple(values))
+        return connection.execute(statement, values | ours).one_or_none()
 
 
 _ADD_OUTPUTS: Final = insert(ARTIFACTS)
@@ -244,7 +259,7 @@ def _settling(status: JobStatus, columns: tuple[str, ...]) -> ReturningUpdate[An
             *_undeleted(status),
         )
         .values({name: bindparam(name) for name in columns})
-        .returning(JOBS.c.id)
+        .returning(*JOB_COLUMNS)
     )
 
 

@@ -63,6 +63,11 @@ def job_of(connection: Connection, row: Row[*tuple[Any, ...]] | None) -> Job | N
     return None if row is None else jobs_of(connection, [row])[0]
 
 
+def completed_job_of(row: Row[*tuple[Any, ...]], outputs: Sequence[StoredArtifact]) -> Job:
+    """Return the record of a row whose job has just been completed with these outputs."""
+    return _job_of(row, tuple(outputs))
+
+
 def values_of(new: NewJob) -> dict[str, Any]:
     """Return the columns of a job on its way into the table."""
     return {

@@ -26,7 +26,7 @@ from engine import (
     RequestImpossibleError,
 )
 from gateway.jobs.engines import EngineReport
-from gateway.jobs.events import JobEvent, event_of
+from gateway.jobs.events import JobEnding, JobEvent, Look, event_of
 from gateway.jobs.journal import JobJournal
 from gateway.jobs.leases import MAX_ATTEMPTS
 from gateway.jobs.outputs import publish, source_files, withdraw
@@ -251,17 +251,17 @@ class Runner:
                 job, engine=self._engine, blobs=self._blobs, leases=self._leases
             )
             try:
-                status = await self._settle(job, journal, span)
+                event = await self._settle(job, journal, span)
             except Exception as error:  # noqa: BLE001 - the lease runs out and the job is retried
                 _log.exception("job_not_settled")
                 _mark(span, type(error).__name__)
-                status = JobStatus.IN_PROGRESS
+                event = event_of(job)
         # Make room first: the event wakes this runner's own loop, too.
         del self._journals[job.id]
         del self._jobs[job.id]
         self._to_cancel.discard(job.id)
-        if status in TERMINAL:  # a queued one would wake the loop in a circle
-            self._events.publish(JobEvent(job.id, status))
+        if event.status in TERMINAL:  # a queued one would wake the loop in a circle
+            self._events.publish(event)
             await self._clean_up(job, journal)
 
     async def _clean_up(self, job: Job, journal: JobJournal) -> None:
@@ -292,8 +292,8 @@ class Runner:
             },
         )
 
-    async def _settle(self, job: Job, journal: JobJournal, span: Span) -> JobStatus:
-        """Run a job to its end, write the end down, and return it."""
+    async def _settle(self, job: Job, journal: JobJournal, span: Span) -> JobEvent:
+        """Run a job to its end, write the end down, and return what to tell of it."""
         now_s = self._clock.now
         try:
             result = await self._generate(job, journal, span)
@@ -301,31 +301,32 @@ class Runner:
         except (asyncio.CancelledError, RequestCancelledError):
             if job.id in self._to_cancel:
                 await self._leases.cancel(job, now_s=now_s())
-                return JobStatus.CANCELLED
+                return JobEvent(job.id, JobStatus.CANCELLED)
             await self._leases.give_back(job)
-            return JobStatus.QUEUED
+            return JobEvent(job.id, JobStatus.QUEUED)
         except (EngineBusyError, EngineClosedError) as error:
             return await self._queue_again(job, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
             _mark(span, type(error).__name__)
             _log.warning("job_failed", error_type=type(error).__name__, reason=str(error))
             await self._leases.fail(job, error_of(error), now_s=now_s())
-            return JobStatus.FAILED
-        if await self._leases.complete(job, artifacts, result.timeline, now_s=now_s()):
+            return JobEvent(job.id, JobStatus.FAILED)
+        done = await self._leases.complete(job, artifacts, result.timeline, now_s=now_s())
+        if done is not None:
             span.set_attribute(semconv.ATTR_SLO, _slo_of(job, now_s()))
-            return JobStatus.COMPLETED
+            return JobEnding(done.id, done.status, look=Look(done, _contents(result)))
         await withdraw(self._blobs, artifacts)
         await self._leases.cancel(job, now_s=now_s())  # deleted; or not ours, and nothing happens
-        return JobStatus.CANCELLED
+        return JobEvent(job.id, JobStatus.CANCELLED)
 
-    async def _queue_again(self, job: Job, error: EngineBusyError | EngineClosedError) -> JobStatus:
+    async def _queue_again(self, job: Job, error: EngineBusyError | EngineClosedError) -> JobEvent:
         """Queue a job again; the try counts only if the job may have brought the engine down."""
         counted = isinstance(error, EngineCrashedError)
         if counted and job.attempts >= MAX_ATTEMPTS:
             await self._leases.fail(job, error_of(error), now_s=self._clock.now())
-            return JobStatus.FAILED
+            return JobEvent(job.id, JobStatus.FAILED)
         await self._leases.give_back(job, counted=counted)
-        return JobStatus.QUEUED
+        return JobEvent(job.id, JobStatus.QUEUED)
 
     async def _generate(self, job: Job, journal: JobJournal, span: Span) -> GenerationResult:
         await journal.load()
@@ -361,6 +362,10 @@ def error_of(error: Exception) -> JobError:
             return JobError(error.code, str(error))
         case _:
             return JobError("internal_error", f"{type(error).__name__}: {error}")
+
+
+def _contents(result: GenerationResult) -> tuple[bytes, ...]:
+    return tuple(artifact.content for artifact in result.artifacts)
 
 
 def _slo_of(job: Job, ended_s: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from gateway.errors import ClosingError, JobTimeoutError
-from gateway.jobs.events import event_of
+from gateway.jobs.events import JobEnding, Look, event_of
 from gateway.jobs.state import TERMINAL
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from gateway.jobs.store import JobStore, PageQuery
 
 _POLL_S: Final = 2.0  # the floor under lost events
-_FIRST_LOOK_S: Final = 0.1  # for what happened between the reading of a job and the watch
 _GLANCE_S: Final = 1.0  # progress is written once a second, without an event
 _HEARTBEAT_S: Final = 15.0
 
@@ -56,6 +55,8 @@ class JobService:
     ) -> Job:
         """Write the job down and wake a runner, or return the job of an equal request.
 
+        Nobody outside may hear of it before `flush` has returned.
+
         Raises:
             QueueFullError, KeyReusedError: see `JobStore.add`.
         """
@@ -65,6 +66,10 @@ class JobService:
         if job.id == new.id:
             self._events.publish(event_of(job))
         return job
+
+    async def flush(self) -> None:
+        """Return once a power cut cannot take back what was submitted before."""
+        await self._store.flush()
 
     async def backlog(self, job: Job) -> Backlog:
         """Return what is before a job."""
@@ -95,7 +100,7 @@ class JobService:
         if cancelled is not None:
             self._events.publish(event_of(cancelled))
 
-    async def wait(self, job: Job, *, until_s: float) -> Job:
+    async def wait(self, job: Job, *, until_s: float) -> Look:
         """Return the job once it is over.
 
         Raises:
@@ -103,33 +108,40 @@ class JobService:
             ClosingError: the server is shutting down.
         """
         async for now in self.wakes(job, until_s=until_s, only_ends=True):
-            if now.status in TERMINAL:
+            if now.job.status in TERMINAL:
                 return now
         raise AssertionError(job.id)  # it ends with a terminal job or an error
 
     async def wakes(
         self, job: Job, *, until_s: float, only_ends: bool = False
-    ) -> AsyncIterator[Job]:
+    ) -> AsyncIterator[Look]:
         """Yield the job as it is known and whenever something may have happened; its end last.
 
         With `only_ends` the table is not asked because of news that the job has not ended. Raises
         as `wait` does.
         """
-        poll_s = _FIRST_LOOK_S
+        look = Look(job)
         with self._events.watch(job.id) as watch:
-            yield job
-            while job.status not in TERMINAL:
+            yield look
+            while look.job.status not in TERMINAL:
                 if self._closing:
                     raise ClosingError(job.id)
                 left_s = until_s - self._clock.now()
                 if left_s <= 0:
                     raise JobTimeoutError(job.id)
-                look_s = min(poll_s, left_s)
+                look_s = min(_POLL_S, left_s)
                 news = await watch.next(timeout_s=look_s)
                 while only_ends and news and not _tell_of_an_end(news):
                     news = await watch.next(timeout_s=look_s)
-                job, poll_s = _existing(await self._store.get(job.id, job.tenant), job.id), _POLL_S
-                yield job
+                look = _ending(news) or Look(await self._existing(job))
+                yield look
+
+    async def _existing(self, job: Job) -> Job:
+        found = await self._store.get(job.id, job.tenant)
+        if found is None:
+            message = f"Job {job.id} vanished from the table while its caller waited for it."
+            raise LookupError(message)
+        return found
 
     async def changes(self, job_id: JobId, tenant: TenantId) -> AsyncIterator[Job | None]:
         """Yield a job now and whenever it has changed, until it is over or the server stops.
@@ -182,8 +194,5 @@ def _tell_of_an_end(news: Sequence[JobEvent]) -> bool:
     return any(event.status in TERMINAL for event in news)
 
 
-def _existing(job: Job | None, job_id: JobId) -> Job:
-    if job is None:
-        message = f"Job {job_id} vanished from the table while its caller waited for it."
-        raise LookupError(message)
-    return job
+def _ending(news: Sequence[JobEvent]) -> Look | None:
+    return next((event.look for event in news if isinstance(event, JobEnding)), None)

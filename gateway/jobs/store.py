@@ -76,6 +76,7 @@ class JobStore:
     ) -> Job:
         """Write a queued job, or attach its caller to the job of an equal request.
 
+        It may be run at once; a power cut cannot take it back any more once `flush` has returned.
         `admit` sees what would be before the job, and raises to refuse it; it may run in another
         thread.
 
@@ -95,7 +96,11 @@ class JobStore:
             connection.execute(_ADD, values_of(new))
             return new_job_of(new)
 
-        return await self._database.write(work)
+        return await self._database.write(work, sync=False)
+
+    async def flush(self) -> None:
+        """Return once a power cut cannot take back what was added before."""
+        await self._database.flush()
 
     async def backlog(self, job: Job) -> Backlog:
         """Return what is before a waiting job; of a running one, what runs beside it."""

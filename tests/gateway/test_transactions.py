@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +107,71 @@ async def test_writes_that_wait_for_each_other_are_one_commit(tmp_path: Path) ->
     event.remove(Engine, "commit", note)
     assert len(commits) == 2  # the one that was held, and all others
     assert len(await names(database)) == 6
+    await database.close()
+
+
+async def test_a_power_cut_takes_nothing_that_was_written_before_a_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (disk := tmp_path / "disk").mkdir()
+
+    def sync(_file: int) -> None:
+        """What the files hold now is what the disk has for sure."""
+        for part in ("", "-wal"):
+            shutil.copy(tmp_path / f"trident.db{part}", disk)
+
+    monkeypatch.setattr("gateway.db.sqlite.os.fsync", sync)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    await database.write(write("a"), sync=False)
+    await database.flush()
+    await database.write(write("b"))  # a flush is a part of it
+    await database.write(write("c"), sync=False)
+    with sqlite3.connect(disk / "trident.db") as after:
+        assert after.execute("SELECT name FROM secret ORDER BY name").fetchall() == [("a",), ("b",)]
+    after.close()
+    await database.close()
+
+
+async def test_those_who_wait_for_the_disk_wait_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs: list[int] = []
+    is_in, may_go_on = threading.Event(), threading.Event()
+
+    def sync(file: int) -> None:
+        syncs.append(file)
+        is_in.set()
+        assert may_go_on.wait(10)
+
+    monkeypatch.setattr("gateway.db.sqlite.os.fsync", sync)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    first = asyncio.create_task(database.write(write("first")))
+    await asyncio.to_thread(is_in.wait, 10)
+    others = [asyncio.create_task(database.write(write(f"n{number}"))) for number in range(5)]
+    while len(await names(database)) < 6:
+        await asyncio.sleep(0.01)
+    assert not first.done()
+    may_go_on.set()
+    await asyncio.gather(first, *others)
+    assert len(syncs) == 2  # the one under way, and one for all others
+    await database.close()
+
+
+async def test_a_disk_that_fails_is_told_to_everyone_who_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(_file: int) -> None:
+        raise OSError(5, "the disk is broken")
+
+    monkeypatch.setattr("gateway.db.sqlite.os.fsync", sync)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    done = await asyncio.gather(
+        database.write(write("a")), database.write(write("b")), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in done] == [OSError, OSError]
     await database.close()
 
 
