@@ -5,6 +5,7 @@ Pure: decisions and a cost model in, `StageDecision`s out.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from engine.types import Assignment, StageKind
@@ -15,13 +16,19 @@ if TYPE_CHECKING:
     from schedulers.cost import CostModel
 
 _LONGEST_WHY: Final = 300
+_JOB: Final = re.compile(r"job_[0-9a-f]{32}")
 
 
 def explain(decision: Decision, cost: CostModel, *, now_s: float, devices: int) -> StageDecision:
-    """Say what was decided, and what each degree that `devices` allow would take."""
+    """Say what was decided, and what each degree that `devices` allow would take.
+
+    Other jobs are not named: they may be another tenant's.
+    """
     task = decision.task
     launch = decision if isinstance(decision, Assignment) else None
     why = decision.why if isinstance(decision, Assignment) else decision.reason
+    own = task.request.id
+    why = _JOB.sub(lambda job: job[0] if job[0] == own else "another job", why)
     return StageDecision(
         node=task.node,
         stage=task.stage.kind,

@@ -19,7 +19,7 @@ from litestar.routes import HTTPRoute
 from opentelemetry import trace
 
 from gateway.request_id import REQUEST_ID_HEADER, request_id_of
-from observability.semconv import ATTR_HTTP_ROUTE, ATTR_REQUEST_ID, QUERY_ATTRIBUTES
+from observability.semconv import ATTR_HTTP_ROUTE, ATTR_REQUEST_ID
 
 if TYPE_CHECKING:
     from litestar.types import (
@@ -105,7 +105,7 @@ def _client_request_id(scope: Scope) -> str | None:
 
 
 class RouteSpan(ASGIMiddleware):
-    """Names the server span after the route, and takes the query out of its attributes."""
+    """Names the server span after the route."""
 
     scopes = (ScopeType.HTTP,)
 
@@ -117,8 +117,6 @@ class RouteSpan(ASGIMiddleware):
         span.update_name(f"{_method(scope)} {scope['path_template']}")
         span.set_attribute(ATTR_HTTP_ROUTE, scope["path_template"])
         span.set_attribute(ATTR_REQUEST_ID, request_id_of(scope))
-        for name in QUERY_ATTRIBUTES:  # signatures of links are secrets; the route says enough
-            span.set_attribute(name, scope["path"])
         await next_app(scope, receive, send)
 
 

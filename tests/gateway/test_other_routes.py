@@ -308,6 +308,7 @@ async def test_signatures_of_links_are_not_in_the_trace(serve: Serve, tmp_path: 
     async with serve(trace_file=traces) as client:
         link = await _link(client)
         assert (await client.get(link)).status_code == 200
+        assert (await client.get(link.replace("content", "contents"))).status_code == 404
     written = traces.read_text()
     assert "/v1/files/" in written
     assert link.rpartition("signature=")[2] not in written
