@@ -27,13 +27,14 @@ from gateway.api.metrics import MetricsController
 from gateway.api.models import ModelController
 from gateway.api.pages import PageController
 from gateway.api.videos import VideoController
+from gateway.auth.hosts import OwnNames, is_loopback
 from gateway.auth.keys import OPEN_MODE
 from gateway.db.secrets import Secrets
 from gateway.errors import EXCEPTION_HANDLERS
 from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
 from gateway.openapi import openapi, openapi_document
 from gateway.parts import Parts, build
-from gateway.settings import Settings, is_loopback
+from gateway.settings import Settings
 from gateway.stopping import end_with_parent, on_stop_signal
 from gateway.storage.signing import offered_secret
 from observability.logging import configure_logging
@@ -88,7 +89,7 @@ def _routes(settings: Settings, parts: Parts) -> list[ControllerRouterHandler]:
     console = Router(
         "/",
         route_handlers=[ConsoleController],
-        guards=[AdminOnly(settings.admin, only_this_machine=is_loopback(settings.host))],
+        guards=[_admin_only(settings)],
     )
     watching: list[ControllerRouterHandler] = [
         HealthController,
@@ -110,6 +111,11 @@ def _routes(settings: Settings, parts: Parts) -> list[ControllerRouterHandler]:
         guards=[parts.authenticate.guard],
     )
     return [*watching, v1, openapi_document]
+
+
+def _admin_only(settings: Settings) -> AdminOnly:
+    names = OwnNames(settings.public_base_url)
+    return AdminOnly(settings.admin, names, only_this_machine=is_loopback(settings.host))
 
 
 def create_app_from_env() -> Litestar:

@@ -21,6 +21,7 @@ from granian.log import LogLevels
 from granian.server.mp import MPServer
 
 from engine import Modality, PipelineError
+from gateway.auth.hosts import is_loopback
 from gateway.auth.keys import OPEN_MODE
 from gateway.cli_bench import bench
 from gateway.cli_database import migrate, need_database
@@ -31,7 +32,7 @@ from gateway.cli_simulate import capacity, simulate
 from gateway.machine import need_engine, need_gpus, need_memory
 from gateway.refusal import RefusalError
 from gateway.runner import capacity_bytes, need_policy, open_models, open_profile
-from gateway.settings import SOLVERS, Settings, SettingsError, is_loopback
+from gateway.settings import SOLVERS, Settings, SettingsError
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
 from gateway.storage.blobs import BlobStore
 from gateway.switches import SEPARATOR

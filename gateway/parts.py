@@ -16,6 +16,7 @@ from uuid_utils.compat import uuid7
 from gateway.admission import Admission
 from gateway.artifacts import ArtifactService
 from gateway.auth.authenticate import Authenticate
+from gateway.auth.hosts import OwnNames, is_loopback
 from gateway.auth.key_store import KeyStore, KnownKeys
 from gateway.db.session import Database
 from gateway.embedded import embedded_engine
@@ -33,7 +34,7 @@ from gateway.jobs.sweep import Sweeper
 from gateway.measured import AdmissionCounts, JobGauge
 from gateway.remote import RemoteEngines
 from gateway.runner import Telemetry
-from gateway.settings import Settings, is_loopback
+from gateway.settings import Settings
 from gateway.storage.blobs import BlobStore
 from gateway.storage.signing import Signer
 from gateway.videos import VideoService
@@ -201,7 +202,9 @@ def _sweeper(base: Foundation) -> Sweeper:
 
 def _authenticate(base: Foundation) -> Authenticate:
     known = KnownKeys(KeyStore(base.database), base.clock)
-    return Authenticate(base.settings.keys, known, may_be_open=is_loopback(base.settings.host))
+    settings = base.settings
+    names = OwnNames(settings.public_base_url)
+    return Authenticate(settings.keys, known, names, may_be_open=is_loopback(settings.host))
 
 
 def _telemetry(settings: Settings) -> Telemetry:

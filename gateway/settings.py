@@ -6,7 +6,6 @@ It knows nothing of models: whether a folder can be served is found out when it 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,16 +149,6 @@ def default_data_dir(env: Mapping[str, str]) -> Path:
     """Return the user's data folder by the XDG rules."""
     base = env.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "tridentserve"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach a server bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Reader:

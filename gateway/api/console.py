@@ -13,6 +13,7 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.response import Stream
 
+from gateway.auth.hosts import OwnNames
 from gateway.auth.keys import KeyRing
 from gateway.console import ConsoleFeed
 from gateway.errors import ForbiddenError, UnauthenticatedError
@@ -28,15 +29,17 @@ _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 class AdminOnly:
     """A guard: lets the operator through."""
 
-    def __init__(self, admin: KeyRing, *, only_this_machine: bool) -> None:
-        """Without a key nobody is let through unless only this machine can reach us."""
+    def __init__(self, admin: KeyRing, names: OwnNames, *, only_this_machine: bool) -> None:
+        """Without a key nobody is let through unless only this machine, by our names, reaches us."""
         self._admin = admin
+        self._names = names
         self._only_this_machine = only_this_machine
 
     def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         """Check the bearer key."""
         if not self._admin:
             if self._only_this_machine:
+                self._names.need(connection.headers)
                 return
             message = (
                 "The console shows all tenants' requests. Set TRIDENT_ADMIN_KEY on the server "

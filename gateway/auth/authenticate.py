@@ -14,10 +14,13 @@ from gateway.auth.principal import DEFAULT_TENANT, Principal
 from gateway.errors import UnauthenticatedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from litestar.connection import ASGIConnection
     from litestar.handlers import BaseRouteHandler
     from litestar.types import Guard
 
+    from gateway.auth.hosts import OwnNames
     from gateway.auth.key_store import KnownKeys
 
 PUBLIC: Final = "public"  # handler opt: needs no key because it checks a signature itself
@@ -27,13 +30,17 @@ class Authenticate:
     """Makes the caller's `Principal` the request's user, or raises `UnauthenticatedError`.
 
     Keys are in the settings and in the database. Without any at all, a server that only this
-    machine can reach takes every caller for the default tenant; any other server takes nobody.
+    machine can reach takes every caller for the default tenant who calls it by one of its names;
+    any other server takes nobody.
     """
 
-    def __init__(self, keys: KeyRing, known: KnownKeys, *, may_be_open: bool) -> None:
-        """Take the accepted keys, and whether strangers could reach us."""
+    def __init__(
+        self, keys: KeyRing, known: KnownKeys, names: OwnNames, *, may_be_open: bool
+    ) -> None:
+        """Take the accepted keys, our names, and whether strangers could reach us."""
         self._keys = keys
         self._known = known
+        self._names = names
         self._may_be_open = may_be_open
 
     @property
@@ -44,7 +51,7 @@ class Authenticate:
             connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler
         ) -> None:
             if not handler.opt.get(PUBLIC):
-                principal = await self._authenticate(connection.headers.get("authorization"))
+                principal = await self._authenticate(connection.headers)
                 connection.scope["user"] = principal
                 structlog.contextvars.bind_contextvars(tenant=principal.tenant)
 
@@ -54,10 +61,11 @@ class Authenticate:
         """Return whether no key is needed."""
         return self._may_be_open and not self._keys and not await self._known.any()
 
-    async def _authenticate(self, authorization: str | None) -> Principal:
+    async def _authenticate(self, headers: Mapping[str, str]) -> Principal:
         if await self.is_open():
+            self._names.need(headers)
             return Principal(DEFAULT_TENANT)
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             message = (

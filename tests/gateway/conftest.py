@@ -69,7 +69,7 @@ def serve(engine: FakeEngine, tmp_path: Path) -> Serve:
         )
         async with (
             living(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             yield client
 

@@ -59,3 +59,35 @@ async def test_the_tenant_comes_from_the_key(serve: Serve, engine: FakeEngine) -
             headers={"authorization": "Bearer sk-globex-123"},
         )
     assert engine.requests[0].tenant == "globex"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("draw.localhost", 200),
+        ("draw.example:443", 200),  # as the operator calls it
+        ("evil.example:8000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/console/stream"])
+async def test_without_keys_a_page_that_points_its_name_at_us_is_refused(
+    serve: Serve, path: str, host: str, status: int
+) -> None:
+    async with serve(public_base_url="https://draw.example") as client:
+        response = await client.get(path, headers={"host": host})
+    expected = 404 if status == 200 and path == "/console/stream" else status  # no engine here
+    assert response.status_code == expected
+    if status == 403:
+        assert response.json()["error"]["code"] == "host_not_allowed"
+
+
+async def test_with_keys_any_name_will_do(serve: Serve) -> None:
+    headers = {"host": "evil.example", "authorization": "Bearer sk-acme-12345"}
+    async with serve(keys=KEYS) as client:
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200

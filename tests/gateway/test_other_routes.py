@@ -90,7 +90,7 @@ async def test_a_link_gives_the_picture_without_a_key(serve: Serve) -> None:
         url = await _link(client)
         del client.headers["authorization"]
         response = await client.get(url)
-    assert url.startswith("http://test/v1/files/art_")
+    assert url.startswith("http://localhost/v1/files/art_")
     assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
     assert png_size(response.content) == (64, 48)
 
@@ -291,14 +291,13 @@ async def test_json_nested_without_end_is_refused_like_any_other_nonsense(
 
 
 @pytest.mark.parametrize("host", ["evil.com:99999999", "evil@x", "[::1", "a b", ""])
-async def test_no_link_is_made_for_a_host_that_is_none(
-    client: httpx.AsyncClient, host: str
-) -> None:
-    response = await client.post(
-        "/v1/images/generations",
-        json={"prompt": "x", "response_format": "url"},
-        headers={"Host": host},
-    )
+async def test_no_link_is_made_for_a_host_that_is_none(serve: Serve, host: str) -> None:
+    async with serve(keys=parse_keys("acme:sk-acme-12345")) as client:
+        response = await client.post(
+            "/v1/images/generations",
+            json={"prompt": "x", "response_format": "url"},
+            headers={"Host": host, "Authorization": "Bearer sk-acme-12345"},
+        )
     assert response.status_code == 400
     assert "host header" in response.json()["error"]["message"].lower()
 

@@ -46,7 +46,7 @@ def replica(database: Database, tmp_path: Path) -> Replica:
         transport = httpx.ASGITransport(cast("Any", app), raise_app_exceptions=False)
         async with (
             living(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             yield client
 

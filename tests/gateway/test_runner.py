@@ -131,9 +131,9 @@ def a_scope() -> dict[str, Any]:
         "raw_path": b"/v1/images/generations",
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"content-type", b"application/json"), (b"host", b"test")],
+        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
         "client": ("127.0.0.1", 1),
-        "server": ("test", 80),
+        "server": ("localhost", 80),
     }
 
 

@@ -32,7 +32,7 @@ async def transport(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[httpx2.
 async def sdk(transport: httpx2.ASGITransport) -> AsyncIterator[openai.AsyncOpenAI]:
     http = httpx2.AsyncClient(transport=transport)
     async with openai.AsyncOpenAI(
-        api_key=KEY, base_url="http://test/v1", http_client=http, max_retries=0
+        api_key=KEY, base_url="http://localhost/v1", http_client=http, max_retries=0
     ) as client:
         yield client
 

@@ -28,7 +28,7 @@ async def sdk(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[openai.AsyncO
         transport = httpx2.ASGITransport(cast("Any", app))  # litestar's scope types are narrower
         http = httpx2.AsyncClient(transport=transport)
         async with openai.AsyncOpenAI(
-            api_key="none", base_url="http://test/v1", http_client=http, max_retries=0
+            api_key="none", base_url="http://localhost/v1", http_client=http, max_retries=0
         ) as client:
             yield client
 
@@ -72,7 +72,7 @@ async def test_an_edit_streams(sdk: openai.AsyncOpenAI) -> None:
 async def test_a_variation_is_made(sdk: openai.AsyncOpenAI) -> None:
     answer = await sdk.images.create_variation(model="shapes", image=RED, response_format="url")
     assert answer.data is not None
-    assert (answer.data[0].url or "").startswith("http://test/v1/files/")
+    assert (answer.data[0].url or "").startswith("http://localhost/v1/files/")
 
 
 async def test_a_failure_in_a_stream_is_raised(sdk: openai.AsyncOpenAI, engine: FakeEngine) -> None:

@@ -38,7 +38,7 @@ async def sdk(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[openai.AsyncO
             transport=httpx2.ASGITransport(cast("Any", app))  # litestar's scope types are narrower
         )
         async with openai.AsyncOpenAI(
-            api_key=KEY, base_url="http://test/v1", http_client=http, max_retries=0
+            api_key=KEY, base_url="http://localhost/v1", http_client=http, max_retries=0
         ) as client:
             yield client
 

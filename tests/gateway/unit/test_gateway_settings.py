@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.settings import Settings, SettingsError, is_loopback
+from gateway.auth.hosts import is_loopback
+from gateway.settings import Settings, SettingsError
 from gateway.sizes import parse_size
 
 
