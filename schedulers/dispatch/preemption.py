@@ -7,10 +7,11 @@ node is held for the beneficiary until the last boundary. The idea is GF-DiT's a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from engine.types import Pause, Resize
+from engine.types import Pause, Resize, StageTask, TaskId
 from schedulers.dispatch.board import Node
+from schedulers.dispatch.elders import elders
 from schedulers.dispatch.prospects import Prospect, Underway
 from schedulers.dispatch.round import Hold, Round
 
@@ -26,6 +27,7 @@ class Preemption:
         self._left = decision.knobs.attempts if decision.knobs.preempt else 0
         self._by_node: dict[Node, list[Underway]] | None = None
         self._stopped: set[int] = set()
+        self._elders: Mapping[TaskId, StageTask] | None = None
 
     def make_room(self, prospect: Prospect) -> bool:
         """Pause what it takes to let a request start in time; False if nothing would help."""
@@ -103,7 +105,7 @@ class Preemption:
         """Return 0 for a hopeless victim, 1 for one that can wait, None for one that cannot."""
         decision, task = self._decision, victim.task
         request = task.request
-        if request.priority > prospect.task.request.priority:
+        if request.priority > prospect.task.request.priority or self._is_elder(task):
             return None
         rest_s = victim.left * victim.curve.fastest_s + decision.tail_s(task)
         if victim.boundary_s + rest_s > request.deadline_s:
@@ -111,6 +113,13 @@ class Preemption:
         guard_s = GUARD * request.steps * victim.curve.fastest_s
         back_s = victim.boundary_s + prospect.run_s(degree) + decision.cost.change_s + guard_s
         return 1 if back_s + rest_s <= request.deadline_s else None
+
+    def _is_elder(self, task: StageTask) -> bool:
+        if self._elders is None:
+            running = (underway.task for underway in self._decision.underway)
+            late = (task for task in running if task.request.deadline_s < self._decision.now_s)
+            self._elders = elders(self._decision, late)
+        return task.id in self._elders
 
     def _carry_out(
         self, prospect: Prospect, node: Node, victims: Sequence[tuple[Underway, bool]]

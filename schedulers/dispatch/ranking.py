@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.types import StageKind, StageTask
+from schedulers.dispatch.elders import elders
 from schedulers.dispatch.prospects import Prospect
 from schedulers.dispatch.round import Round
 
-ELDER_NODES = 16
 SPARE_LATE = 8  # late requests looked at beyond the number of idle devices
 
 Urgency = tuple[int, float, float, int, int]
@@ -67,14 +67,14 @@ class Ranking:
         if self._knobs.refuse:
             self._refuse(late)
             late = []
-        elders = self._elders([task for _urgency, task in late])
-        rest = [task for _urgency, task in late if task.id not in elders]
+        oldest = elders(self._decision, [task for _urgency, task in late])
+        rest = [task for _urgency, task in late if task.id not in oldest]
         most = len(self._decision.board.idle) + SPARE_LATE
         for task in rest[most:]:
             self._decision.hold(task, "late already: older ones wait before it")
         for _urgency, task in timely[self._knobs.considered :]:
             self._decision.hold(task, "waits: more urgent ones fill this decision")
-        first = [self._decision.prospect(task, late=True) for task in elders.values()]
+        first = [self._decision.prospect(task, late=True) for task in oldest.values()]
         for prospect in first:
             prospect.is_elder = True
         return [
@@ -95,21 +95,6 @@ class Ranking:
                 f"Request {task.request.id} cannot be on time any more: at the fastest it would "
                 f"end {missed_s:.1f} s after its deadline. Try again later or ask for less.",
             )
-
-    def _elders(self, late: Sequence[StageTask]) -> dict[str, StageTask]:
-        """Return the oldest late tasks that have waited long enough to go first, by id."""
-        nodes, knobs = len(self._decision.board.layout.nodes), self._knobs
-        quota = -(-nodes * knobs.elders_per_16_nodes // ELDER_NODES)
-        if not quota:
-            return {}
-        oldest = sorted(
-            late, key=lambda t: (t.request.arrival_s, t.sequence, t.image_index)
-        )  # fmt: skip
-        return {task.id: task for task in oldest[:quota] if self._is_old(task)}
-
-    def _is_old(self, task: StageTask) -> bool:
-        age_s = self._decision.now_s - task.request.arrival_s
-        return age_s > self._knobs.elder_age * self._decision.cost.reference_s(task.request)
 
 
 def _by_urgency(ranked: tuple[Urgency, StageTask]) -> Urgency:

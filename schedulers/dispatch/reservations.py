@@ -1,7 +1,9 @@
-"""Reservations: a node kept for a wide request that finds no room, so that it never starves.
+"""Reservations: a node kept for a request that finds no room, so that it never starves.
 
-A tail knob, off by default: it shortens the tail of wide requests and costs attainment under
-random arrivals (the design notes' finding; benchmarks/scheduling measures ours).
+For wide requests it is a tail knob, off by default: it shortens their tail and costs attainment
+under random arrivals (the design notes' finding; benchmarks/scheduling measures ours). For elders
+it is what makes the starvation bound one: without it narrower requests take every device that
+becomes free, one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ NODES_PER_HOLD = 4
 
 
 class Reservations:
-    """Makes holds for wide requests, at most one per four nodes."""
+    """Makes holds: one for each elder, for wide requests at most one per four nodes."""
 
     def __init__(self, decision: Round, horizon: Horizon) -> None:
         """Count what is held already."""
@@ -27,19 +29,34 @@ class Reservations:
         self._most = len(decision.board.layout.nodes) // NODES_PER_HOLD
 
     def consider(self, prospect: Prospect, *, background_waits: bool) -> None:
-        """Hold the node that first has room for an unplaced wide request."""
-        decision, degree = self._decision, prospect.curve.degrees[0]
-        holds = decision.holds
-        if (
-            not decision.knobs.reserve
-            or prospect.is_background
-            or background_waits
-            or degree < WIDE
-            or len(holds) >= self._most
-            or any(hold.request == prospect.task.request.id for hold in holds.values())
-        ):
-            return
-        found = self._horizon.node_for(prospect.stage, degree)
+        """Hold the node that first has room for an unplaced elder or wide request."""
+        if prospect.is_elder:
+            self._keep(prospect)
+        elif self._may_hold(prospect, background_waits=background_waits):
+            self._hold(prospect)
+
+    def _keep(self, elder: Prospect) -> None:
+        """Hold a node for an elder until it starts, however long what runs there takes."""
+        request = elder.task.request.id
+        mine = [hold for hold in self._decision.holds.values() if hold.request == request]
+        for hold in mine:
+            hold.until_s = max(hold.until_s, self._decision.now_s)
+        if not mine and not elder.begins:
+            self._hold(elder)
+
+    def _may_hold(self, prospect: Prospect, *, background_waits: bool) -> bool:
+        decision, request = self._decision, prospect.task.request.id
+        return (
+            decision.knobs.reserve
+            and not prospect.is_background
+            and not background_waits
+            and prospect.curve.degrees[0] >= WIDE
+            and len(decision.holds) < self._most
+            and all(hold.request != request for hold in decision.holds.values())
+        )
+
+    def _hold(self, prospect: Prospect) -> None:
+        found = self._horizon.node_for(prospect.stage, prospect.curve.degrees[0])
         if found is not None:
             at_s, node = found
-            holds[node] = Hold(prospect.task.request.id, node, at_s)
+            self._decision.holds[node] = Hold(prospect.task.request.id, node, at_s)
