@@ -28,7 +28,8 @@ from schedulers.errors import SchedulerError
 from schedulers.policies import LIVE_POLICIES, SwitchValue
 from schedulers.profile import Profile
 from schedulers.sim.events import EventFile, SimEvent
-from schedulers.sim.summary import Summary, render
+from schedulers.sim.rendering import render
+from schedulers.sim.summary import Summary
 
 _EVERYTHING: Final = 1 << 30
 

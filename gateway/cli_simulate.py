@@ -31,8 +31,9 @@ from schedulers.sim.experiment import Simulate, run_experiment
 from schedulers.sim.plot import FORMATS, need_matplotlib, plot_comparison, plot_run
 from schedulers.sim.price import gpu_seconds
 from schedulers.sim.recording import Latencies, Timeline
+from schedulers.sim.rendering import render, table
 from schedulers.sim.run import simulate as simulate_core
-from schedulers.sim.summary import Summary, render, table
+from schedulers.sim.summary import Summary
 from schedulers.sim.workloads import workload
 from schedulers.sim.world import cluster_of
 

@@ -13,8 +13,9 @@ from schedulers.policies import SwitchValue
 from schedulers.profile import Profile
 from schedulers.sim.config import SimConfig
 from schedulers.sim.experiment import run_experiment
+from schedulers.sim.rendering import seconds, table
 from schedulers.sim.run import simulate
-from schedulers.sim.summary import Summary, seconds, table
+from schedulers.sim.summary import Summary
 from schedulers.sim.traces import TraceRow
 
 

@@ -22,8 +22,8 @@ from schedulers.dispatch.assigned_starts import AssignedStarts, Limits
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.starts import start_greedily
 from schedulers.dispatch.trident import Starter, TridentDispatcher
+from schedulers.sim.mixes import MIXES
 from schedulers.sim.states import States
-from schedulers.sim.workloads import MIXES
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "benchmarks/scheduling/results/decision_cost.json"

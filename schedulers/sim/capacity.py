@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from schedulers.sim.phases import GpuSeconds
 from schedulers.sim.traces import TraceRow
-from schedulers.sim.workloads import GpuSeconds
 
 
 class Trial(msgspec.Struct, frozen=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from schedulers.sim.summary import Summary, seconds, table
+from schedulers.sim.rendering import seconds, table
+from schedulers.sim.summary import Summary
 
 _HEADER = (
     "policy",

@@ -15,8 +15,9 @@ import msgspec
 
 from engine.types import ModelId
 from schedulers.errors import TraceError
+from schedulers.sim.phases import GpuSeconds, Setting
 from schedulers.sim.traces import TraceRow, measure, read_trace
-from schedulers.sim.workloads import GpuSeconds, Setting, Workload
+from schedulers.sim.workloads import Workload
 
 
 class Demand(Protocol):

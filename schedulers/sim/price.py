@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from engine.types import GenerationRequest, ModelId, RequestId, Shape, StageKind
 from schedulers.cost import CostModel
 from schedulers.profile import load_profile, specs_of
+from schedulers.sim.phases import GpuSeconds
 from schedulers.sim.traces import TraceRow
-from schedulers.sim.workloads import GpuSeconds
 
 
 def gpu_seconds(profile: str, models: Sequence[str]) -> GpuSeconds:

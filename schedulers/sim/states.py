@@ -32,7 +32,7 @@ from engine.types import (
 )
 from schedulers.cost import CostModel
 from schedulers.profile import load_profile, specs_of
-from schedulers.sim.workloads import MIXES
+from schedulers.sim.mixes import MIXES
 from schedulers.sim.world import cluster_of
 
 NOW_S = 10_000.0

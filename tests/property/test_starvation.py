@@ -57,7 +57,7 @@ def waited_s(nodes: int, load: float, seed: int, solver: str, elders: int) -> fl
     return end.t - wide.t
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.integers(1, 2), st.floats(0.8, 1.2), st.integers(0, 99), st.sampled_from(("greedy", "ilp"))
 )

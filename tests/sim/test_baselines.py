@@ -14,9 +14,9 @@ from schedulers.planner.handsized import HandSizes
 from schedulers.sim.audit import audit
 from schedulers.sim.config import NodeFailure, SimConfig
 from schedulers.sim.events import ArriveEvent, FinishEvent, RejectEvent, RunEvent, SimEvent
+from schedulers.sim.mixes import COG, FLUX, HUNYUAN, MIXES, SD3
 from schedulers.sim.run import simulate
 from schedulers.sim.traces import TraceRow
-from schedulers.sim.workloads import COG, FLUX, HUNYUAN, MIXES, SD3
 
 STAGEWISE = (*STAGE_LEVEL, "trident-paper")
 ALL = (*PIPELINE_LEVEL, *STAGEWISE)

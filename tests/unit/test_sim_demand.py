@@ -10,9 +10,11 @@ from engine.types import ModelId
 from schedulers.errors import ProfileError, TraceError
 from schedulers.sim.capacity import Capacity, Trial, asked_gpus, least_nodes
 from schedulers.sim.demand import TraceDemand, WorkloadDemand
+from schedulers.sim.mixes import COG, HUNYUAN, SD3
+from schedulers.sim.phases import Setting
 from schedulers.sim.price import gpu_seconds
 from schedulers.sim.traces import TraceRow
-from schedulers.sim.workloads import COG, HUNYUAN, SD3, Setting, workload
+from schedulers.sim.workloads import workload
 
 COG_LONG = TraceRow(arrival_s=0.0, height=768, width=1360, frames=81, steps=6, model=COG)
 

@@ -23,7 +23,8 @@ from schedulers.sim.events import (
     SimEvent,
     SwitchEvent,
 )
-from schedulers.sim.summary import RunIdentity, Summary, SummaryBuilder, percentile, render
+from schedulers.sim.rendering import render
+from schedulers.sim.summary import RunIdentity, Summary, SummaryBuilder, percentile
 
 FACTS = RunFacts(
     decisions=7,
@@ -217,7 +218,7 @@ def test_percentiles_are_nearest_rank(share: float, expected: float) -> None:
 def test_the_text_says_first_that_it_is_simulated_and_names_the_circumstances() -> None:
     text = render(summarise(cluster(), arrive("r", 0.0, 5.0), finish("r", 1.0)))
     assert text.startswith("SIMULATED: policy trident, 4 GPUs on 2 nodes, profile l20, sd3")
-    assert "noise 20%; failing nodes 1@600; dispatcher ilp; scale-up off" in text
+    assert "noise 20%; failing 1@600; dispatcher ilp; scale-up off" in text
     assert "100.00% of all requests" in text
     assert "sd3 64x64x1" in text
 

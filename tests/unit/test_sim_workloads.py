@@ -9,8 +9,10 @@ import pytest
 
 from engine.types import ModelId
 from schedulers.errors import TraceError
+from schedulers.sim.mixes import COG, FLUX, HUNYUAN, MIXES, SD3
+from schedulers.sim.phases import Setting
 from schedulers.sim.traces import TraceRow
-from schedulers.sim.workloads import COG, FLUX, HUNYUAN, MIXES, SD3, WORKLOADS, Setting, workload
+from schedulers.sim.workloads import WORKLOADS, workload
 
 MODELS = tuple(MIXES)
 
