@@ -5,8 +5,8 @@ share the memory of what was imported. It computes nothing and starts no thread,
 finds all locks open. Only for CPU devices: a CUDA context does not survive a fork.
 
 Executors connect to its socket and send JSON, one order a line: `{"fork": [arguments]}`,
-`{"end": pid}` (politely) or `{"kill": pid}`. It answers `{"born": pid}` in the order of forks, and
-`{"died": pid, "code": n}`. It ends when its standard input ends because its owner died. A worker's
+`{"end": pid}` (politely) or `{"kill": pid}`. It answers `{"born": pid}` in the order of forks, or
+`{"unborn": why}`, and `{"died": pid, "code": n}`. It ends when its standard input ends because its owner died. A worker's
 standard input ends with the executor's connection, which is how that worker hears of it.
 """
 
@@ -123,8 +123,15 @@ class Nursery:
             client.end(pid)
 
     def _fork(self, client: _Client, arguments: list[str]) -> None:
-        standard_input, life = os.pipe()
-        pid = os.fork()
+        pipe: tuple[int, ...] = ()
+        try:
+            pipe = standard_input, life = os.pipe()
+            pid = os.fork()
+        except OSError as error:  # no memory or descriptors just now; those who live go on
+            for end in pipe:
+                os.close(end)
+            client.tell(unborn=str(error))
+            return
         if pid == 0:
             self._become_worker(standard_input, life, arguments)
         os.close(standard_input)

@@ -208,6 +208,9 @@ class Forker:
                             born.set_result(child)
                         else:
                             child.end()  # nobody waits for it any more
+                    case {"unborn": str(why)}:
+                        if not (born := self._born.popleft()).done():
+                            born.set_exception(OSError(f"A worker could not be forked: {why}."))
                     case {"died": int(pid), "code": int(code)}:
                         self._alive.pop(pid).note_end(code)
         finally:

@@ -39,16 +39,17 @@ class Supervisor:
         """Keep one worker process alive, with growing pauses while none lives long."""
         pause_s = _FIRST_RESTART_S
         while True:
+            lived_long = False
             try:
                 await slot.spawn()
             except OSError as error:
                 log.error("worker_not_started", device=slot.device, detail=str(error))  # noqa: TRY400 - the machine refused, no bug
             else:
                 reason = await slot.wait()
+                lived_long = slot.lived_s > _LONG_LIFE_S
                 log.warning("worker_exited", reason=reason, restart_in_s=pause_s)
                 self._lost(slot, reason)
             await asyncio.sleep(pause_s)
-            lived_long = slot.lived_s > _LONG_LIFE_S
             pause_s = _FIRST_RESTART_S if lived_long else min(2 * pause_s, _LONGEST_RESTART_S)
 
     async def _watch(self) -> None:
