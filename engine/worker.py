@@ -222,7 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threading.Thread(target=loader.serve, args=(args.threads,), daemon=True).start()
     transport = FileTransport(Path(args.handoff_folder), device)
     saving = Saving(int(args.save_every[0]), args.save_every[1]) if args.save_every else None
-    Worker(socket, device, transport, groups, shelf, saving=saving).serve()
+    try:
+        Worker(socket, device, transport, groups, shelf, saving=saving).serve()
+    except Exception:
+        log.critical("worker_broke", exc_info=True)
+        os._exit(1)  # at once: Python's own way out took eight seconds
     socket.close(linger=1000)
     os._exit(0)  # threads wait on sockets and on standard input; nothing is left to flush
 

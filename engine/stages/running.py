@@ -88,7 +88,7 @@ class TaskRunner:
         self._made: TaskId | None = None
 
     def run(self, order: RunStage) -> Ending:
-        """Run a launch and return what came of it; raises nothing.
+        """Run a launch and return what came of it; raises if this process can run no other.
 
         One that follows a task is refused unless that has just made its output here.
         """
@@ -115,6 +115,7 @@ class TaskRunner:
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_run_failed", task=order.id)
             if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # raises for good after a fault of the device
                 torch.cuda.empty_cache()
             return TaskFailed(order.id, describe(error), retryable=is_for_memory(error))
 

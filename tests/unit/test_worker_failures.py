@@ -45,8 +45,8 @@ class FailingStage:
         self._fail()
 
 
-def outcome(tmp_path: Path, fail: Callable[[], None]) -> TaskFailed:
-    device, stage = torch.device("cpu"), StageKey(MODEL, StageKind.DIFFUSE)
+def outcome(tmp_path: Path, fail: Callable[[], None], device_name: str = "cpu") -> TaskFailed:
+    device, stage = torch.device(device_name), StageKey(MODEL, StageKind.DIFFUSE)
     stages: dict[StageKey, Any] = {stage: FailingStage(fail)}
     runner = TaskRunner(
         stages, FileTransport(tmp_path, device), device, Groups(tmp_path, device), NoOrders()
@@ -127,6 +127,21 @@ def test_numbers_that_are_not_finite_may_be_tried_again_and_say_how_many(tmp_pat
 def test_a_bug_is_not_tried_again(tmp_path: Path) -> None:
     report = outcome(tmp_path, lambda: {}["no"])
     assert (report.retryable, report.not_finite) == (False, False)
+
+
+def test_a_gpu_that_a_fault_has_broken_ends_its_worker_instead_of_failing_every_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_device: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for name in ("reset_peak_memory_stats", "memory_allocated", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_device: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_device: None)
+    assert not outcome(tmp_path, lambda: {}["no"], "cuda:0").retryable
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        outcome(tmp_path, lambda: {}["no"], "cuda:0")
 
 
 def test_whole_numbers_and_masks_are_always_finite() -> None:
