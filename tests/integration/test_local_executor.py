@@ -35,7 +35,7 @@ from engine import (
 from engine.executors import slot
 from engine.executors.local import LocalExecutor
 from engine.stages.media import write_video
-from engine.types import DeviceId, MediaFormat, StageKind
+from engine.types import DeviceId, MediaFormat, NodeId, StageKind
 from observability.tracing import StageSpans, build_provider
 from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import WORKERS
@@ -253,7 +253,7 @@ async def test_cancelling_stops_the_denoise_loop_within_a_step(engine: RunningEn
     with pytest.raises(asyncio.CancelledError):
         await work
     await engine.idle()
-    assert run.steps_done["diffuse-0"] < 100
+    assert run._steps._done[NodeId("diffuse-0")] < 100
     done = await engine.core.generate(request("sd", id=RequestId("next")))
     assert len(done.artifacts) == 1
 
