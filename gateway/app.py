@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 from litestar import Litestar, Router
+from litestar.datastructures import State
 from litestar.di import Provide
 
 from engine import SystemClock
 from gateway import http
-from gateway.api.base_url import BaseUrl
 from gateway.api.console import AdminOnly, ConsoleController
 from gateway.api.files import FileController
 from gateway.api.health import HealthController, Probes
@@ -31,7 +31,7 @@ from gateway.auth.hosts import OwnNames, is_loopback
 from gateway.auth.keys import OPEN_MODE
 from gateway.db.secrets import Secrets
 from gateway.errors import EXCEPTION_HANDLERS
-from gateway.middleware import DrainBody, RequestLog, RouteSpan, stamp
+from gateway.middleware import DrainBody, RequestLog, ServerSpans, stamp
 from gateway.openapi import openapi, openapi_document
 from gateway.parts import Parts, build
 from gateway.settings import Settings
@@ -69,19 +69,21 @@ def create_app(
         PipelineError: a model folder cannot be served.
     """
     parts = build(settings, engine, clock or SystemClock())
-    return Litestar(
+    app = Litestar(
         route_handlers=_routes(settings, parts),
-        dependencies=_dependencies(settings, parts),
-        middleware=[RequestLog(), RouteSpan(), DrainBody()],
+        dependencies=_dependencies(parts),
+        state=State({"public_base_url": settings.public_base_url}),
+        middleware=[RequestLog(), DrainBody()],
         before_send=[stamp],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[_lifespan(settings, parts, owns_process=owns_process)],
-        plugins=[http.server_spans(parts.telemetry.provider)],
         cors_config=http.cors(settings.cors_origins),
         openapi_config=openapi(version(SERVICE_NAME)),
         request_max_body_size=http.MAX_JSON_BYTES,
         logging_config=None,
     )
+    app.asgi_handler = ServerSpans(app.asgi_handler, parts.telemetry.provider)
+    return app
 
 
 def _routes(settings: Settings, parts: Parts) -> list[ControllerRouterHandler]:
@@ -126,7 +128,7 @@ def create_app_from_env() -> Litestar:
     return create_app(settings, owns_process=True)
 
 
-def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
+def _dependencies(parts: Parts) -> dict[str, Provide]:
     runs_jobs = parts.catalogue if parts.runner is None else parts.runner
     probes = Probes(
         reasons=(runs_jobs.readiness,),
@@ -142,7 +144,6 @@ def _dependencies(settings: Settings, parts: Parts) -> dict[str, Provide]:
         "images": parts.images,
         "videos": parts.videos,
         "views": parts.views,
-        "base_url": BaseUrl(settings.public_base_url),
         "probes": probes,
         "meters": parts.telemetry.meters,
         "feed": parts.telemetry.feed,

@@ -1,20 +1,11 @@
-"""How the app speaks HTTP, apart from its routes: CORS and server spans."""
+"""How the app speaks HTTP, apart from its routes: CORS, and how large bodies may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Sequence
+from typing import Final, Literal
 
 from litestar.config.cors import CORSConfig
-from litestar.plugins.opentelemetry import OpenTelemetryConfig, OpenTelemetryPlugin
-from opentelemetry.metrics import NoOpMeterProvider
-
-from observability.semconv import QUERY_ATTRIBUTES
-
-if TYPE_CHECKING:
-    from litestar.types import Scope
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 MAX_UPLOAD_BYTES: Final = 56 * 1024 * 1024  # a picture of 50 MB, a mask of 4 MB, and the texts
@@ -80,33 +71,3 @@ def cors(origins: Sequence[str]) -> CORSConfig | None:
         expose_headers=list(_CORS_RESPONSE_HEADERS),
         max_age=600,
     )
-
-
-def server_spans(provider: TracerProvider) -> OpenTelemetryPlugin:
-    """Make one span per request on our provider; `RouteSpan` names it after the route.
-
-    The default name would be the concrete path, and HTTP metrics without a route are useless.
-    """
-
-    def method_only(scope: Scope) -> tuple[str, dict[str, Any]]:
-        return str(scope.get("method", "WS")), {}
-
-    config = OpenTelemetryConfig(
-        tracer_provider=provider,
-        meter_provider=NoOpMeterProvider(),
-        scope_span_details_extractor=method_only,
-        server_request_hook_handler=_leave_out_query,
-        exclude_spans=["send", "receive"],
-        exclude=[
-            r"^/healthz$",
-            r"^/readyz$",
-            r"^/metrics$",
-        ],  # asked every second by those who watch us
-    )
-    return OpenTelemetryPlugin(config)
-
-
-def _leave_out_query(span: Span, scope: Mapping[str, Any]) -> None:
-    """Say the path alone, of unknown routes too: signatures of links are secrets."""
-    for name in QUERY_ATTRIBUTES:
-        span.set_attribute(name, scope["path"])

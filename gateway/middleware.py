@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, its span's name, its time.
+"""What surrounds every request: its id, its span, its log line, its time.
 
 Litestar runs middleware after routing. Answers made before that (404, 405) still pass the
 `before_send` hook, which is therefore where headers are set.
@@ -17,9 +17,22 @@ from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.routes import HTTPRoute
 from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode
 
 from gateway.request_id import REQUEST_ID_HEADER, request_id_of
-from observability.semconv import ATTR_HTTP_ROUTE, ATTR_REQUEST_ID
+from observability.semconv import (
+    ATTR_CLIENT_ADDRESS,
+    ATTR_ERROR_TYPE,
+    ATTR_HTTP_METHOD,
+    ATTR_HTTP_ROUTE,
+    ATTR_HTTP_STATUS,
+    ATTR_REQUEST_ID,
+    ATTR_URL_PATH,
+    ATTR_URL_SCHEME,
+    ATTR_USER_AGENT,
+    HTTP_SCOPE,
+)
+from observability.tracing import context_of
 
 if TYPE_CHECKING:
     from litestar.types import (
@@ -31,11 +44,16 @@ if TYPE_CHECKING:
         Scope,
         Send,
     )
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+    from opentelemetry.util.types import AttributeValue
 
 _MAX_CLIENT_ID: Final = 512
 _MAX_DRAIN_BYTES: Final = 8 * 1024 * 1024
 _MAX_DRAIN_S: Final = 5.0
 _FIRST_ERROR: Final = 400
+_FIRST_FAILURE: Final = 500
+_UNTRACED: Final = frozenset({"/healthz", "/readyz", "/metrics"})  # asked by those who watch us
 _STARTED: Final = "trident_started_s"
 _STATUS: Final = "trident_status"
 _TRACE: Final = "trident_trace_id"
@@ -104,20 +122,62 @@ def _client_request_id(scope: Scope) -> str | None:
     return value[:_MAX_CLIENT_ID]
 
 
-class RouteSpan(ASGIMiddleware):
-    """Names the server span after the route."""
+class ServerSpans:
+    """An ASGI app around all of ours, routing included: one server span per request.
 
-    scopes = (ScopeType.HTTP,)
+    It is named after the route, since metrics by concrete paths are useless, and knows nothing of the
+    query: signatures of links are secrets.
+    """
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Rename the current span, tell its trace to the log line, and go on."""
-        span = trace.get_current_span()
-        if (context := span.get_span_context()).is_valid:
-            scope["state"][_TRACE] = trace.format_trace_id(context.trace_id)
-        span.update_name(f"{_method(scope)} {scope['path_template']}")
-        span.set_attribute(ATTR_HTTP_ROUTE, scope["path_template"])
-        span.set_attribute(ATTR_REQUEST_ID, request_id_of(scope))
-        await next_app(scope, receive, send)
+    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
+        """Take the tracer from `provider`."""
+        self._app = app
+        self._tracer = provider.get_tracer(HTTP_SCOPE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request in a span that continues the caller's trace."""
+        if scope["type"] != ScopeType.HTTP or scope["path"] in _UNTRACED:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers.from_scope(scope)
+        with self._tracer.start_as_current_span(
+            _method(scope),
+            context=context_of(headers.get("traceparent"), headers.get("tracestate")),
+            kind=SpanKind.SERVER,
+            attributes=_asked(scope, headers),
+        ) as span:
+            if (context := span.get_span_context()).is_valid:
+                scope["state"][_TRACE] = trace.format_trace_id(context.trace_id)
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                _name(span, scope)
+
+
+def _asked(scope: Scope, headers: Headers) -> dict[str, AttributeValue]:
+    """Return what is known of a request when it comes."""
+    client = scope["client"]
+    known = {
+        ATTR_HTTP_METHOD: _method(scope),
+        ATTR_URL_SCHEME: scope["scheme"],
+        ATTR_URL_PATH: scope["path"],
+        ATTR_CLIENT_ADDRESS: client[0] if client else None,
+        ATTR_USER_AGENT: headers.get("user-agent"),
+        ATTR_REQUEST_ID: request_id_of(scope),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _name(span: Span, scope: Scope) -> None:
+    """Tell a span what became of its request."""
+    if route := scope.get("path_template"):
+        span.update_name(f"{_method(scope)} {route}")
+        span.set_attribute(ATTR_HTTP_ROUTE, route)
+    if (status := scope["state"].get(_STATUS)) is not None:
+        span.set_attribute(ATTR_HTTP_STATUS, status)
+        if status >= _FIRST_FAILURE:
+            span.set_attribute(ATTR_ERROR_TYPE, str(status))
+            span.set_status(StatusCode.ERROR)
 
 
 class DrainBody(ASGIMiddleware):

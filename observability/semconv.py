@@ -11,6 +11,7 @@ from typing import Final
 SERVICE_NAME: Final = "tridentserve"
 ENGINE_SCOPE: Final = "tridentserve.engine"
 GATEWAY_SCOPE: Final = "tridentserve.gateway"
+HTTP_SCOPE: Final = "tridentserve.http"
 
 GEN_AI_OPERATION: Final = "generate_content"
 ATTR_OPERATION: Final = "gen_ai.operation.name"
@@ -20,9 +21,13 @@ ATTR_REQUEST_SEED: Final = "gen_ai.request.seed"
 ATTR_CHOICE_COUNT: Final = "gen_ai.request.choice.count"
 ATTR_OUTPUT_TYPE: Final = "gen_ai.output.type"
 ATTR_ERROR_TYPE: Final = "error.type"
+ATTR_HTTP_METHOD: Final = "http.request.method"
 ATTR_HTTP_ROUTE: Final = "http.route"
-# What HTTP instrumentation, old and new, writes the query string into.
-QUERY_ATTRIBUTES: Final = ("http.url", "http.target", "url.full", "url.query")
+ATTR_HTTP_STATUS: Final = "http.response.status_code"
+ATTR_URL_SCHEME: Final = "url.scheme"
+ATTR_URL_PATH: Final = "url.path"
+ATTR_CLIENT_ADDRESS: Final = "client.address"
+ATTR_USER_AGENT: Final = "user_agent.original"
 
 ATTR_REQUEST_ID: Final = "tridentserve.request.id"
 ATTR_JOB_ID: Final = "tridentserve.job.id"

@@ -23,8 +23,6 @@ _MOST_TENANTS: Final = 100
 _OTHER: Final = "other"
 _SHORT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG_S: Final = (*_SHORT_S[3:], 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1200.0)
-_STATUS_NAMES: Final = ("http.response.status_code", "http.status_code")
-_METHOD_NAMES: Final = ("http.request.method", "http.method")
 
 
 class SpanMetrics(SpanProcessor):
@@ -49,8 +47,8 @@ class SpanMetrics(SpanProcessor):
     def _count_http(self, span: ReadableSpan) -> None:
         labels = {
             semconv.LABEL_ROUTE: _text(span, semconv.ATTR_HTTP_ROUTE) or "unmatched",
-            semconv.LABEL_METHOD: _first(span, _METHOD_NAMES),
-            semconv.LABEL_STATUS: _first(span, _STATUS_NAMES),
+            semconv.LABEL_METHOD: _text(span, semconv.ATTR_HTTP_METHOD),
+            semconv.LABEL_STATUS: _text(span, semconv.ATTR_HTTP_STATUS),
         }
         self._http.record(_duration_s(span), labels)
 
@@ -166,10 +164,6 @@ def _value(span: ReadableSpan, name: str) -> AttributeValue | None:
 def _text(span: ReadableSpan, name: str) -> str:
     value = _value(span, name)
     return "" if value is None else str(value)
-
-
-def _first(span: ReadableSpan, names: tuple[str, ...]) -> str:
-    return next((text for name in names if (text := _text(span, name))), "")
 
 
 def _number(span: ReadableSpan, name: str, default: float = 0.0) -> float:

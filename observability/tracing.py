@@ -131,9 +131,12 @@ def traceparent_of(span: Span) -> str | None:
     return carrier.get("traceparent")
 
 
-def context_of(traceparent: str | None) -> Context:
-    """Return the context that a stored traceparent names; empty for None or nonsense."""
-    return _PROPAGATOR.extract({"traceparent": traceparent} if traceparent else {}, Context())
+def context_of(traceparent: str | None, tracestate: str | None = None) -> Context:
+    """Return the context that a stored or received traceparent names; empty for None or nonsense."""
+    if not traceparent:
+        return Context()
+    carrier = {"traceparent": traceparent, "tracestate": tracestate or ""}
+    return _PROPAGATOR.extract(carrier, Context())
 
 
 def _span_context(traceparent: str | None) -> SpanContext | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-import msgspec
 from litestar import Request
 
 from gateway.errors import RequestError
@@ -16,22 +15,18 @@ _HOST: Final = re.compile(
 )
 
 
-class BaseUrl(msgspec.Struct, frozen=True):
-    """`configured` wins; without it, the host that the request itself was sent to."""
+def base_url_of(request: Request[Any, Any, Any]) -> str:
+    """Return scheme and host, no slash at the end: the configured ones, or the request's own.
 
-    configured: str | None
-
-    def of(self, request: Request[Any, Any, Any]) -> str:
-        """Return scheme and host without a slash at the end.
-
-        Raises:
-            RequestError: the Host header names no host that a link could lead to.
-        """
-        if self.configured is not None:
-            return self.configured
-        host = request.headers.get("host", "")
-        named = _HOST.fullmatch(host)
-        if named is None or int(named["port"] or 0) > _MAX_PORT:
-            message = "Invalid host header; links need the name or address that you reached us by."
-            raise RequestError(message)
-        return f"{request.url.scheme}://{host}"
+    Raises:
+        RequestError: the Host header names no host that a link could lead to.
+    """
+    configured: str | None = request.app.state.public_base_url
+    if configured is not None:
+        return configured
+    host = request.headers.get("host", "")
+    named = _HOST.fullmatch(host)
+    if named is None or int(named["port"] or 0) > _MAX_PORT:
+        message = "Invalid host header; links need the name or address that you reached us by."
+        raise RequestError(message)
+    return f"{request.url.scheme}://{host}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from litestar import Controller, Request, Response, post
-from litestar.di import NamedDependency, Provide
+from litestar.di import NamedDependency
 from litestar.types import Receive
 
-from gateway.api.base_url import BaseUrl
+from gateway.api.base_url import base_url_of
 from gateway.api.body import FORM, JSON, Submission, form_body, json_body, takes
 from gateway.api.caller import JOB_HEADER, caller_of
 from gateway.api.references import referred
@@ -31,6 +31,11 @@ from gateway.translate import images_response
 from gateway.uploads import Picture, checked
 from gateway.wire import missing_parameter
 
+# Called by the handlers, not injected: litestar resolves several dependencies in a task each.
+_generation: Final = json_body(ImageGenerationBody)
+_edit: Final = form_body(ImageEditBody, "image", "mask", "markup", or_json=True)
+_variation: Final = form_body(ImageVariationBody, "image")
+
 
 async def disconnect(receive: Receive) -> None:
     """Return when the client has closed the connection; the body must have been read before."""
@@ -48,36 +53,30 @@ class ImageController(Controller):
         "/generations",
         status_code=200,
         operation_class=takes(ImageGenerationBody, streams=True),
-        dependencies={"wanted": Provide(json_body(ImageGenerationBody))},
     )
     async def generate(
         self,
         request: Request[Any, Any, Any],
-        wanted: NamedDependency[ImageGenerationBody],
         images: NamedDependency[ImageService],
-        base_url: NamedDependency[BaseUrl],
     ) -> Response[ImagesResponse]:
         """Create images from a prompt."""
+        wanted = await _generation(request)
         job = await images.admit(wanted, caller_of(request))
-        return await _answer(request, job, wanted, images, base_url, "image_generation")
+        return await _answer(request, job, wanted, images, "image_generation")
 
     @post(
         "/edits",
         status_code=200,
         operation_class=takes(ImageEditBody, FORM, JSON, files=("image", "mask"), streams=True),
-        dependencies={
-            "sent": Provide(form_body(ImageEditBody, "image", "mask", "markup", or_json=True))
-        },
         request_max_body_size=MAX_UPLOAD_BYTES,
     )
     async def edit(
         self,
         request: Request[Any, Any, Any],
-        sent: NamedDependency[Submission[ImageEditBody]],
         images: NamedDependency[ImageService],
-        base_url: NamedDependency[BaseUrl],
     ) -> Response[ImagesResponse]:
         """Change an image as a prompt says, or only what a mask leaves open."""
+        sent = await _edit(request)
         wanted = sent.body
         if wanted.prompt is None:
             raise missing_parameter("prompt")
@@ -86,34 +85,31 @@ class ImageController(Controller):
             raise RequestError(message, code="unknown_parameter", param="markup")
         picture, mask = _pictures(sent)
         job = await images.admit_edit(wanted, picture, mask, caller_of(request))
-        return await _answer(request, job, wanted, images, base_url, "image_edit")
+        return await _answer(request, job, wanted, images, "image_edit")
 
     @post(
         "/variations",
         status_code=200,
         operation_class=takes(ImageVariationBody, FORM, files=("image",), streams=True),
-        dependencies={"sent": Provide(form_body(ImageVariationBody, "image"))},
         request_max_body_size=MAX_UPLOAD_BYTES,
     )
     async def vary(
         self,
         request: Request[Any, Any, Any],
-        sent: NamedDependency[Submission[ImageVariationBody]],
         images: NamedDependency[ImageService],
-        base_url: NamedDependency[BaseUrl],
     ) -> Response[ImagesResponse]:
         """Create images that are like one."""
+        sent = await _variation(request)
         picture = _only(sent.files.get("image", ()))
         job = await images.admit_edit(sent.body, picture, None, caller_of(request))
-        return await _answer(request, job, sent.body, images, base_url, "image_variation")
+        return await _answer(request, job, sent.body, images, "image_variation")
 
 
-async def _answer(  # noqa: PLR0917 - what all three routes end with
+async def _answer(
     request: Request[Any, Any, Any],
     job: Job,
     wanted: ImageFields,
     images: ImageService,
-    base_url: BaseUrl,
     prefix: str,
 ) -> Response[Any]:
     if wanted.stream:
@@ -122,7 +118,7 @@ async def _answer(  # noqa: PLR0917 - what all three routes end with
     caller = caller_of(request)
     done = await images.follow(job, caller, caller_left=disconnect(request.receive))
     job, as_links = done.job, wanted.response_format == "url"
-    data = images.link(job, base_url.of(request)) if as_links else await images.embed(done)
+    data = images.link(job, base_url_of(request)) if as_links else await images.embed(done)
     return Response(
         images_response(job, wanted, data),
         headers={TIMING_HEADER: server_timing(job), JOB_HEADER: job.id},

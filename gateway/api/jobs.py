@@ -11,16 +11,16 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
-from gateway.api.base_url import BaseUrl
+from gateway.api.base_url import base_url_of
 from gateway.api.body import asks, query
 from gateway.job_views import JobViews, Viewer
 from gateway.schemas.jobs import Job, JobDeleted, JobList, JobListQuery, Schedule
 from gateway.server_timing import HEADER, server_timing_of_wire
 
 
-async def viewer(request: Request[Any, Any, Any], base_url: NamedDependency[BaseUrl]) -> Viewer:
+async def viewer(request: Request[Any, Any, Any]) -> Viewer:
     """Return who looks at jobs."""
-    return Viewer(request.user.tenant, base_url.of(request))
+    return Viewer(request.user.tenant, base_url_of(request))
 
 
 class JobController(Controller):

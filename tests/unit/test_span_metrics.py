@@ -105,7 +105,7 @@ def test_a_tenant_beyond_the_first_hundred_is_other(meters: Meters) -> None:
 
 def test_an_answer_of_an_unknown_route_gets_no_label_of_its_own(meters: Meters) -> None:
     tracer = build_provider(processors=[SpanMetrics(meters.meter)]).get_tracer("asgi")
-    keys = {"http.method": "GET", "http.status_code": 404}
+    keys = {semconv.ATTR_HTTP_METHOD: "GET", semconv.ATTR_HTTP_STATUS: 404}
     tracer.start_span("GET", kind=SpanKind.SERVER, attributes=keys).end()
     name = "http_server_request_duration_seconds_count"
     assert value(meters, name, route="unmatched", method="GET", status="404") == 1.0
