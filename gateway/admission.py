@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from engine import Modality
+from engine import InvalidRequestError, Modality
 from gateway.auth.principal import TenantId
 from gateway.errors import (
     DeadlineError,
@@ -22,6 +22,7 @@ from gateway.errors import (
     KeyConflictError,
     OverloadedError,
     RequestError,
+    translate,
 )
 from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
@@ -125,8 +126,9 @@ class Admission:
         """
         try:
             job = await self._admit(wish, caller, body, terms)
-        except GatewayError as error:
-            self._counts.rejected(error.code or error.type)
+        except (GatewayError, InvalidRequestError) as error:
+            answer = translate(error)
+            self._counts.rejected(answer.code or answer.type)
             raise
         try:
             await self._jobs.flush()

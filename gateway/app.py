@@ -6,10 +6,13 @@ nothing but the job table, the artifact store and the events port, so any number
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from litestar import Litestar, Router
@@ -45,7 +48,10 @@ if TYPE_CHECKING:
 
     from engine.ports import Clock
     from gateway.engine_client import EngineClient
+    from gateway.runner import Telemetry
 
+
+EXPORT_WITHIN_S: Final = 3.0
 
 _log = structlog.get_logger(__name__)
 
@@ -159,6 +165,21 @@ def _constant(value: object) -> Provide:
     return Provide(provide, sync_to_thread=False)
 
 
+async def _end_telemetry(telemetry: Telemetry) -> None:
+    """Export what is left; a collector that does not answer may not hold up the end."""
+    ends = [
+        threading.Thread(target=end, daemon=True)
+        for end in (telemetry.provider.shutdown, telemetry.meters.shutdown)
+    ]
+    for thread in ends:
+        thread.start()
+    until_s = time.monotonic() + EXPORT_WITHIN_S
+    for thread in ends:
+        await asyncio.to_thread(thread.join, max(0.0, until_s - time.monotonic()))
+    if any(thread.is_alive() for thread in ends):
+        _log.warning("telemetry_not_exported", waited_s=EXPORT_WITHIN_S)
+
+
 def _lifespan(
     settings: Settings, parts: Parts, *, owns_process: bool
 ) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
@@ -166,8 +187,7 @@ def _lifespan(
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         """Start in this order, stop in the opposite one."""
         async with AsyncExitStack() as stack:
-            stack.callback(parts.telemetry.meters.shutdown)
-            stack.callback(parts.telemetry.provider.shutdown)
+            stack.push_async_callback(_end_telemetry, parts.telemetry)
             stack.push_async_callback(parts.database.close)
             await parts.database.open()
             offered = offered_secret(settings.data_dir / "signing.key")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 
 import httpx
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client.parser import text_string_to_metric_families
 
+import gateway.app
+from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine
 
 
@@ -73,3 +78,22 @@ async def test_a_request_that_is_turned_away_is_counted_by_its_reason(
     name = "tridentserve_requests_rejected_total"
     assert await counted(client, name, reason="deadline_unmeetable") == 1
     assert await counted(client, name) == 1
+
+
+async def test_what_the_model_cannot_draw_is_counted_too(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/images/generations", json={"prompt": "x", "size": "63x63"})
+    assert response.status_code == 400
+    reason = response.json()["error"]["code"]
+    assert await counted(client, "tridentserve_requests_rejected_total", reason=reason) == 1
+
+
+async def test_a_collector_that_does_not_answer_does_not_hold_up_the_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(gateway.app, "EXPORT_WITHIN_S", 0.05)
+    monkeypatch.setattr(TracerProvider, "shutdown", lambda _: answered.wait(30))
+    async with asyncio.timeout(15), serve() as client:
+        assert (await client.get("/healthz")).status_code == 200
+    assert not answered.is_set()
+    answered.set()
