@@ -218,6 +218,8 @@ def ablation(scope: Scope) -> Iterator[Cell]:
         sizes = without_pool(model, situation.get("gpus", 128))
         for variant in variants(sizes):
             yield usual(model, **{**situation, **variant})
+    for switches in ({}, {"scale_up": False}, {"resize": False}):
+        yield usual(SD3, workload="light", gpus=16, switches=switches)
 
 
 def without_pool(model: str, gpus: int) -> dict[str, int] | None:

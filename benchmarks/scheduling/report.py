@@ -8,16 +8,15 @@ from matplotlib.figure import Figure
 
 from benchmarks.scheduling.cells import BOUND, ROOT
 from benchmarks.scheduling.costs import decisions
+from benchmarks.scheduling.goodput_tables import GOODPUT_TABLES, curves, knee_order
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve
-from benchmarks.scheduling.seeded import seeded
 from benchmarks.scheduling.shifts import shifts, tight
 from benchmarks.scheduling.store import RESULTS
-from benchmarks.scheduling.tables import NAMES, TABLES, curves, knee_order
+from benchmarks.scheduling.tables import NAMES, TABLES
 from benchmarks.scheduling.targets import targets
 
 OWN_TABLES = {
     "targets": targets,
-    "seeded": seeded,
     "shifts": shifts,
     "tight": tight,
     "decisions": decisions,
@@ -30,7 +29,7 @@ DPI = 110
 def write_report() -> None:
     """Renew every table between its markers, and every plot."""
     page = PAGE.read_text(encoding="utf-8")
-    for name, table in {**OWN_TABLES, **TABLES}.items():
+    for name, table in {**OWN_TABLES, **TABLES, **GOODPUT_TABLES}.items():
         page = between(page, name, table())
     PAGE.write_text(page, encoding="utf-8")
     for model, found in curves().items():

@@ -13,7 +13,6 @@ from benchmarks.scheduling.experiments import (
     COG,
     EXTRAS,
     FLUX,
-    GOODPUT_GPUS,
     HUNYUAN,
     MODELS,
     SD3,
@@ -21,7 +20,6 @@ from benchmarks.scheduling.experiments import (
     policy_name,
     without_pool,
 )
-from benchmarks.scheduling.knees import GRID, LEVELS, Curve, knee
 from benchmarks.scheduling.store import RESULTS, Entry, read
 
 NAMES: Final = {COG: "CogVideoX", HUNYUAN: "HunyuanVideo", FLUX: "Flux", SD3: "SD3"}
@@ -164,7 +162,7 @@ def situation_header(members: Seeds) -> tuple[str, ...]:
 
 
 def situation_rows(members: Seeds) -> list[list[str]]:
-    """Return a row per policy, over the seeds that all of them have simulated."""
+    """Return a row per policy, each over the seeds that were simulated of it."""
     rows = []
     for name, seeds in by_attainment(grouped(members, policy_name)):
         worst = share(min(entry.figures["slo_attainment"] for entry in seeds))
@@ -193,90 +191,6 @@ def volume(shape: str) -> int:
     """Return the pixels of all frames of `HxWxF`."""
     height, width, frames = map(int, shape.split("x"))
     return height * width * frames
-
-
-def swept() -> list[Entry]:
-    """Return the cells of goodput curves, those of further seeds left out."""
-    return [e for e in of_goodput() if e.cell.seed == 1]
-
-
-def of_goodput() -> list[Entry]:
-    """Return the cells of goodput curves."""
-    return [e for e in entries("goodput") if e.cell.gpus == GOODPUT_GPUS[e.cell.model]]
-
-
-def curves(seed: int = 1) -> dict[str, dict[str, Curve]]:
-    """Return attainment by step of the grid, per model and policy."""
-    step_of = {rate: step for step, rate in GRID.items()}
-    found: dict[str, dict[str, Curve]] = {}
-    for entry in of_goodput():
-        if entry.cell.seed != seed:
-            continue
-        step = step_of.get(entry.cell.rate_scale)
-        if step is not None:
-            curve = found.setdefault(entry.cell.model, {}).setdefault(policy_name(entry.cell), {})
-            curve[step] = entry.figures["slo_attainment"]
-    return found
-
-
-def goodput() -> str:
-    """Return the knees per model, and how many times as far Trident's are."""
-    parts = []
-    for model in MODELS:
-        found = curves().get(model, {})
-        ours = [knee(found.get("trident", {}), level) for level in LEVELS]
-        rows = [goodput_row(name, curve, ours) for name, curve in knee_order(found)]
-        header = ("policy", "k90", "k99", "Trident's k90 over it", "k99 over it", "points")
-        title = f"{NAMES[model]} on {GOODPUT_GPUS[model]} GPUs (simulated)"
-        parts += [title, markdown(header, rows)]
-        parts += [
-            f"![attainment over rate](../benchmarks/scheduling/results/goodput-{model}.png)"
-        ] * bool(rows)
-    return "\n\n".join(parts)
-
-
-def knee_order(found: Mapping[str, Curve]) -> list[tuple[str, Curve]]:
-    """Order policies by their 90 % knee, the best first."""
-    return sorted(found.items(), key=lambda item: -(knee(item[1], LEVELS[0]) or 0.0))
-
-
-def goodput_row(name: str, curve: Curve, ours: Sequence[float | None]) -> list[str]:
-    """Return knees and ratios of a policy."""
-    knees = [knee(curve, level) for level in LEVELS]
-    ratios = [
-        "-" if own is None or its is None else f"{own / its:.2f}"
-        for own, its in zip(ours, knees, strict=True)
-    ]
-    shown = ["-" if k is None else f"{k:.2f}" for k in knees]
-    return [name, *shown, *ratios, str(len(curve))]
-
-
-def curve_points() -> str:
-    """Return every point of every curve, with the attainment of the largest class."""
-    parts = []
-    for model in MODELS:
-        found = [e for e in swept() if e.cell.model == model]
-        groups = grouped(found, policy_name)
-        rates = sorted({entry.cell.rate_scale for entry in found})
-        rows = [[name, *points(seeds, rates)] for name, seeds in sorted(groups.items())]
-        parts += [
-            f"{NAMES[model]}: on time by rate, the largest class in brackets (simulated)",
-            markdown(("policy", *(f"{rate:g}" for rate in rates)), rows),
-        ]
-    return "\n\n".join(parts)
-
-
-def points(seeds: Seeds, rates: Sequence[float]) -> list[str]:
-    """Return attainment at the rates that were simulated."""
-    by_rate = {entry.cell.rate_scale: entry for entry in seeds}
-    return [point(by_rate[rate]) if rate in by_rate else "" for rate in rates]
-
-
-def point(entry: Entry) -> str:
-    """Return attainment of all, and of the largest class."""
-    classes = sorted(entry.figures.get("per_class", {}), key=volume)
-    largest = f" ({class_share([entry], classes[-1])})" if classes else ""
-    return share(entry.figures["slo_attainment"]) + largest
 
 
 def ablation() -> str:
@@ -384,32 +298,6 @@ def lost(seeds: Seeds) -> str:
     return str(sum(e.figures["requests"] - e.figures["finished"] for e in seeds))
 
 
-def overload() -> str:
-    """Return goodput at 1.3 times the own 90 % knee over goodput at the knee."""
-    rows = []
-    for model in MODELS:
-        for name, curve in knee_order(curves().get(model, {})):
-            low = knee(curve, LEVELS[0])
-            above = [s for s in curve if low is not None and low * 1.2 <= GRID[s] <= low * 1.45]
-            if low is None or not above or name == BOUND:
-                continue
-            step = min(above, key=lambda s: abs(GRID[s] - 1.3 * low))
-            own = next(s for s in curve if GRID[s] == low)
-            ratio = GRID[step] * curve[step] / (low * curve[own])
-            rows.append(
-                [
-                    NAMES[model],
-                    name,
-                    f"{low:.2f}",
-                    f"{GRID[step]:.2f}",
-                    share(curve[step]),
-                    f"{ratio:.2f}",
-                ]
-            )
-    header = ("model", "policy", "own k90", "rate", "on time there", "goodput over that at k90")
-    return markdown(header, rows)
-
-
 def ilp() -> str:
     """Return greedy and integer program side by side."""
     groups = grouped(
@@ -488,9 +376,6 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "static": static,
     "nominal": nominal,
     "workloads": workloads,
-    "goodput": goodput,
-    "curves": curve_points,
-    "overload": overload,
     "ablation": ablation,
     "orchestrator": orchestrator,
     "robustness": robustness,

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from benchmarks.scheduling.cells import BOUND, Cell
 from benchmarks.scheduling.costs import costs
 from benchmarks.scheduling.experiments import COG, FLUX, HUNYUAN, MODELS, SD3, policy_name
+from benchmarks.scheduling.goodput_tables import curves
 from benchmarks.scheduling.knees import GRID, LEVELS, Curve, knee
 from benchmarks.scheduling.shifts import followed
 from benchmarks.scheduling.tables import (
@@ -16,7 +17,6 @@ from benchmarks.scheduling.tables import (
     Seeds,
     average,
     class_share,
-    curves,
     disturbance,
     entries,
     grouped,
@@ -143,7 +143,7 @@ def best_knee(rivals: dict[str, Curve], level: float) -> tuple[str, float]:
 
 def never_below() -> Iterator[list[str]]:
     """Look for the workload and seed where ours is furthest below a baseline."""
-    worst, where, count = 1.0, "", 0
+    worst, where, count, missed = 1.0, "", 0, 0
     found = [e for name in ("published", "nominal", "workloads") for e in entries(name)]
     plain = [e for e in found if not e.cell.switches and e.cell.solver is None]
     for group in grouped((e for e in plain if e.cell.sizes is None), situation).values():
@@ -153,6 +153,7 @@ def never_below() -> Iterator[list[str]]:
                 continue
             count += 1
             ahead = ours[entry.cell.seed] - entry.figures["slo_attainment"]
+            missed += ahead < -HALF_A_POINT
             if ahead < worst:
                 worst = ahead
                 where = f"{entry.cell.policy}, {title_of(entry.cell)}, seed {entry.cell.seed}"
@@ -161,7 +162,8 @@ def never_below() -> Iterator[list[str]]:
             f"least lead over any baseline on any workload and seed, {count} comparisons ({where})"
         )
         met = worst >= -HALF_A_POINT
-        yield [what, "-0.5 points", f"{100 * worst:+.1f} points", verdict(met=met)]
+        reached = f"{100 * worst:+.1f} points, {missed} below"
+        yield [what, "-0.5 points", reached, verdict(met=met)]
 
 
 def situation(cell: Cell) -> str:
