@@ -174,7 +174,7 @@ class Launcher:
     async def _fly(self, flight: Flight) -> None:
         """Carry one launch from its team's acquisition to its report, whatever comes of it."""
         assignment = flight.assignment
-        bind_contextvars(**ids_of((t.request.id, t.request.traceparent) for t in assignment.tasks))
+        bind_contextvars(**ids_of(task.request for task in assignment.tasks))
         executions = self._open_executions(flight)
         try:
             if flight.reports is not None:  # its order was sent with the launch before

@@ -35,7 +35,8 @@ class HostCopy(msgspec.Struct, frozen=True):
 class LoadStage(msgspec.Struct, frozen=True, tag=True):
     """Load `stage` of the diffusers folder `folder`, through the node's host copy if there is one.
 
-    `peer` is what a `StageLent` said, if another device of the node holds the stage.
+    `peer` is what a `StageLent` said, if another device of the node holds the stage. `ids` are of
+    the launch that asked for it, for lines of the log; none if no launch did.
     """
 
     stage: StageKey
@@ -43,6 +44,7 @@ class LoadStage(msgspec.Struct, frozen=True, tag=True):
     family: str
     host: HostCopy | None = None
     peer: bytes = b""
+    ids: dict[str, str] = {}
 
 
 class LendStage(msgspec.Struct, frozen=True, tag=True):

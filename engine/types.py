@@ -121,6 +121,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `compression` is 0..100, OpenAI's `output_compression`; it has no meaning for PNG and MP4.
     `fps` is frames per second of a video. `priority` is a class of service: higher goes first.
     `previews` is how often each output is shown while it is being made; that changes no output.
+    `http_request` is the id of the call that asked for it: for lines of the log, nothing else.
     """
 
     id: RequestId
@@ -142,6 +143,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     previews: int = 0
     source: Source | None = None
     traceparent: str | None = None
+    http_request: str | None = None
 
 
 class HandoffRef(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Listener = Callable[["DispatchPlan", "ClusterView"], None]
 _log = structlog.get_logger(__name__)
 _DECISION_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
+_PLANNING_BUCKETS_S = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 
 
 class MeasuredDispatcher:
@@ -72,18 +73,26 @@ class MeasuredDispatcher:
 
 
 class MeasuredPlanner:
-    """A planner whose new placements are counted."""
+    """A planner whose looks are timed and whose new placements are counted."""
 
     def __init__(self, inner: Planner, meter: Meter) -> None:
         """Measure `inner`."""
         self._inner = inner
+        self._duration = meter.create_histogram(
+            semconv.METRIC_PLANNING_DURATION,
+            "s",
+            "One look at what is asked for, with a new placement or without",
+            explicit_bucket_boundaries_advisory=_PLANNING_BUCKETS_S,
+        )
         self._replans = meter.create_counter(
             semconv.METRIC_REPLANS, description="Placements that were adopted"
         )
 
     def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
-        """Plan, and count a new placement."""
+        """Plan, and note how long that took and whether there is a new placement."""
+        started = time.perf_counter()
         placement = self._inner.place(view, snapshot)
+        self._duration.record(time.perf_counter() - started)
         if placement is not None:
             self._replans.add(1)
         return placement

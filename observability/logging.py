@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 from opentelemetry import trace
@@ -23,6 +23,7 @@ SECRET_FIELDS: Final = frozenset(
     {"prompt", "negative_prompt", "authorization", "api_key", "key", "secret"}
 )
 REDACTED: Final = "[redacted]"
+_JOB, _CALL, _TRACE = "job_id", "request_id", "trace_id"
 
 
 def configure_logging(log_format: str = "auto", *, level: int = logging.INFO) -> None:
@@ -89,15 +90,41 @@ def _rendering(*, readable: bool) -> list[Processor]:
     ]
 
 
-def ids_of(jobs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Return what to bind where stages of jobs run: their ids, and the trace of the first.
+class Asked(Protocol):
+    """A request that a stage works for."""
 
-    Args:
-        jobs: id and W3C traceparent of each; several share a launch.
+    @property
+    def id(self) -> str:
+        """Its job."""
+        ...
+
+    @property
+    def traceparent(self) -> str | None:
+        """Its trace, as W3C writes it."""
+        ...
+
+    @property
+    def http_request(self) -> str | None:
+        """The call that asked for it."""
+        ...
+
+
+def ids_of(requests: Iterable[Asked]) -> dict[str, str]:
+    """Return what to bind where stages run: jobs, calls, and the trace of the first.
+
+    Several requests share a launch; a request may come several times.
     """
-    known = dict(jobs)
-    traces = [parent.split("-")[1] for parent in known.values() if parent and parent.count("-") > 1]
-    return {"job_id": ",".join(known), **({"trace_id": traces[0]} if traces else {})}
+    known = {request.id: request for request in requests}
+    calls = dict.fromkeys(r.http_request for r in known.values() if r.http_request)
+    traces = [p.split("-")[1] for r in known.values() if (p := r.traceparent) and p.count("-") > 1]
+    found = {_JOB: ",".join(known), _CALL: ",".join(calls), _TRACE: traces[0] if traces else ""}
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def bound_ids() -> dict[str, str]:
+    """Return the ids that `ids_of` gave and that are bound here, for another process to bind."""
+    bound = structlog.contextvars.get_contextvars()
+    return {name: str(bound[name]) for name in (_JOB, _CALL, _TRACE) if bound.get(name)}
 
 
 def add_trace_ids(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -23,12 +23,12 @@ from prometheus_client import (
     generate_latest,
 )
 
+from observability.otlp import Signal, is_exported
 from observability.semconv import SERVICE_NAME
 
 __all__ = ["CONTENT_TYPE", "Meters"]
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
-_OTLP_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 
 
 class Meters:
@@ -46,7 +46,7 @@ class Meters:
         readers: list[MetricReader] = [
             PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
         ]
-        if any(os.environ.get(name) for name in _OTLP_VARIABLES):
+        if is_exported(Signal.METRICS):
             readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
         name = os.environ.get("OTEL_SERVICE_NAME", service_name)
         self._provider = MeterProvider(readers, Resource.create({"service.name": name}))

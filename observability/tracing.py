@@ -36,6 +36,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from observability.otlp import Signal, is_exported
 from observability.semconv import ATTR_ERROR_TYPE, ENGINE_SCOPE, SERVICE_NAME, stage_span_name
 
 __all__ = ["ENGINE_SCOPE", "StageSpans", "build_provider", "context_of", "traceparent_of"]
@@ -65,7 +66,7 @@ def build_provider(
         provider.add_span_processor(processor)
     if trace_file is not None:
         provider.add_span_processor(SimpleSpanProcessor(_FileExporter(trace_file)))
-    if _otlp_endpoint_is_set():
+    if is_exported(Signal.TRACES):
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
@@ -117,11 +118,6 @@ class _FileExporter(ConsoleSpanExporter):
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _otlp_endpoint_is_set() -> bool:
-    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    return any(os.environ.get(name) for name in names)
 
 
 def traceparent_of(span: Span) -> str | None:

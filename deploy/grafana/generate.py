@@ -146,10 +146,14 @@ PANELS: Final[tuple[tuple[str, str, tuple[Query, ...]], ...]] = (
         ),
     ),
     (
-        "Decision time, P50 and P99",
+        "Solver time, P50 and P99",
         "s",
         tuple(
-            (_quantile(semconv.METRIC_DECISION_DURATION, q, "job"), f"P{round(100 * q)}")
+            (_quantile(metric, q, "job"), f"{who} P{round(100 * q)}")
+            for who, metric in (
+                ("dispatcher", semconv.METRIC_DECISION_DURATION),
+                ("planner", semconv.METRIC_PLANNING_DURATION),
+            )
             for q in (0.5, 0.99)
         ),
     ),
@@ -158,6 +162,7 @@ PANELS: Final[tuple[tuple[str, str, tuple[Query, ...]], ...]] = (
         "ops",
         (
             (_rate(semconv.METRIC_REPLANS, "_total", "job"), "re-plans"),
+            (_rate(semconv.METRIC_HELD, "_total", "outcome"), "held back: {{outcome}}"),
             (_rate(semconv.METRIC_STAGE_PAUSES, "_total", "stage"), "paused {{stage}}"),
             (_rate(semconv.METRIC_STAGE_RETRIES, "_total", "stage, outcome"), "{{outcome}}"),
         ),

@@ -27,6 +27,7 @@ from engine.messages import (
     UnloadStage,
 )
 from engine.types import DeviceId, ModelId, StageKey
+from observability.logging import bound_ids
 
 if TYPE_CHECKING:
     from engine.pipelines import PipelineSpec
@@ -95,7 +96,7 @@ class Loads:
     async def _load(self, device: DeviceId, stage: StageKey) -> float:
         spec = self._specs[stage.model]
         async with self.host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
-            order = LoadStage(stage, spec.folder, spec.family, loan.copy)
+            order = LoadStage(stage, spec.folder, spec.family, loan.copy, ids=bound_ids())
             async with self._from_peer(device, order) as order:
                 reply = await self._obeyed(device, order, loan)
             loan.filled_bytes = reply.filled_bytes

@@ -64,7 +64,9 @@ class LoaderThread:
     def _obey(self, message: ToLoader) -> None:
         match message:
             case LoadStage():
-                self._send(self._load(message))
+                with structlog.contextvars.bound_contextvars(**message.ids):
+                    reply = self._load(message)
+                self._send(reply)
             case LendStage(stage):
                 self._send(StageLent(stage, self._shelf.lend(stage)))
             case UnloadStage(stage):

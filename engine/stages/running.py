@@ -96,7 +96,7 @@ class TaskRunner:
         if order.follows not in {None, made}:
             message = f"{order.follows} made no output for {order.id}."
             return TaskFailed(order.id, message, retryable=True)
-        ids = ids_of((task.request.id, task.request.traceparent) for task in order.tasks)
+        ids = ids_of(task.request for task in order.tasks)
         with structlog.contextvars.bound_contextvars(**ids):
             ending = self._attempt(order)
         if order.seat is not None and isinstance(ending, TaskFailed | TeamBroke):

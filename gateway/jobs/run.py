@@ -337,7 +337,9 @@ class Runner:
         if self._closing:  # whose end waits for what was begun
             message = f"Job {job.id} was not begun, because the server stops."
             raise EngineClosedError(message)
-        request = msgspec.structs.replace(job.request, traceparent=traceparent_of(span))
+        request = msgspec.structs.replace(
+            job.request, traceparent=traceparent_of(span), http_request=job.request_id
+        )
         generation = asyncio.ensure_future(self._engine.generate(request, journal, along))
         self._generations[job.id] = generation
         try:

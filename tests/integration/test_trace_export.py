@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
+from tests.support.otlp_collector import running_collector
 from tests.support.server import running_server
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-COLLECTOR = Path(__file__).parents[1] / "support" / "otlp_collector.py"
 SHAPES = Path(__file__).parents[2] / "models" / "shapes"
 
 
@@ -23,10 +21,7 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
     """What the collector holds after one picture of many steps and the server's end."""
     folder = tmp_path_factory.mktemp("collected")
     file = folder / "spans.jsonl"
-    collector = subprocess.Popen([sys.executable, COLLECTOR, file], stdout=subprocess.PIPE)
-    assert collector.stdout is not None
-    endpoint = f"http://127.0.0.1:{int(collector.stdout.readline())}"
-    try:
+    with running_collector(file) as endpoint:
         with running_server(folder, [SHAPES], env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) as s:
             s.wait_ready()
             with OpenAI(base_url=f"{s.url}/v1", api_key="none", max_retries=0) as client:
@@ -38,10 +33,6 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict]]:
                 )
         found = [json.loads(line) for line in file.read_text().splitlines()]
         yield [span for span in found if span["trace"] == TRACE]
-    finally:
-        collector.kill()
-        collector.wait()
-        collector.stdout.close()
 
 
 def named(spans: list[dict], name: str) -> dict:

@@ -1,21 +1,28 @@
 """A collector process that speaks OTLP over HTTP: what it was sent lies in a file, decoded.
 
-`python tests/support/otlp_collector.py FILE` prints its port and writes a JSON line per span.
+`python tests/support/otlp_collector.py FILE` prints its port and writes a JSON line per span, and
+into FILE.metrics one per data point.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
 class Collector(BaseHTTPRequestHandler):
-    """Takes spans; everything else is accepted and dropped."""
+    """Takes spans and metrics; everything else is accepted and dropped."""
 
     file: Path
 
@@ -24,15 +31,41 @@ class Collector(BaseHTTPRequestHandler):
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         if self.path == "/v1/traces":
-            with self.file.open("a", encoding="utf-8") as lines:
-                for line in spans_of(body):
-                    lines.write(json.dumps(line) + "\n")
+            write(self.file, spans_of(body))
+        elif self.path == "/v1/metrics":
+            write(metrics_file(self.file), points_of(body))
         self.send_response(200)
         self.send_header("content-type", "application/x-protobuf")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def metrics_file(file: Path) -> Path:
+    """Return where the data points lie of a collector that writes spans to `file`."""
+    return file.with_name(f"{file.name}.metrics")
+
+
+def write(file: Path, found: list[dict]) -> None:
+    """Append a line for each."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(line) + "\n" for line in found)
+
+
+def points_of(body: bytes) -> list[dict]:
+    """Return the data points of an export request."""
+    export = ExportMetricsServiceRequest.FromString(body)
+    return [
+        {
+            "metric": metric.name,
+            "labels": {a.key: a.value.string_value for a in point.attributes},
+        }
+        for resource in export.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in getattr(metric, metric.WhichOneof("data") or "gauge").data_points
+    ]
 
 
 def spans_of(body: bytes) -> list[dict]:
@@ -51,6 +84,18 @@ def spans_of(body: bytes) -> list[dict]:
         for scope in resource.scope_spans
         for span in scope.spans
     ]
+
+
+@contextmanager
+def running_collector(file: Path) -> Iterator[str]:
+    """Run a collector that writes to `file`; yield its endpoint."""
+    command = [sys.executable, __file__, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as collector:
+        assert collector.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(collector.stdout.readline())}"
+        finally:
+            collector.kill()
 
 
 def main() -> None:

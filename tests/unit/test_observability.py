@@ -13,6 +13,7 @@ from opentelemetry.trace import format_trace_id
 
 from observability import semconv
 from observability.monitor import StageMonitor
+from observability.otlp import Signal, is_exported
 from observability.snapshot import Asked, RequestClass, StageClass
 from observability.tracing import StageSpans, build_provider, context_of, traceparent_of
 
@@ -154,6 +155,29 @@ def test_drift_rises_when_a_class_becomes_slower() -> None:
 
 def test_few_executions_are_no_drift() -> None:
     assert run_paces(StageMonitor(window_s=1000), [0.1, 0.9, 0.1, 0.9]) == 1.0
+
+
+@pytest.mark.parametrize("signal", list(Signal))
+def test_nothing_leaves_the_machine_unless_an_endpoint_is_set(
+    monkeypatch: pytest.MonkeyPatch, signal: Signal
+) -> None:
+    assert not is_exported(signal)
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "http://127.0.0.1:1/v1")
+    assert [one for one in Signal if is_exported(one)] == [signal]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert all(map(is_exported, Signal))
+    monkeypatch.setenv(f"OTEL_{signal}_EXPORTER", "none")
+    assert not is_exported(signal)
+
+
+def test_a_protocol_that_is_not_spoken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with structlog.testing.capture_logs() as logs:
+        assert is_exported(Signal.TRACES)
+    assert [(line["event"], line["protocol"]) for line in logs] == [
+        ("otlp_protocol_not_spoken", "grpc")
+    ]
 
 
 def test_a_disabled_sdk_is_said_loudly(monkeypatch: pytest.MonkeyPatch) -> None:

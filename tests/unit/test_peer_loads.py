@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from structlog.contextvars import bound_contextvars
 
 from engine.errors import WorkerLostError
 from engine.executors.loads import Loads
@@ -70,6 +71,15 @@ class Workers:
 
 def write(path: str) -> None:
     Path(path).write_bytes(bytes(10))
+
+
+async def test_a_load_says_for_which_jobs_it_is(tmp_path: Path) -> None:
+    workers = Workers(tmp_path)
+    with bound_contextvars(job_id="job_1", request_id="req_1", tenant="acme"):
+        await workers.loads.load(FIRST, STAGE)
+    await workers.loads.load(SECOND, STAGE)
+    ids = [order.ids for _device, order in workers.heard if isinstance(order, LoadStage)]
+    assert ids == [{"job_id": "job_1", "request_id": "req_1"}, {}]
 
 
 async def test_a_second_device_reads_from_the_first(tmp_path: Path) -> None:

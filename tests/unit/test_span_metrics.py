@@ -79,6 +79,12 @@ def test_the_steps_before_a_pause_are_not_counted_again(meters: Meters) -> None:
     assert value(meters, name, model="m", stage="diffuse", degree="4") == 0.5
 
 
+def test_a_diffuse_that_stopped_at_a_boundary_is_a_pause(meters: Meters) -> None:
+    spans = StageSpans(build_provider(processors=[SpanMetrics(meters.meter)]))
+    spans.end(spans.start("diffuse", None, 0.0, KEYS), 2.0, {**DONE, semconv.ATTR_PAUSED: True})
+    assert value(meters, "tridentserve_stage_pauses_total", model="m", stage="diffuse") == 1.0
+
+
 def test_a_job_counts_whether_its_deadline_was_met(meters: Meters) -> None:
     processor = SpanMetrics(meters.meter)
     tracer = build_provider(processors=[processor]).get_tracer(semconv.GATEWAY_SCOPE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import structlog
 import torch
 
 from engine.errors import NotFiniteError, StageFailedError
@@ -101,6 +103,30 @@ async def test_a_load_for_which_memory_is_wanting_may_be_tried_again_too(
     error = reply.exception()
     assert isinstance(error, StageFailedError)
     assert error.retryable is is_retryable
+
+
+def test_lines_of_a_load_name_the_jobs_that_it_is_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = LoaderThread("inproc://nobody", "cpu:0#0", FailingShelf(lambda: {}["no"]))
+    monkeypatch.setattr(loader, "_send", lambda _message: None)
+    stage = StageKey(MODEL, StageKind.DIFFUSE)
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        loader._obey(LoadStage(stage, "folder", "flux", ids={"job_id": "job_1"}))
+        loader._obey(LoadStage(stage, "folder", "flux"))
+    finally:
+        structlog.configure(**before)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["event"], line.get("job_id")) for line in lines] == [
+        ("stage_load_failed", "job_1"),
+        ("stage_load_failed", None),
+    ]
 
 
 def test_the_loader_of_a_worker_settles_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ def test_only_new_placements_are_re_plans(meters: Meters) -> None:
     planner.place(VIEW, None)
     planner.place(msgspec.structs.replace(VIEW, now_s=0.0), None)
     assert value(meters, "tridentserve_planner_replans_total") == 1.0
+    assert value(meters, "tridentserve_planner_duration_seconds_count") == 2.0
 
 
 def test_gauges_tell_devices_by_state_and_what_is_resident(meters: Meters) -> None:
