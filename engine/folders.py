@@ -62,7 +62,7 @@ def _components(path: Path, index: Mapping[str, Any], family: Family) -> tuple[s
     if missing:
         message = (
             f"{path / 'model_index.json'} names no {', '.join(missing)}, without which a "
-            f"{family.pipeline_class} cannot run; save the whole pipeline with save_pretrained."
+            f"{family.pipeline_class} cannot run; is _class_name right, and was all of it saved?"
         )
         raise PipelineError(message)
     for name in present:
