@@ -125,7 +125,7 @@ class CostModel:
         found = known.estimates.get(key)
         if found is None:
             found = self._estimate(known, stage, request, degree, batch)
-            _keep(known.estimates, key, found)
+            keep(known.estimates, key, found)
         return found
 
     def stage(self, model: ModelId, kind: StageKind) -> StageKey:
@@ -139,7 +139,7 @@ class CostModel:
         found = known.steps.get(degree)
         if found is None:
             found = self._expected(known, stage, shape, degree).step_s * _factor(known)
-            _keep(known.steps, degree, found)
+            keep(known.steps, degree, found)
         return found
 
     def observe(
@@ -263,7 +263,7 @@ class CostModel:
         found = self._references.get(key)
         if found is None:
             found = self._reference_s(request)
-            _keep(self._references, key, found)
+            keep(self._references, key, found)
         return found
 
     def latency_s(self, request: GenerationRequest) -> float:
@@ -339,7 +339,7 @@ class CostModel:
                 found = guess(self._specs[stage.model], stage.kind, shape, batch)
             if degree > 1 and stage.kind is StageKind.DECODE and self.decodes_frames(stage.model):
                 found = _frames_shared(found, shape.frames, degree)
-            _keep(known.expected, (degree, batch), found)
+            keep(known.expected, (degree, batch), found)
         return found
 
     def _open(self, stage: StageKey, shape: Shape) -> _Class:
@@ -356,7 +356,8 @@ def _frames_shared(alone: Expectation, frames: int, degree: int) -> Expectation:
     return msgspec.structs.replace(alone, fixed_s=alone.fixed_s * share)
 
 
-def _keep(kept: dict[_K, _V], key: _K, value: _V) -> None:
+def keep(kept: dict[_K, _V], key: _K, value: _V) -> None:
+    """Keep an answer that can be found again; all are forgotten when there are too many."""
     if len(kept) >= _MAX_KEPT:
         kept.clear()
     kept[key] = value

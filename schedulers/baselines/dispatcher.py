@@ -21,6 +21,7 @@ from engine.types import (
     StageKind,
     StageTask,
 )
+from schedulers.cost import keep
 from schedulers.dispatch.board import Layout
 from schedulers.dispatch.feasibility import why_impossible
 from schedulers.dispatch.knobs import Knobs
@@ -94,7 +95,7 @@ class BaselineDispatcher:
         key = (task.request.model, task.request.shape)
         if key not in self._refusals:
             why = why_impossible(decision, task) or self._rule.refusal(decision, task)
-            self._refusals[key] = why
+            keep(self._refusals, key, why)
         why = self._refusals[key]
         if why is not None:
             decision.hold(task, why, impossible=True)

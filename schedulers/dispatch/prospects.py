@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.types import ModelId, RunningView, Shape, StageKey, StageKind, StageTask
+from schedulers.cost import keep
 
 if TYPE_CHECKING:
     from schedulers.cost import CostModel
@@ -154,7 +155,7 @@ class Curves:
         if curve is None or self._cost.step_s(model, shape, curve.degrees[0]) != first_s:
             most = self._most_waste if lean else float("inf")
             curve = Curve(self._cost, model, shape, self._least_gain, most)
-            self._kept[key] = (curve.step_s[curve.degrees[0]], curve)
+            keep(self._kept, key, (curve.step_s[curve.degrees[0]], curve))
         return curve
 
 

@@ -25,6 +25,7 @@ from engine.types import (
     StageKind,
     StageTask,
 )
+from schedulers.cost import keep
 from schedulers.dispatch.auxiliary import place_decodes, place_encodes, place_previews
 from schedulers.dispatch.board import Layout, Node
 from schedulers.dispatch.decoding import widen_decodes
@@ -146,7 +147,7 @@ class TridentDispatcher:
         """Hold a task as impossible if no wait can help its request."""
         key = (task.stage, task.request.shape)
         if key not in self._impossible:
-            self._impossible[key] = why_impossible(decision, task)
+            keep(self._impossible, key, why_impossible(decision, task))
         why = self._impossible[key]
         if why is not None:
             decision.hold(task, why, impossible=True)

@@ -330,3 +330,13 @@ class TestElders:
         view = a_cluster(busy=[f"n0g{i}" for i in range(7)], now_s=1000.0)
         assert teams(decide([old, fresh], view)) == {"fresh": 1}
         assert teams(decide([old, fresh], view, elders_per_16_nodes=1)) == {"old": 1}
+
+
+def test_any_number_of_sizes_is_kept_in_bounded_memory() -> None:
+    dispatcher, view = TridentDispatcher(COST), a_cluster()
+    sizes = [Shape(side, 432, 17) for side in range(16, 1516)]
+    for first in range(0, len(sizes), 100):
+        some = [a_diffuse(str(shape), shape) for shape in sizes[first : first + 100]]
+        dispatcher.plan(some, view)
+    assert len(dispatcher._impossible) <= 1024
+    assert len(dispatcher._curves._kept) <= 1024
