@@ -204,8 +204,9 @@ class Loader:
             memory.evict(stage)
             self._refusals.failed(device, stage, str(error))
             raise
-        except WorkerLostError:
-            self._refusals.died(device, stage)
+        except WorkerLostError as error:
+            if error.began:
+                self._refusals.died(device, stage)
             raise
         except asyncio.CancelledError:  # superseded: the executor has freed what had arrived
             memory.evict(stage)

@@ -59,45 +59,46 @@ class Loads:
         """Make the host store's folder."""
         self._specs, self._ask, self._tell = specs, ask, tell
         self._lending = Lending() if has_peers else None
-        self._under_way: dict[DeviceId, set[asyncio.Timeout]] = {name: set() for name in devices}
+        self._waiting: dict[DeviceId, set[asyncio.Timeout]] = {name: set() for name in devices}
         self._why_lost: dict[DeviceId, str] = {}
         budget = _host_budget(folder, specs.values()) if host_bytes is None else host_bytes
         self.host = HostStore(folder / "weights", budget, self._forget)
 
     def _forget(self, path: str) -> None:
-        for device in self._under_way:
+        for device in self._waiting:
             self._tell(device, ForgetHostCopy(path))
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Load a stage; see `Executor.load`. Returns the seconds the worker measured."""
-        life = asyncio.timeout(None)  # of the device: `lost` ends it
-        self._under_way[device].add(life)
+        life = asyncio.timeout(None)  # of the device, while nothing was asked of it: `lost` ends it
+        self._waiting[device].add(life)
         try:
             async with life:
-                return await self._load(device, stage)
+                return await self._load(device, stage, life)
         except TimeoutError as error:
-            raise WorkerLostError(self._why_lost[device]) from error
+            raise WorkerLostError(self._why_lost[device], began=False) from error
         finally:
-            self._under_way[device].discard(life)
+            self._waiting[device].discard(life)
 
     def lost(self, device: DeviceId, reason: str) -> None:
-        """End the loads of a worker that died, also those that it was not asked for yet.
+        """End the loads that a worker that died was not asked for yet.
 
-        They may wait for others to fill a host copy, and would be obeyed by the worker that comes
+        They wait for others to fill a host copy, say, and would be obeyed by the worker that comes
         next, in whose memory nobody has booked them.
         """
         if self._lending is not None:
             self._lending.died(device)
-        lives, self._under_way[device] = self._under_way[device], set()
+        lives, self._waiting[device] = self._waiting[device], set()
         self._why_lost[device] = reason
         for life in lives:
             life.reschedule(asyncio.get_running_loop().time())
 
-    async def _load(self, device: DeviceId, stage: StageKey) -> float:
+    async def _load(self, device: DeviceId, stage: StageKey, life: asyncio.Timeout) -> float:
         spec = self._specs[stage.model]
         async with self.host.borrow(stage, spec.weight_bytes[stage.kind]) as loan:
             order = LoadStage(stage, spec.folder, spec.family, loan.copy, ids=bound_ids())
             async with self._from_peer(device, order) as order:
+                self._waiting[device].discard(life)
                 reply = await self._obeyed(device, order, loan)
             loan.filled_bytes = reply.filled_bytes
             if self._lending is not None:

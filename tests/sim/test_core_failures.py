@@ -142,6 +142,29 @@ def test_a_stage_that_cannot_be_loaded_fails_the_request_and_readiness_names_it(
     assert all("weights are torn" in reason for reason in run_virtual(scenario()))
 
 
+def test_deaths_before_a_worker_had_begun_to_load_are_not_the_stages_fault() -> None:
+    async def scenario() -> None:
+        sim = simulated_engine(devices(1))
+        load, deaths = sim.executor.load, 0
+
+        async def unlucky(device: DeviceId, stage: StageKey) -> float:
+            nonlocal deaths
+            if stage.kind is StageKind.DIFFUSE and deaths < 5:
+                deaths += 1
+                sim.executor.kill(device)
+                raise WorkerLostError("killed while it waited for the host copy", began=False)
+            return await load(device, stage)
+
+        sim.executor.load = unlucky  # type: ignore[method-assign]
+        await sim.core.start()
+        await asyncio.sleep(60)
+        assert deaths == 5
+        await sim.core.generate(a_request())
+        await sim.core.close()
+
+    run_virtual(scenario())
+
+
 def test_a_load_without_memory_is_tried_again_on_a_device_that_was_cleared() -> None:
     async def scenario() -> set[StageKind]:
         sim = simulated_engine(devices(1))

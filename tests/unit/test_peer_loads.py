@@ -144,8 +144,9 @@ async def test_a_load_that_waits_for_a_host_copy_ends_with_its_device(tmp_path: 
     waits = asyncio.create_task(workers.loads.load(SECOND, STAGE))
     await asyncio.sleep(0.01)
     workers.loads.lost(SECOND, "out of memory")
-    with pytest.raises(WorkerLostError, match="out of memory"):
+    with pytest.raises(WorkerLostError, match="out of memory") as error:
         await waits
+    assert not error.value.began
     workers.held.set()
     await fills
     assert [device for device, _order in workers.heard] == [FIRST]
