@@ -179,7 +179,7 @@ class EngineCore:
         for held in plan.held:
             if (run := self._requests.get(held.task.request.id)) is None:
                 continue
-            run.decided[held.task.node] = held
+            run.hold(held)
             if held.impossible:
                 self._give_up(run, RequestImpossibleError(held.reason))
             elif held.refused:

@@ -26,6 +26,7 @@ from engine.types import (
     GenerationRequest,
     GenerationResult,
     HandoffRef,
+    Held,
     NodeId,
     Preview,
     Purpose,
@@ -206,6 +207,11 @@ class RequestRun:
             return self._ran_on.get(node, ())
         parents = self.progress.graph.parents[node]
         return self._ran_on.get(parents[0], ()) if parents else ()
+
+    def hold(self, held: Held) -> None:
+        """Note why a stage waits; nobody waits for a preview."""
+        if held.task.purpose is not Purpose.PREVIEW:
+            self.decided[held.task.node] = held
 
     def begin(self, task: StageTask, assignment: Assignment) -> None:
         """Note that a team works on a task."""

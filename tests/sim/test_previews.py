@@ -8,7 +8,7 @@ import pytest
 
 from engine import Along
 from engine.previews import preview_steps
-from engine.types import Preview, StageKind
+from engine.types import Preview, RequestId, StageKind
 from schedulers.sim.clock import run_virtual
 from tests.support.builders import a_request, devices
 from tests.support.engines import STAGE_SECONDS, SimulatedEngine, simulated_engine
@@ -58,6 +58,23 @@ def test_a_preview_that_would_be_in_the_way_of_the_decode_is_dropped() -> None:
         return [(p.artifact.index, p.index) for p in seen], took_s
 
     assert run_virtual(taught()) == ([(0, 0)], pytest.approx(1 + 10 + 6))
+
+
+def test_a_preview_that_waits_is_not_told_of_as_a_stage_of_its_request() -> None:
+    async def scenario() -> list[str]:
+        sim = simulated_engine(devices(1))
+        await sim.core.start()
+        show = Along(show=lambda _preview: None)
+        work = asyncio.create_task(
+            sim.core.generate(a_request("r", previews=3, steps=20), along=show)
+        )
+        await asyncio.sleep(1 + 9.0)  # two latents were left; nobody has time for them
+        nodes = [decision.task.node for decision in sim.core.decisions(RequestId("r"))]
+        await work
+        await sim.core.close()
+        return nodes
+
+    assert run_virtual(scenario()) == ["encode", "diffuse-0"]
 
 
 def test_every_output_has_its_own_previews() -> None:
