@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import bindparam, case, func, or_, select, text, update
 
-from gateway.jobs.rows import JOB_COLUMNS, JOBS, job_of
+from gateway.jobs.rows import JOB_COLUMNS, JOBS, is_one_of, job_of
 from gateway.jobs.state import ACTIVE, JobStatus
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _backlog(before: ColumnElement[bool]) -> Select[Any]:
         func.coalesce(func.sum(case((waits, 1), else_=0)), 0),
         func.coalesce(func.sum(case((waits & before, 1), else_=0)), 0),
         func.coalesce(func.sum(case((counts, left_s), else_=0.0)), 0.0),
-    ).where(JOBS.c.status.in_(ACTIVE))
+    ).where(is_one_of(ACTIVE))
 
 
 _BEFORE_DEADLINE: Final = _backlog(JOBS.c.deadline_s <= bindparam("deadline"))

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import Float, bindparam, func, insert, or_, select, update
+from sqlalchemy import Float, bindparam, func, insert, literal, or_, select, update
 
 from gateway.jobs.record import (
     Job,
@@ -30,6 +30,7 @@ from gateway.jobs.rows import (
     JOB_COLUMNS,
     JOBS,
     completed_job_of,
+    is_one_of,
     jobs_of,
     json_of,
     output_values,
@@ -74,14 +75,15 @@ class JobLeases:
     async def take(self, limit: int, *, models: Sequence[str], now_s: float) -> list[Job]:
         """Lease up to `limit` waiting jobs of `models`, earliest deadline first."""
         values = {
-            "models": list(models),
             "at_most": limit,
             "holder": self.owner,
             "now": now_s,
             "until": now_s + self.lease_s,
         }
         jobs = await self._database.write(
-            lambda connection: jobs_of(connection, connection.execute(_TAKE, values).all()),
+            lambda connection: jobs_of(
+                connection, connection.execute(_taking(tuple(models)), values).all()
+            ),
             sync=False,
         )
         return sorted(jobs, key=lambda job: (job.request.deadline_s, job.id))
@@ -255,7 +257,7 @@ def _settling(status: JobStatus, columns: tuple[str, ...]) -> ReturningUpdate[An
         .where(
             JOBS.c.id == bindparam("the_job"),
             JOBS.c.lease_owner == bindparam("holder"),
-            JOBS.c.status.in_(sources(status)),
+            is_one_of(sources(status)),
             *_undeleted(status),
         )
         .values({name: bindparam(name) for name in columns})
@@ -290,12 +292,13 @@ def _recovered(row: Row[*tuple[Any, ...]], now_s: float, *, retention_s: float) 
     return {**values, "finished_s": now_s, "expires_at_s": now_s + retention_s}
 
 
-def _taking() -> ReturningUpdate[Any]:
+@cache
+def _taking(models: tuple[str, ...]) -> ReturningUpdate[Any]:
     waiting = (
         select(JOBS.c.id)
         .where(
             JOBS.c.status == JobStatus.QUEUED,
-            JOBS.c.model.in_(bindparam("models", expanding=True)),
+            JOBS.c.model.in_([literal(model) for model in models]),
         )
         .order_by(JOBS.c.deadline_s, JOBS.c.id)
         .limit(bindparam("at_most"))
@@ -316,6 +319,3 @@ def _taking() -> ReturningUpdate[Any]:
         )
         .returning(*JOB_COLUMNS)
     )
-
-
-_TAKE: Final = _taking()

@@ -7,11 +7,11 @@ takes to run it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
-from sqlalchemy import Row, Table, bindparam, select
+from sqlalchemy import Row, Table, bindparam, literal, select
 
 from engine import GenerationRequest, StageTiming
 from gateway.auth.principal import TenantId
@@ -32,7 +32,7 @@ from gateway.jobs.state import JobStatus
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
 # A mapped class's table is typed as anything that can be selected from.
 JOBS: Final = cast("Table", JobRow.__table__)
@@ -46,6 +46,14 @@ _OUTPUTS: Final = (
     .where(ARTIFACTS.c.job_id.in_(bindparam("jobs", expanding=True)))
     .order_by(ARTIFACTS.c.index_in_job)
 )
+
+
+def is_one_of(statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+    """Return the condition that a job has one of these statuses.
+
+    A list of plain values would be written out anew whenever the statement runs.
+    """
+    return JOBS.c.status.in_([literal(status.value) for status in sorted(statuses)])
 
 
 def jobs_of(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Job]:
