@@ -7,11 +7,17 @@ generates them again and fails if what is committed differs.
 from __future__ import annotations
 
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Final, NamedTuple
 
 import yaml
-from grafana_foundation_sdk.builders import dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import (
+    LegendDisplayMode,
+    LegendPlacement,
+    TooltipDisplayMode,
+)
 from grafana_foundation_sdk.models.dashboard import DataSourceRef
 
 from observability import semconv
@@ -21,6 +27,12 @@ DASHBOARD: Final = HERE / "dashboards" / "tridentserve.json"
 RULES: Final = HERE.parent / "prometheus" / "rules.yaml"
 _SOURCE: Final = DataSourceRef(type_val="prometheus", uid="prometheus")
 _WINDOW: Final = "$__rate_interval"
+_LEGEND: Final = (
+    common.VizLegendOptions()
+    .show_legend(show_legend=True)
+    .display_mode(LegendDisplayMode.LIST)
+    .placement(LegendPlacement.BOTTOM)
+)
 _PANEL_HEIGHT, _HALF, _QUARTER = 8, 12, 6
 
 Query = tuple[str, str]  # PromQL and its legend
@@ -276,34 +288,39 @@ def build_dashboard() -> str:
         .time("now-1h", "now")
         .timezone("browser")
     )
-    for title, query, unit in STATS:
+    for number, (title, query, unit) in enumerate(STATS, 1):
         board.with_panel(
             stat.Panel()
+            .id(number)
             .title(title)
             .datasource(_SOURCE)
             .unit(unit)
             .height(4)
             .span(_QUARTER)
-            .with_target(_target(query, ""))
+            .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+            .with_target(_target("A", query, ""))
         )
-    for title, unit, queries in PANELS:
+    for number, (title, unit, queries) in enumerate(PANELS, 1 + len(STATS)):
         panel = (
             timeseries.Panel()
+            .id(number)
             .title(title)
             .datasource(_SOURCE)
             .unit(unit)
             .min(0)
             .height(_PANEL_HEIGHT)
             .span(_HALF)
+            .legend(_LEGEND)
+            .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
         )
-        for query, legend in queries:
-            panel.with_target(_target(query, legend))
+        for letter, (query, legend) in zip(ascii_uppercase, queries, strict=False):
+            panel.with_target(_target(letter, query, legend))
         board.with_panel(panel)
     return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 
-def _target(query: str, legend: str) -> prometheus.Dataquery:
-    return prometheus.Dataquery().expr(query).legend_format(legend)
+def _target(letter: str, query: str, legend: str) -> prometheus.Dataquery:
+    return prometheus.Dataquery().ref_id(letter).expr(query).legend_format(legend)
 
 
 def build_rules() -> str:
