@@ -37,11 +37,13 @@ class Reservations:
 
     def _keep(self, elder: Prospect) -> None:
         """Hold a node for an elder until it starts, however long what runs there takes."""
-        request = elder.task.request.id
-        mine = [hold for hold in self._decision.holds.values() if hold.request == request]
+        holds, degree = self._decision.holds, elder.curve.degrees[0]
+        mine = [hold for hold in holds.values() if hold.request == elder.task.request.id]
         for hold in mine:
             hold.until_s = max(hold.until_s, self._decision.now_s)
-        if not mine and not elder.begins:
+            if not self._horizon.has_room(elder.stage, degree, hold.node):  # it has lost devices
+                del holds[hold.node]
+        if not elder.begins and not any(hold.node in holds for hold in mine):
             self._hold(elder)
 
     def _may_hold(self, prospect: Prospect, *, background_waits: bool) -> bool:

@@ -52,6 +52,10 @@ class Horizon:
             self._earliest[stage, degree] = min(moments, default=float("inf"))
         return self._earliest[stage, degree]
 
+    def has_room(self, stage: StageKey, degree: int, node: Node) -> bool:
+        """Whether a node has so many devices for a stage at all, idle or not."""
+        return len(self._ends_of(stage).get(node, ())) >= degree
+
     def node_for(self, stage: StageKey, degree: int) -> tuple[float, Node] | None:
         """Return the unheld node that first has `degree` devices free, and when."""
         found = [

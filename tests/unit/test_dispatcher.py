@@ -331,6 +331,40 @@ class TestElders:
         assert teams(decide([old, fresh], view)) == {"fresh": 1}
         assert teams(decide([old, fresh], view, elders_per_16_nodes=1)) == {"old": 1}
 
+    def test_an_elder_without_room_keeps_a_node_until_it_starts(self) -> None:
+        dispatcher = TridentDispatcher(COST, Knobs(scale_up=False, elders_per_16_nodes=1))
+        wide = a_diffuse("wide", LONG, deadline_s=10.0)
+
+        def fresh(now_s: float) -> StageTask:
+            slack = {"arrival_s": now_s, "deadline_s": now_s + 99.0}
+            return a_diffuse("fresh", MIDDLE, **slack, sequence=1)
+
+        full = a_cluster(busy=["n0g0"], now_s=1000.0)
+        assert dispatcher.plan([wide, fresh(1000.0)], full).assignments == ()
+        overdue = a_cluster(busy=["n0g0"], now_s=1100.0)  # what runs there takes its time
+        assert dispatcher.plan([wide, fresh(1100.0)], overdue).assignments == ()
+        empty = a_cluster(now_s=1200.0)
+        assert teams(dispatcher.plan([wide, fresh(1200.0)], empty)) == {"wide": 8}
+
+    def test_an_elder_gives_up_a_node_that_has_lost_a_device(self) -> None:
+        dispatcher = TridentDispatcher(COST, Knobs(scale_up=False, elders_per_16_nodes=1))
+        wide = a_diffuse("wide", LONG, deadline_s=10.0)
+        fresh = a_diffuse("fresh", arrival_s=990.0, deadline_s=1100.0, sequence=1)
+        busy = ["n0g0", "n1g0", "n1g1"]
+        dispatcher.plan([wide], a_cluster(2, busy=busy, now_s=1000.0))
+        assert set(dispatcher._holds) == {"n0"}
+        plan = dispatcher.plan([wide, fresh], a_cluster(2, busy=busy, lost=["n0g7"], now_s=1001.0))
+        assert set(dispatcher._holds) == {"n1"}
+        assert [a.team[0][:2] for a in plan.assignments] == ["n0"]
+
+    def test_an_elder_that_runs_is_not_paused(self) -> None:
+        old = a_diffuse("old", LONG, deadline_s=10.0)
+        team = [f"n0g{i}" for i in range(8)]
+        view = running_on(underway(old, team, started_s=999.0, at_s=999.0), now_s=1000.0)
+        urgent = a_ready("urgent", arrival_s=1000.0, deadline_s=1015.0, sequence=1)
+        assert [pause.task for pause in decide([urgent], view).pauses] == [old.id]
+        assert decide([urgent], view, elders_per_16_nodes=1).pauses == ()
+
 
 def test_any_number_of_sizes_is_kept_in_bounded_memory() -> None:
     dispatcher, view = TridentDispatcher(COST), a_cluster()
