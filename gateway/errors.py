@@ -224,10 +224,10 @@ class DeadlineError(OverloadedError):
     def __init__(self, *, finish_in_s: float, deadline_in_s: float, alone_s: float) -> None:
         """Tell the prediction; waiting helps unless the request alone takes too long."""
         helps = alone_s <= deadline_in_s
-        advice = "Please retry later" if helps else "Not even an idle server could meet it"
+        advice = "Please retry later," if helps else "Not even an idle server could meet it:"
         message = (
             f"This request would be finished in about {finish_in_s:.1f} seconds, but its "
-            f"'deadline_ms' allows {deadline_in_s:.1f}. {advice}, allow more time, or ask for less."
+            f"'deadline_ms' allows {deadline_in_s:.1f}. {advice} allow more time, or ask for less."
         )
         super().__init__(
             message,

@@ -158,8 +158,8 @@ def _refuse_unsupported(body: ImageFields) -> None:
             raise RequestError(message, code="unknown_parameter", param=name)
     if body.background == "transparent":
         message = (
-            "No model served here draws transparent backgrounds; use 'opaque' or 'auto' for "
-            "'background'."
+            "No model served here draws transparent backgrounds: their decoders make red, green "
+            "and blue, and no alpha. Use 'opaque' or 'auto' for 'background'."
         )
         raise RequestError(message, code="invalid_value", param="background")
     if body.stream and body.response_format == "url":

@@ -97,11 +97,16 @@ class JobJournal:
         task.add_done_callback(self._tasks.discard)
 
     def note_decisions(self) -> bool:
-        """Ask the engine for its last words; return whether any of them is new."""
+        """Ask the engine for its last words; return whether any of them is new.
+
+        Of a launch, what was known of it at first stays: later it has no choice and no slack any more.
+        """
         request: RequestId = self._job.request.id
         for decision in self._engine.explain(request):
-            self._decisions[decision.node] = decision
-        gist = tuple((d.node, d.launched, d.why, d.devices) for d in self.schedule)
+            known = self._decisions.get(decision.node)
+            if known is None or not known.launched or _gist(known) != _gist(decision):
+                self._decisions[decision.node] = decision
+        gist = tuple(_gist(decision) for decision in self.schedule)
         is_new, self.decided = gist != self.decided, gist
         return is_new
 
@@ -131,6 +136,11 @@ class JobJournal:
         """Remove what was kept by this holder or an earlier one, because the job is over."""
         if self._kept_any or self._job.attempts > 1:
             await self._blobs.delete_folder(stages_folder(self._job))
+
+
+def _gist(decision: StageDecision) -> tuple[object, ...]:
+    """Return what makes a decision another one, rather than the same one seen later."""
+    return decision.node, decision.launched, decision.why, decision.devices, decision.expected_s
 
 
 def _facts(artifact: Artifact) -> ArtifactFacts:

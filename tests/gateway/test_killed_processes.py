@@ -82,6 +82,14 @@ class Deployment:
         victim.process.wait()
         self.replicas[number] = self._start(victim.role, victim.port)
 
+    async def until_a_stage_ends(self) -> None:
+        """Let work go on between kills, or they all hit processes that are only starting."""
+        log = self._data_dir / "painted/stages.log"
+        before, loop = _size(log), asyncio.get_running_loop()
+        until_s = loop.time() + 60
+        while _size(log) == before and loop.time() < until_s:
+            await asyncio.sleep(0.05)
+
     def stop(self) -> None:
         for replica in self.replicas:
             replica.process.kill()
@@ -93,6 +101,10 @@ class Deployment:
                 while await _status(client, f"{replica.url}/readyz") != 200:
                     assert replica.process.poll() is None, f"a {replica.role} did not start"
                     await asyncio.sleep(0.1)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 async def _status(client: httpx.AsyncClient, url: str) -> int:
@@ -143,6 +155,7 @@ async def disturbed_run(
     # Every kind of process dies at least once; the moments are anybody's guess.
     victims = [2, 0, 3, 1] + [rng.randrange(4) for _ in range(kills)]
     for victim in victims[:kills]:
+        await deployment.until_a_stage_ends()
         await asyncio.sleep(rng.uniform(0.2, 1.5))
         kept = await stages_kept(database)
         deployment.kept.append((time.time(), kept))

@@ -18,8 +18,10 @@ from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
 from gateway.jobs.engines import EngineRegistry
 from gateway.jobs.events import InProcessEvents, JobEvent
+from gateway.jobs.journal import JobJournal
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.record import Candidate, Job, JobId, StageDecision
+from gateway.jobs.rows import new_job_of
 from gateway.jobs.run import Runner
 from gateway.jobs.state import JobStatus
 from gateway.jobs.store import JobStore
@@ -323,6 +325,32 @@ async def test_what_a_dead_holder_had_finished_is_not_done_again(
     assert (finished.kept, finished.schedule) == ((), first.decisions)
     with pytest.raises(BlobMissingError):
         await blobs.get(kept[0].blob)
+
+
+async def test_a_launch_is_explained_by_what_was_known_then_and_a_wait_by_what_is_known_now(
+    tmp_path: Path,
+) -> None:
+    engine, job = FakeEngine(), new_job_of(a_job())
+    engine.requests.append(job.request)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    blobs, leases = BlobStore.in_folder(tmp_path), JobLeases(database, "one")
+    journal = JobJournal(job, engine=engine, blobs=blobs, leases=leases)
+
+    def last(decision: StageDecision) -> StageDecision:
+        engine.decisions = (decision,)
+        journal.note_decisions()
+        (found,) = journal.schedule
+        return found
+
+    waits = structs.replace(a_decision(), launched=False, why="no idle device", expected_s=None)
+    later, launch = structs.replace(waits, as_of_s=2.0, slack_s=8.0), a_decision()
+    assert last(waits) == waits
+    assert last(later) == later
+    assert last(launch) == launch
+    assert last(structs.replace(launch, as_of_s=9.0, slack_s=-1.0)) == launch
+    again = structs.replace(launch, as_of_s=9.0, devices=(DeviceId("cpu:7"),))
+    assert last(again) == again
+    await database.close()
 
 
 async def job_of(store: JobStore, job: JobId) -> Job:
