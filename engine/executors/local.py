@@ -135,6 +135,7 @@ class LocalExecutor:
             tell=self._lines.tell_loader,
         )
         self._pausing: dict[DeviceId, TaskId] = {}
+        self._following: dict[TaskId, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -169,7 +170,21 @@ class LocalExecutor:
         await self._loads.unload(device, stage)
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
-        """Run a launch on its team and keep what it leaves for the next stages."""
+        """Run a launch on its team and keep what it leaves for the next stages.
+
+        One that makes no output ends after those that were sent to follow it: their tasks may be
+        sent again at once, and a worker must not be asked for the same thing twice.
+        """
+        if assignment.follows is None:
+            return await self._run(assignment)
+        ended = self._following[assignment.follows] = asyncio.Event()
+        try:
+            return await self._run(assignment)
+        finally:
+            del self._following[assignment.follows]
+            ended.set()
+
+    async def _run(self, assignment: Assignment) -> tuple[StageReport, ...]:
         leader = self._groups.in_order(assignment.team)[0]
         pause = self._pausing.pop(leader, None) == assignment.task.id
         if assignment.follows is not None:
@@ -179,11 +194,19 @@ class LocalExecutor:
         except (WorkerLostError, StageFailedError, RequestCancelledError):
             for task in assignment.tasks:
                 self._discard(task)
+            await self._refused(assignment.task.id)
             raise
         for report in reports:
             if report.output is not None:
                 self._handoffs.adopt(report.output)
+        if reports[0].paused:
+            await self._refused(assignment.task.id)
         return reports
+
+    async def _refused(self, task: TaskId) -> None:
+        """Wait until the worker has refused what was to follow a task."""
+        if (ended := self._following.get(task)) is not None:
+            await ended.wait()
 
     def _with_input(self, assignment: Assignment, made_by: TaskId) -> Assignment:
         """Say where the input of an order that is sent ahead will lie."""

@@ -116,6 +116,22 @@ async def test_a_worker_killed_in_a_merged_launch_costs_the_stage_it_was_in(
     await worker.ready()
 
 
+async def test_a_merged_launch_may_be_paused_and_begun_again_at_once(worker: OneWorker) -> None:
+    expected = await worker.draw("never paused", steps=120)
+    work = asyncio.create_task(worker.draw("paused", steps=120))
+    for _pause in range(20):
+        await worker.until(StageKind.DIFFUSE)
+        [running] = worker.core._launcher.running()
+        worker.core._launcher._stop_at_boundary(running.assignment.task.id)
+        async with asyncio.timeout(60):
+            while running.assignment.task.id in worker.core._launcher._flights:
+                await asyncio.sleep(0)
+    result = await work
+    assert result.artifacts[0].content == expected.artifacts[0].content
+    assert len(result.timeline) == 23
+    assert [t.attempt for t in result.timeline if t.stage is not StageKind.DIFFUSE] == [1, 1]
+
+
 async def test_a_cancelled_merged_launch_frees_its_worker_and_leaves_no_file(
     worker: OneWorker,
 ) -> None:
