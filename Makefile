@@ -17,8 +17,10 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# What another Python has made would stay, and fail the next time as well.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit("TridentServe needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another: make serve PYTHON=python3.11" % v[:2] if v < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.engine: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the server needs (about a minute the first time) ..."

@@ -119,6 +119,7 @@ def serve(
     except ValueError as error:
         message = f"TRIDENT_ARTIFACTS: {error}"
         raise RefusalError(message) from error
+    _need_trace_file(settings.trace_file)
     need_places(settings.events_file)
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
@@ -254,6 +255,16 @@ def _need_data_dir(folder: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         message = f"The data folder {folder} cannot be written. Choose another --data-dir."
         raise RefusalError(message)
+
+
+def _need_trace_file(path: Path | None) -> None:
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"Cannot write {path}: {error.strerror}. Choose another --trace-file."
+            raise RefusalError(message) from error
+        need_places(path)
 
 
 def _need_port(host: str, port: int) -> None:

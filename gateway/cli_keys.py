@@ -42,12 +42,12 @@ def create(tenant: str, name: str, database: str | None, data_dir: str | None) -
         owner = parse_tenant(tenant)
     except ValueError as error:
         raise RefusalError(str(error)) from error
-    key, stored = _run(
-        database_from(database, data_dir),
-        lambda store: store.create(owner, name[:64], now_s=time.time()),
-    )
+    url = database_from(database, data_dir)
+    key, stored = _run(url, lambda store: store.create(owner, name[:64], now_s=time.time()))
     click.echo(
-        f"Made {stored.id} for tenant {stored.tenant}. Keep it, it is not shown again:", err=True
+        f"Made {stored.id} for tenant {stored.tenant}, for servers on {url}. Keep it, it is not "
+        "shown again:",
+        err=True,
     )
     click.echo(key)
 

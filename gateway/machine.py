@@ -14,7 +14,7 @@ from gateway.refusal import RefusalError
 if TYPE_CHECKING:
     from engine import PipelineSpec
 
-_INSTALL_HINT: Final = "pip install 'tridentserve[engine]'"
+_INSTALL_HINT: Final = f"{sys.executable} -m pip install 'tridentserve[engine]'"
 
 
 def need_engine() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +47,8 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
             message = f"a database in memory has no second connection; {_FORMS}"
             raise ValueError(message)
         if driver.endswith("asyncpg") and find_spec("asyncpg") is None:
-            message = "PostgreSQL needs a driver; run: pip install 'tridentserve[postgres]'"
+            install = f"{sys.executable} -m pip install 'tridentserve[postgres]'"
+            message = f"PostgreSQL needs a driver; run: {install}"
             raise ValueError(message)
         if "ssl" in url.query:  # as SQLAlchemy calls what PostgreSQL's own tools call sslmode
             url = url.difference_update_query(["ssl"]).update_query_dict(

@@ -6,6 +6,7 @@ are one collection, so that 128 devices over half an hour take seconds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import groupby
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS: Final = (".png", ".svg", ".pdf")
-_HINT: Final = "pip install 'tridentserve[sim]'"
+_HINT: Final = f"{sys.executable} -m pip install 'tridentserve[sim]'"
 _DPI: Final = 150
 _NAMED_ROWS: Final = 16  # with more devices only nodes are named
 _OUTLINED: Final = 4000  # with more rectangles outlines would hide them

@@ -31,7 +31,7 @@ INDEX = {
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = "MODEL HOST PORT API_KEYS DEVICE DEVICES DEVICE_MEMORY DATABASE ROLE ARTIFACTS"
-    names += " POLICY SOLVER SWITCHES"
+    names += " POLICY SOLVER SWITCHES TRACE_FILE"
     for name in names.split():
         monkeypatch.setenv(f"TRIDENT_{name}", "")
     monkeypatch.setenv("TRIDENT_DATA_DIR", str(tmp_path / "data"))
@@ -111,6 +111,35 @@ def test_a_profile_of_another_version_of_the_model_is_refused(tmp_path: Path) ->
     assert_refused(refused, "another version of model shapes", "trident profile")
 
 
+@pytest.mark.parametrize("file", ["traces.jsonl", "afile/traces.jsonl", "afile/sub/traces.jsonl"])
+def test_a_trace_file_that_cannot_be_written_is_refused(
+    model: Path, tmp_path: Path, file: str
+) -> None:
+    (tmp_path / "traces.jsonl").mkdir()
+    (tmp_path / "afile").touch()
+    refused = serve("--model", str(model), "--trace-file", str(tmp_path / file))
+    assert_refused(refused, f"Cannot write {tmp_path / file}")
+
+
+@pytest.mark.parametrize("version", ["3, 9", "3, 11"])
+def test_make_refuses_a_python_that_is_too_old_before_it_makes_anything(
+    tmp_path: Path, version: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/sh
+case "$1" in
+-c) {sys.executable} -c "import sys; sys.version_info = ({version}); $2" ;;
+*) mkdir -p .venv/bin; touch .venv/bin/python; exit 1 ;;
+esac
+""")
+    python.chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), ".venv/bin/python", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert ("needs Python 3.11 or newer" in done.stderr) is (version == "3, 9")
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_an_open_server_for_everyone_is_refused_until_there_is_a_key(model: Path) -> None:
     everyone = ("--model", str(model), "--host", "0.0.0.0", "--port", "1")  # noqa: S104
     assert_refused(serve(*everyone), "TRIDENT_API_KEYS", "trident keys create")
@@ -131,6 +160,7 @@ def test_keys_are_made_listed_and_revoked_and_shown_once(tmp_path: Path) -> None
     made = keys("create", "--tenant", "acme", "--name", "staff")
     secret = made.stdout.strip()
     assert secret.startswith("sk-trident-")
+    assert str(tmp_path / "data/trident.db") in made.stderr  # whoever serves from elsewhere sees it
     listed = keys("list").output
     identifier = listed.split()[0]
     assert f"{identifier}  active   acme  ...{secret[-4:]}" in listed
