@@ -183,6 +183,7 @@ class Launcher:
                 load_s = await self._loader.prepare(assignment)
                 flight.expect_wanted()
                 flight.ahead = self._send_ahead(flight)
+                self._drop_again(flight)
                 reports = await self._executor.run(assignment)
         except (WorkerLostError, StageFailedError, RequestCancelledError) as error:
             for execution in executions:
@@ -201,6 +202,13 @@ class Launcher:
                     self._observe(assignment, report)
         finally:
             self._land(flight)
+
+    def _drop_again(self, flight: Flight) -> None:
+        """Have the worker leave out what was given up before it had the order, which goes out now."""
+        loop = asyncio.get_running_loop()
+        for task, run in flight.parts:
+            if run.is_over:
+                loop.call_soon(self._executor.drop, flight.assignment, task.id)
 
     def _recover(self, flight: Flight, error: EngineError) -> None:
         """Decide what follows from a failure; a preview is simply not shown."""

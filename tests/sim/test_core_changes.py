@@ -17,6 +17,7 @@ from engine.types import (
     Pause,
     PlanId,
     Resize,
+    StageKey,
     StageKind,
     StageTask,
 )
@@ -212,6 +213,39 @@ def test_cancelling_one_rider_leaves_the_others_running() -> None:
         return now()
 
     assert run_virtual(scenario()) == pytest.approx(12.0)
+
+
+def test_a_rider_that_is_cancelled_while_weights_load_is_dropped_once_its_worker_knows_it() -> None:
+    async def scenario() -> list[str]:
+        sim, said = scripted(99.0, lambda _view: None), list[str]()
+        assert isinstance(sim.core._dispatcher, Scripted)
+        sim.core._dispatcher.batch = True
+        load, run = sim.executor.load, sim.executor.run
+
+        async def slow(device: DeviceId, stage: StageKey) -> float:
+            await asyncio.sleep(3)
+            return await load(device, stage)
+
+        async def told(launch: Assignment) -> tuple[StageReport, ...]:
+            said.append(f"run {launch.task.id}")
+            return await run(launch)
+
+        def drop(_launch: Assignment, task: str) -> None:
+            said.append(f"drop {task}")
+
+        sim.executor.load, sim.executor.run = slow, told  # type: ignore[method-assign]
+        sim.executor.drop = drop  # type: ignore[method-assign]
+        await sim.core.start()
+        first, second = (asyncio.create_task(sim.core.generate(a_request(n))) for n in "ab")
+        await asyncio.sleep(1)  # the encoder is loading for both
+        first.cancel()
+        await asyncio.sleep(2.5)
+        heard = list(said)
+        await second
+        await sim.core.close()
+        return heard
+
+    assert run_virtual(scenario()) == ["drop a/encode/1", "run a/encode/1", "drop a/encode/1"]
 
 
 def test_a_batch_that_fails_is_offered_again_task_by_task() -> None:
