@@ -16,7 +16,7 @@ import structlog
 
 from engine.journal import FinishedStage
 from engine.types import Artifact
-from gateway.jobs.record import ArtifactFacts, KeptStage, StageDecision
+from gateway.jobs.record import ArtifactFacts, KeptStage, StageDecision, fruitless
 from gateway.storage.blobs import BlobMissingError
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class JobJournal:
     def finished(self) -> Sequence[FinishedStage]:
         """Stages that an earlier holder of the job has finished."""
         return self._finished
+
+    @property
+    def fruitless(self) -> int:
+        """How often the job was tried, this try included, since it last got any further."""
+        return fruitless(self._job.attempts, tuple(self._kept.values()))
 
     @property
     def schedule(self) -> tuple[StageDecision, ...]:
@@ -121,7 +126,9 @@ class JobJournal:
             await self._blobs.put(blob, content)
             facts = None if artifact is None else _facts(artifact)
             async with self._turn:
-                self._kept[timing.node] = KeptStage(timing.node, timing, blob, facts)
+                self._kept[timing.node] = KeptStage(
+                    timing.node, timing, blob, facts, self._job.attempts
+                )
                 await self._leases.keep(self._job, tuple(self._kept.values()), self.schedule)
         except Exception as error:  # noqa: BLE001 - the job goes on without it
             _log.warning("stage_not_kept", job_id=self._job.id, reason=repr(error))

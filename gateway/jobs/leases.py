@@ -22,6 +22,7 @@ from gateway.jobs.record import (
     KeptStage,
     StageDecision,
     StoredArtifact,
+    fruitless,
     job_id_of,
     key_of,
 )
@@ -33,6 +34,7 @@ from gateway.jobs.rows import (
     is_one_of,
     jobs_of,
     json_of,
+    kept_of,
     output_values,
 )
 from gateway.jobs.state import JobStatus, lost_its_holder, sources
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from engine import StageTiming
     from gateway.db.session import Database
 
-MAX_ATTEMPTS: Final = 3
+MAX_ATTEMPTS: Final = 3  # since a stage was last finished: one that kills its process ends there
 _NO_LEASE: Final = {"lease_owner": None, "lease_until_s": None}
 
 
@@ -276,7 +278,7 @@ def _recovered(row: Row[*tuple[Any, ...]], now_s: float, *, retention_s: float) 
         status = JobStatus.EXPIRED
     else:
         status = lost_its_holder(
-            attempts=row.attempts,
+            attempts=fruitless(row.attempts, kept_of(row)),
             max_attempts=MAX_ATTEMPTS,
             cancel_requested=row.cancel_requested,
         )
@@ -285,8 +287,9 @@ def _recovered(row: Row[*tuple[Any, ...]], now_s: float, *, retention_s: float) 
         return {**values, "finished_s": None}
     if status is JobStatus.FAILED:
         message = (
-            f"Job {job_id_of(row.id)} was given up after {row.attempts} attempts: each time the "
-            "process that ran it died. Look for the cause in the server's log."
+            f"Job {job_id_of(row.id)} was given up after {row.attempts} attempts: in the last "
+            f"{MAX_ATTEMPTS} the process that ran it died before a stage was finished. Look for the "
+            "cause in the server's log."
         )
         values["error"] = json_of(JobError("attempts_exhausted", message))
     return {**values, "finished_s": now_s, "expires_at_s": now_s + retention_s}

@@ -6,6 +6,7 @@ Database rows never leave the store; these do. Times are Unix seconds of the eng
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NewType
 from uuid import UUID
 
@@ -94,12 +95,21 @@ class ArtifactFacts(msgspec.Struct, frozen=True):
 
 
 class KeptStage(msgspec.Struct, frozen=True):
-    """A finished stage of a job that is not over: `blob` holds its hand-off, or its artifact."""
+    """A finished stage of a job that is not over: `blob` holds its hand-off, or its artifact.
+
+    `attempt` is the try that finished it.
+    """
 
     node: NodeId
     timing: StageTiming
     blob: str
     artifact: ArtifactFacts | None = None
+    attempt: int = 0
+
+
+def fruitless(attempts: int, kept: Sequence[KeptStage]) -> int:
+    """Return how many of a job's attempts came after the last one that got it any further."""
+    return attempts - max((stage.attempt for stage in kept), default=0)
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):

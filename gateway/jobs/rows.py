@@ -76,6 +76,11 @@ def completed_job_of(row: Row[*tuple[Any, ...]], outputs: Sequence[StoredArtifac
     return _job_of(row, tuple(outputs))
 
 
+def kept_of(row: Row[*tuple[Any, ...]]) -> tuple[KeptStage, ...]:
+    """Return which finished stages a row names."""
+    return _KEPT.decode(row.checkpoint) if row.checkpoint else ()
+
+
 def values_of(new: NewJob) -> dict[str, Any]:
     """Return the columns of a job on its way into the table."""
     return {
@@ -179,7 +184,7 @@ def _job_of(row: Row[*tuple[Any, ...]], artifacts: tuple[StoredArtifact, ...]) -
         predicted_s=row.predicted_s,
         work_s=row.work_s,
         waiters=row.waiters,
-        kept=_KEPT.decode(row.checkpoint) if row.checkpoint else (),
+        kept=kept_of(row),
         schedule=_SCHEDULE.decode(row.schedule) if row.schedule else (),
         content_removed_s=row.content_removed_s,
         content_expires_s=row.expires_at_s if row.status == JobStatus.COMPLETED else None,

@@ -305,7 +305,7 @@ class Runner:
             await self._leases.give_back(job)
             return JobEvent(job.id, JobStatus.QUEUED)
         except (EngineBusyError, EngineClosedError) as error:
-            return await self._queue_again(job, error)
+            return await self._queue_again(job, journal, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
             _mark(span, type(error).__name__)
             _log.warning("job_failed", error_type=type(error).__name__, reason=str(error))
@@ -319,10 +319,12 @@ class Runner:
         await self._leases.cancel(job, now_s=now_s())  # deleted; or not ours, and nothing happens
         return JobEvent(job.id, JobStatus.CANCELLED)
 
-    async def _queue_again(self, job: Job, error: EngineBusyError | EngineClosedError) -> JobEvent:
+    async def _queue_again(
+        self, job: Job, journal: JobJournal, error: EngineBusyError | EngineClosedError
+    ) -> JobEvent:
         """Queue a job again; the try counts only if the job may have brought the engine down."""
         counted = isinstance(error, EngineCrashedError)
-        if counted and job.attempts >= MAX_ATTEMPTS:
+        if counted and journal.fruitless >= MAX_ATTEMPTS:
             await self._leases.fail(job, error_of(error), now_s=self._clock.now())
             return JobEvent(job.id, JobStatus.FAILED)
         await self._leases.give_back(job, counted=counted)

@@ -43,7 +43,7 @@ def sources(status: JobStatus) -> frozenset[JobStatus]:
 
 
 def lost_its_holder(*, attempts: int, max_attempts: int, cancel_requested: bool) -> JobStatus:
-    """Return what becomes of a job whose lease ran out after `attempts` tries."""
+    """Return what becomes of a job whose lease ran out after `attempts` tries without any gain."""
     if cancel_requested:
         return JobStatus.CANCELLED
     return JobStatus.QUEUED if attempts < max_attempts else JobStatus.FAILED

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from engine import GenerationRequest, ModelId, RequestId, Shape
+from engine import GenerationRequest, ModelId, RequestId, Shape, StageKind, StageTiming
+from engine.types import DeviceId, NodeId
 from gateway.auth.principal import TenantId
 from gateway.db.session import Database
 from gateway.jobs.leases import MAX_ATTEMPTS, JobLeases
-from gateway.jobs.record import Job, JobError, NewJob, StoredArtifact, new_artifact_id, new_job_id
+from gateway.jobs.record import (
+    Job,
+    JobError,
+    KeptStage,
+    NewJob,
+    StoredArtifact,
+    new_artifact_id,
+    new_job_id,
+)
 from gateway.jobs.state import JobStatus
 from gateway.jobs.store import JobStore, QueueFullError
 
@@ -52,6 +61,20 @@ def a_job(*, deadline_s: float = 100.0, tenant: TenantId = ACME, model: str = "s
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         expires_at_s=1000.0,
     )
+
+
+def a_kept_stage(attempt: int) -> KeptStage:
+    timing = StageTiming(
+        node=NodeId("encode"),
+        stage=StageKind.ENCODE,
+        device=DeviceId("cpu:0"),
+        attempt=1,
+        started_s=0.0,
+        queue_wait_s=0.0,
+        load_s=0.0,
+        run_s=1.0,
+    )
+    return KeptStage(timing.node, timing, "blob", attempt=attempt)
 
 
 def an_artifact() -> StoredArtifact:
@@ -170,6 +193,22 @@ async def test_a_job_whose_holders_keep_dying_fails_with_a_clear_error(
     assert job.error is not None
     assert (job.error.code, job.error.caller_can_fix) == ("attempts_exhausted", False)
     assert "3 attempts" in job.error.message
+
+
+async def test_a_job_that_got_further_has_all_its_attempts_again(
+    store: JobStore, leases: JobLeases
+) -> None:
+    await store.add(a_job(), queue_limit=9)
+    for attempt in range(1, 2 * MAX_ATTEMPTS + 1):
+        now_s = attempt * 100.0
+        (job,) = await leases.take(1, models=MODELS, now_s=now_s)
+        assert job.attempts == attempt
+        if attempt == MAX_ATTEMPTS:
+            await leases.keep(job, [a_kept_stage(attempt)], ())
+        (job,) = await leases.recover(now_s=now_s + LEASE_S + 1)
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert "6 attempts" in job.error.message
 
 
 async def test_a_job_given_back_is_queued_and_the_try_does_not_count(
