@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -176,10 +176,17 @@ def _exit_with_controller() -> NoReturn:
     os._exit(0)
 
 
-def _end_with_thread(broken: threading.ExceptHookArgs) -> NoReturn:
-    """End this process when a thread of it breaks: it would beat on and load nothing any more."""
-    log.critical("worker_thread_broke", exc_info=broken.exc_value)
-    os._exit(1)
+def _start(work: Callable[..., object], *arguments: object) -> None:
+    """Start a thread without which this process is no use: it ends if the thread breaks."""
+
+    def run() -> None:
+        try:
+            work(*arguments)
+        except Exception:
+            log.critical("worker_thread_broke", exc_info=True)
+            os._exit(1)  # else it would beat on, say, and load nothing any more
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def _beat(endpoint: str, identity: str, groups: Groups) -> NoReturn:
@@ -205,21 +212,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups; we obey stdin
         signal.signal(number, signal.SIG_IGN)
     configure_logging(os.environ.get("TRIDENT_LOG_FORMAT", "auto"))
-    threading.excepthook = _end_with_thread
-    threading.Thread(target=_exit_with_controller, daemon=True).start()
+    _start(_exit_with_controller)
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.device.startswith("cpu") else args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     groups = Groups(Path(args.group_folder), device)
-    threading.Thread(target=_beat, args=(args.endpoint, args.identity, groups), daemon=True).start()
+    _start(_beat, args.endpoint, args.identity, groups)
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, args.identity.encode())
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(args.endpoint)
     shelf = StageShelf(device)
     loader = LoaderThread(args.endpoint, args.identity, shelf)
-    threading.Thread(target=loader.serve, args=(args.threads,), daemon=True).start()
+    _start(loader.serve, args.threads)
     transport = FileTransport(Path(args.handoff_folder), device)
     saving = Saving(int(args.save_every[0]), args.save_every[1]) if args.save_every else None
     try:
