@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
 from tests.browser.conftest import MODELS, executable
 from tests.support.server import Server, running_server
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDED = DOCS.parent / "benchmarks" / "results" / "live_shift.jsonl.gz"
+VIEWPORT: ViewportSize = {"width": 1280, "height": 860}
 WISHES = (
     ("shapes", "a large red circle on a blue background"),
     ("shapes", "a green star left of a yellow square"),
@@ -79,8 +80,13 @@ def photograph_simulation(page: Page, server: Server, folder: Path) -> None:
     for _ in range(6):
         page.click("#zoom-in")
     page.locator("#requests tbody button").nth(12).click()
+    page.set_viewport_size(
+        {"width": VIEWPORT["width"], "height": 1720}
+    )  # all of the devices and the request
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)
     page.screenshot(path=DOCS / "console-simulated.png")
+    page.set_viewport_size(VIEWPORT)
 
 
 def photograph_shift(page: Page, server: Server) -> None:
@@ -96,7 +102,7 @@ def main() -> None:
     """Take all pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1280, "height": 860})
+        page = chromium.new_page(viewport=VIEWPORT)
         page.set_default_timeout(120_000)
         models = [MODELS / "shapes", MODELS / "motion"]
         with running_server(Path(folder), models, flags=["--devices", "4"]) as server:

@@ -42,6 +42,7 @@ class Exported(NamedTuple):
 
     page: list[Point]
     otlp: list[Point]
+    spans: list[dict]
 
 
 def drive(server: Server) -> None:
@@ -80,8 +81,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
             page = server.get("/metrics")[1].decode()
         lines = metrics_file(file).read_text().splitlines()
     otlp = [Point(line["metric"], line["labels"]) for line in map(json.loads, lines)]
+    spans = [json.loads(line) for line in file.read_text().splitlines()]
     families = list(text_string_to_metric_families(page))
-    return Exported([Point(s.name, dict(s.labels)) for f in families for s in f.samples], otlp)
+    return Exported(
+        [Point(s.name, dict(s.labels)) for f in families for s in f.samples], otlp, spans
+    )
 
 
 def test_every_instrument_has_its_name_here() -> None:
@@ -100,7 +104,7 @@ def test_otlp_has_it(exported: Exported, instrument: str) -> None:
     assert instrument in {point.name for point in exported.otlp}
 
 
-@pytest.mark.parametrize("way", Exported._fields)
+@pytest.mark.parametrize("way", ["page", "otlp"])
 def test_labels_are_bounded(exported: Exported, way: str) -> None:
     ours = [p for p in getattr(exported, way) if p.name.startswith(("trident", "gen_ai", "http"))]
     assert {label for point in ours for label in point.labels} <= {*LABELS, "le"}
@@ -109,8 +113,16 @@ def test_labels_are_bounded(exported: Exported, way: str) -> None:
 
 
 def test_usage_is_told_by_tenant(exported: Exported) -> None:
-    for points in exported:
+    for points in (exported.page, exported.otlp):
         of_outputs = [p.labels for p in points if "tenant" in p.name and "outputs" in p.name]
         assert {(labels["model"], labels["tenant"]) for labels in of_outputs} == {
             ("shapes", "acme")
         }
+
+
+def test_a_stage_that_is_tried_again_stays_in_the_trace_of_its_request(exported: Exported) -> None:
+    diffuses = [span for span in exported.spans if span["name"] == "stage diffuse"]
+    [failed] = [span for span in diffuses if semconv.ATTR_ERROR_TYPE in span["attributes"]]
+    tries = [span for span in diffuses if span["trace"] == failed["trace"]]
+    assert [span["attributes"][semconv.ATTR_ATTEMPT] for span in tries] == [1, 2]
+    assert {span["parent"] for span in tries} == {failed["parent"]}

@@ -9,10 +9,23 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
+from observability import semconv
 from tests.support.otlp_collector import running_collector
 from tests.support.server import running_server
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TOLD = {
+    semconv.ATTR_JOB_ID,
+    semconv.ATTR_SHAPE,
+    semconv.ATTR_STEPS,
+    semconv.ATTR_QUEUE_WAIT_S,
+    semconv.ATTR_RESIDENCY,
+    semconv.ATTR_LOAD_S,
+    semconv.ATTR_HANDOFF_S,
+    semconv.ATTR_HANDOFF_BYTES,
+    semconv.ATTR_PLAN_ID,
+    semconv.ATTR_PLACEMENT,
+}
 SHAPES = Path(__file__).parents[2] / "models" / "shapes"
 
 
@@ -53,6 +66,21 @@ def test_the_trace_of_a_request_is_one_tree(spans: list[dict]) -> None:
     ]
     assert {span["parent"] for span in stages} == {job["id"]}
     assert len({span["id"] for span in spans}) == len(spans)
+
+
+def test_a_stage_says_who_ran_it_what_was_measured_and_what_was_decided(spans: list[dict]) -> None:
+    for kind in ("encode", "diffuse", "decode"):
+        found = named(spans, f"stage {kind}")["attributes"]
+        assert found.keys() >= TOLD
+        assert (found[semconv.ATTR_MODEL], found[semconv.ATTR_STAGE]) == ("shapes", kind)
+        assert len(found[semconv.ATTR_TEAM]) == found[semconv.ATTR_DEGREE] == 1
+        assert found[semconv.ATTR_ATTEMPT] == found[semconv.ATTR_BATCH] == 1
+        assert found[semconv.ATTR_RUN_S] > 0
+    assert named(spans, "stage diffuse")["attributes"][semconv.ATTR_STEPS_DONE] == 150
+
+
+def test_no_span_is_a_denoise_step(spans: list[dict]) -> None:
+    assert len(spans) < 20
 
 
 def test_the_stages_of_a_long_request_add_up_to_its_job(spans: list[dict]) -> None:

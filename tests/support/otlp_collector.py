@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -68,6 +69,14 @@ def points_of(body: bytes) -> list[dict]:
     ]
 
 
+def value_of(value: AnyValue) -> object:
+    """Return an attribute's value; None for a kind that we do not write."""
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [value_of(one) for one in value.array_value.values]
+    return getattr(value, kind) if kind else None
+
+
 def spans_of(body: bytes) -> list[dict]:
     """Return the spans of an export request."""
     export = ExportTraceServiceRequest.FromString(body)
@@ -79,6 +88,7 @@ def spans_of(body: bytes) -> list[dict]:
             "name": span.name,
             "start_ns": span.start_time_unix_nano,
             "end_ns": span.end_time_unix_nano,
+            "attributes": {pair.key: value_of(pair.value) for pair in span.attributes},
         }
         for resource in export.resource_spans
         for scope in resource.scope_spans
