@@ -30,6 +30,7 @@ from engine.runs import RequestRun
 from engine.types import HandoffRef, NodeId, RequestId, SavedLatent
 
 _LONGEST_S = 24 * 3600.0
+_SWEEP_S = 3600.0  # between two sweeps
 _LIBRARIES = ("torch", "diffusers", "tridentserve")
 _SUFFIX = ".latent"
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -55,6 +56,7 @@ class KeptLatents:
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._swept_s = time.time()
         _sweep(folder)
         self._versions = {spec.id: _version_of(spec) for spec in specs}
 
@@ -111,9 +113,13 @@ class KeptLatents:
 
     async def _keep(self, run: RequestRun, node: NodeId, saved: SavedLatent) -> None:
         """Copy a latent; what cannot be written will be done again."""
+        assert self._folder is not None
         request = run.request.id
         path = self._path(self._name(run, node), saved.step)
         try:
+            if time.time() > self._swept_s + _SWEEP_S:
+                self._swept_s = time.time()
+                await asyncio.to_thread(_sweep, self._folder)
             await asyncio.to_thread(copy_whole, Path(saved.ref.path), path)
         except OSError as error:
             log.warning("latent_not_kept", request=request, detail=str(error))

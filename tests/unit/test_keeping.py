@@ -236,6 +236,23 @@ async def test_what_nobody_came_for_in_a_day_is_deleted(tmp_path: Path, spec: Pi
     assert files(tmp_path) == []
 
 
+async def test_an_engine_that_lives_long_sweeps_as_it_goes(
+    tmp_path: Path, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kept_at(tmp_path, spec)
+    life = Life(tmp_path, spec)
+    two_days_old(tmp_path)
+    run = life.begin_anew("r2")
+    life.save(run, 5)
+    await life.rest()
+    assert files(tmp_path) == [b"latent after 3", b"latent after 5"]
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + 2 * 3600)
+    life.save(run, 10)
+    await life.rest()
+    assert files(tmp_path) == [b"latent after 10"]
+
+
 async def test_engines_that_sweep_at_once_do_not_trip_over_each_other(
     tmp_path: Path, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
