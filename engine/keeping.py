@@ -31,6 +31,7 @@ from engine.types import HandoffRef, NodeId, RequestId, SavedLatent
 
 _LONGEST_S = 24 * 3600.0
 _SWEEP_S = 3600.0  # between two sweeps
+_WRITERS = 2  # so that a slow disk takes no more of the threads that others need
 _LIBRARIES = ("torch", "diffusers", "tridentserve")
 _SUFFIX = ".latent"
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -53,6 +54,7 @@ class KeptLatents:
         self._engine, self._may_delete = uuid4().hex[:12], True
         self._held: dict[RequestId, dict[NodeId, SavedLatent]] = {}
         self._writing: dict[tuple[RequestId, NodeId], asyncio.Task[None]] = {}
+        self._disk = asyncio.Semaphore(_WRITERS)
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -113,26 +115,31 @@ class KeptLatents:
 
     async def _keep(self, run: RequestRun, node: NodeId, saved: SavedLatent) -> None:
         """Copy a latent; what cannot be written will be done again."""
-        assert self._folder is not None
         request = run.request.id
         path = self._path(self._name(run, node), saved.step)
         try:
-            if time.time() > self._swept_s + _SWEEP_S:
-                self._swept_s = time.time()
-                await asyncio.to_thread(_sweep, self._folder)
-            await asyncio.to_thread(copy_whole, Path(saved.ref.path), path)
+            async with self._disk:
+                await self._sweep_if_due()
+                await asyncio.to_thread(copy_whole, Path(saved.ref.path), path)
         except OSError as error:
-            log.warning("latent_not_kept", request=request, detail=str(error))
+            if run.saved.get(node) is saved:  # else it was freed, for a newer one
+                log.warning("latent_not_kept", request=request, detail=str(error))
         else:
             held = self._held.setdefault(request, {})
             if (older := held.get(node)) is not None:
                 self._delete(older)
             held[node] = SavedLatent(saved.step, HandoffRef(node, str(path), saved.ref.size_bytes))
-            log.info("latent_kept", request=request, node=node, step=saved.step)
+            log.debug("latent_kept", request=request, node=node, step=saved.step)
         finally:
             del self._writing[request, node]
         if run.saved.get(node) is not saved:  # it has gone on, or is done
             self.follow(run)
+
+    async def _sweep_if_due(self) -> None:
+        assert self._folder is not None
+        if time.time() > self._swept_s + _SWEEP_S:
+            self._swept_s = time.time()
+            await asyncio.to_thread(_sweep, self._folder)
 
     def _delete(self, kept: SavedLatent) -> None:
         if self._may_delete:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -129,6 +130,30 @@ async def test_what_is_saved_while_another_is_written_waits_and_only_the_newest_
     await life.rest()
     assert written == ["in-memory-5", "in-memory-15"]
     assert files(tmp_path) == [b"latent after 15"]
+
+
+async def test_a_slow_disk_holds_up_two_threads_and_no_more(
+    tmp_path: Path, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, copy = list[str](), threading.Event(), keeping.copy_whole
+
+    def slowly(source: Path, target: Path) -> None:
+        begun.append(source.name)
+        may_end.wait(60)
+        copy(source, target)
+
+    monkeypatch.setattr(keeping, "copy_whole", slowly)
+    life = Life(tmp_path, spec)
+    for number in range(5):
+        life.save(life.begin(f"r{number}"), number + 1)
+    while len(begun) < 2:
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(begun) == 2
+    may_end.set()
+    await life.rest()
+    assert len(files(tmp_path)) == 5
 
 
 async def test_a_latent_is_deleted_when_its_request_is_over(
