@@ -15,7 +15,7 @@ import msgspec
 import structlog
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from engine import ALONE, Along, EngineError, RequestId, SystemClock
+from engine import ALONE, Along, RequestId, SystemClock
 from gateway.console import EngineState, state_of
 from gateway.explaining import explain
 from gateway.measured import EngineGauges
@@ -198,7 +198,7 @@ class EmbeddedEngine:
         )
         try:
             result = await core.generate(request, journal, along)
-        except (EngineError, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._chronicle.rejected(request, str(error) or "cancelled")
             raise
         self._chronicle.finished(request)
