@@ -32,10 +32,10 @@ from gateway.jobs.rows import (
     JOBS,
     completed_job_of,
     is_one_of,
-    jobs_of,
     json_of,
     kept_of,
     output_values,
+    readable_jobs_of,
 )
 from gateway.jobs.state import JobStatus, lost_its_holder, sources
 
@@ -75,7 +75,10 @@ class JobLeases:
         self._retention_s = retention_s
 
     async def take(self, limit: int, *, models: Sequence[str], now_s: float) -> list[Job]:
-        """Lease up to `limit` waiting jobs of `models`, earliest deadline first."""
+        """Lease up to `limit` waiting jobs of `models`, earliest deadline first.
+
+        One that this version cannot read is left to its lease, and so to the next engine or its end.
+        """
         values = {
             "at_most": limit,
             "holder": self.owner,
@@ -83,7 +86,7 @@ class JobLeases:
             "until": now_s + self.lease_s,
         }
         jobs = await self._database.write(
-            lambda connection: jobs_of(
+            lambda connection: readable_jobs_of(
                 connection, connection.execute(_taking(tuple(models)), values).all()
             ),
             sync=False,
@@ -219,7 +222,7 @@ class JobLeases:
                 ).one()
                 for row in rows
             ]
-            return jobs_of(connection, changed)
+            return readable_jobs_of(connection, changed)
 
         return await self._database.write(work)
 

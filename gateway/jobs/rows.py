@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
+import structlog
 from sqlalchemy import Row, Table, bindparam, literal, select
 
 from engine import GenerationRequest, StageTiming
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy import ColumnElement, Connection
+
+_log = structlog.get_logger(__name__)
 
 # A mapped class's table is typed as anything that can be selected from.
 JOBS: Final = cast("Table", JobRow.__table__)
@@ -64,6 +67,20 @@ def jobs_of(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> li
         for row in connection.execute(_OUTPUTS, {"jobs": completed}):
             outputs[row.job_id].append(artifact_of(row))
     return [_job_of(row, tuple(outputs[row.id])) for row in rows]
+
+
+def readable_jobs_of(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[Job]:
+    """Return the records of rows but for those that another version wrote and this cannot read.
+
+    One of them must not keep everybody's jobs from being leased or swept.
+    """
+    jobs = []
+    for row in rows:
+        try:
+            jobs += jobs_of(connection, [row])
+        except msgspec.MsgspecError as error:
+            _log.error("job_unreadable", job_id=job_id_of(row.id), reason=str(error))
+    return jobs
 
 
 def job_of(connection: Connection, row: Row[*tuple[Any, ...]] | None) -> Job | None:

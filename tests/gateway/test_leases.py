@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import update
 
 from engine import GenerationRequest, ModelId, RequestId, Shape, StageKind, StageTiming
 from engine.types import DeviceId, NodeId
@@ -15,9 +16,11 @@ from gateway.jobs.record import (
     KeptStage,
     NewJob,
     StoredArtifact,
+    key_of,
     new_artifact_id,
     new_job_id,
 )
+from gateway.jobs.rows import JOBS
 from gateway.jobs.state import JobStatus
 from gateway.jobs.store import JobStore, QueueFullError
 
@@ -276,3 +279,19 @@ async def test_an_artifact_is_found_by_its_id_with_a_large_seed(
     assert await store.artifact(artifact.id) == artifact
     assert await store.artifact(new_artifact_id()) is None
     assert await store.artifact(type(artifact.id)("art_nonsense")) is None
+
+
+async def test_a_job_that_this_version_cannot_read_stops_no_others_and_ends(
+    database: Database, store: JobStore, leases: JobLeases
+) -> None:
+    odd = await store.add(a_job(deadline_s=1.0), queue_limit=9)
+    other = await store.add(a_job(deadline_s=2.0), queue_limit=9)
+    newer = update(JOBS).where(JOBS.c.id == key_of(odd.id)).values(request='{"of": "a newer one"}')
+    await database.execute(newer)
+    (taken,) = await leases.take(9, models=MODELS, now_s=0.0)
+    assert taken.id == other.id
+    assert await leases.complete(taken, [], (), now_s=1.0)
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        assert await leases.recover(now_s=attempt * (LEASE_S + 1)) == []
+        assert await leases.take(9, models=MODELS, now_s=attempt * (LEASE_S + 1)) == []
+    assert await store.census() == {JobStatus.IN_PROGRESS: 0, JobStatus.QUEUED: 0}
