@@ -148,9 +148,13 @@ class SqliteEvents(InProcessEvents):
                     await task
 
     async def _look(self, connection: sqlite3.Connection) -> None:
-        seen = None
+        seen: int | None = None
         while True:
-            version = await asyncio.to_thread(_version_of, connection)
+            version = seen
+            try:
+                version = await asyncio.to_thread(_version_of, connection)
+            except sqlite3.Error as error:  # polling goes on meanwhile
+                _log.warning("job_events_not_read", reason=repr(error))
             if version != seen:
                 seen = version
                 self.nudge()

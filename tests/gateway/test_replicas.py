@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqlalchemy import text
 from gateway.app import create_app
 from gateway.db.session import Database
 from gateway.db.url import DatabaseUrl
+from gateway.jobs import carriers
 from gateway.jobs.carriers import PostgresEvents, SqliteEvents
 from gateway.jobs.events import JobEvent
 from gateway.jobs.record import new_job_id
@@ -219,4 +221,29 @@ async def test_processes_that_share_a_sqlite_file_notice_each_others_writes(
             began_s = loop.time()
             assert await watch.next(timeout_s=5) == []
             assert loop.time() - began_s < 4
+    await database.close()
+
+
+async def test_a_look_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = DatabaseUrl.in_folder(tmp_path)
+    database, events = Database(url), SqliteEvents(url)
+    await database.open()
+    looks = iter([1, sqlite3.OperationalError("disk I/O error"), 2])
+
+    def version_of(_: sqlite3.Connection) -> int:
+        look = next(looks, 2)
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    monkeypatch.setattr(carriers, "_version_of", version_of)
+    with events.watch() as watch:
+        async with events.connected():
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            for _ in range(2):  # versions 1 and 2
+                assert await watch.next(timeout_s=10) == []
+            assert loop.time() - began_s < 9
     await database.close()
