@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -26,6 +29,13 @@ INDEX = {
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     **{key: ["transformers", "Any"] for key in TEXT},
 }
+
+
+@pytest.fixture(autouse=True)
+def environment_kept() -> Iterator[None]:
+    """Take back what a command tells its server processes by variables."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)

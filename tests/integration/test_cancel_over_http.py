@@ -29,7 +29,10 @@ async def served(folder: Path, data_dir: Path) -> AsyncIterator[tuple[Held, http
     held = Held(settings)
     app = create_app(settings, engine=held.engine)
     transport = httpx.ASGITransport(cast("Any", app))  # litestar's scope types are narrower
-    async with living(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+    async with (
+        living(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
         await held.reach(lambda: held.engine._engine is not None and not held.engine.readiness())
         yield held, client
 
