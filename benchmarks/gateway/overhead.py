@@ -4,7 +4,9 @@ Three servers, each in a process of its own with one worker, as `trident serve` 
 
 - `gateway`: the whole gateway with SQLite and files, in front of an engine that only waits;
 - `without_database`: a handler that decodes the same body and paints the same picture;
-- `bare`: a handler that answers a constant.
+- `bare`: a handler that answers a constant;
+- `sglang`, with `--sglang PYTHON` (an environment that has SGLang-Diffusion): its HTTP layer in front
+  of such an engine (`sglang_layer.py`), two processes. It keeps the file and no job.
 
 Two measurements of each:
 
@@ -44,8 +46,16 @@ from typing import Any, Final
 from benchmarks.gateway.load import Load, closed_loop, open_loop, request_of
 from benchmarks.gateway.servers import PATH, ROOT
 
-BODY: Final = {"prompt": "a red circle", "model": "shapes", "size": "64x48", "seed": 7}
+BODY: Final = {
+    "prompt": "a red circle",
+    "model": "shapes",
+    "size": "64x48",
+    "seed": 7,
+    "response_format": "b64_json",
+}
 SERVERS: Final = ("gateway", "without_database", "bare")
+SGLANG: Final = "sglang"
+_SGLANG_PYTHON: Final = "BENCH_SGLANG_PYTHON"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _START_WITHIN_S: Final = 120
 _WARM_UP: Final = 200  # calls
@@ -62,11 +72,9 @@ def free_port() -> int:
 def serving(server: str, engine_s: float, folder: Path) -> Iterator[tuple[int, int]]:
     """Run a server in a process of its own; yield its port and granian's process id."""
     port = free_port()
-    target = f"benchmarks.gateway.servers:{server}"
-    arguments = ["--interface", "asgi", "--factory", "--port", str(port), "--no-access-log"]
     data = tempfile.mkdtemp(dir=folder)
     process = subprocess.Popen(
-        [sys.executable, "-m", "granian", *arguments, target],
+        _command(server, port),
         cwd=ROOT,
         env={**os.environ, "BENCH_FOLDER": data, "BENCH_ENGINE_S": str(engine_s)},
         stdout=subprocess.DEVNULL,
@@ -78,6 +86,13 @@ def serving(server: str, engine_s: float, folder: Path) -> Iterator[tuple[int, i
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def _command(server: str, port: int) -> list[str]:
+    if server == SGLANG:
+        return [os.environ[_SGLANG_PYTHON], "benchmarks/gateway/sglang_layer.py", str(port)]
+    arguments = ["--interface", "asgi", "--factory", "--port", str(port), "--no-access-log"]
+    return [sys.executable, "-m", "granian", *arguments, f"benchmarks.gateway.servers:{server}"]
 
 
 def wait_until_open(port: int) -> None:
@@ -165,9 +180,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--engine-ms", type=float, nargs="*", default=(100, 500))
     parser.add_argument("--servers", nargs="*", default=SERVERS)
+    parser.add_argument("--sglang", metavar="PYTHON", help="a Python that has SGLang-Diffusion")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gateway.json")
     args = parser.parse_args()
     sizes = {"calls": args.calls, "concurrency": args.concurrency}
+    if args.sglang:
+        os.environ[_SGLANG_PYTHON] = args.sglang
+        args.servers = [*args.servers, SGLANG]
     with tempfile.TemporaryDirectory() as folder:
         found = _measured(args.servers, Path(folder), args.engine_ms, sizes)
     report = {
