@@ -87,3 +87,23 @@ def faint_texts(page: Page) -> list[str]:
         page.emulate_media(color_scheme=scheme)
         found += [f"{scheme}: {text}" for text in page.evaluate(FAINT)]
     return found
+
+
+# Where the keyboard is, and how thick the line is that shows it there (around the label of an
+# input that is itself hidden).
+FOCUSED = """() => {
+  const at = document.activeElement;
+  const shown = at.matches(".visually-hidden") ? at.closest("label") : at;
+  const style = getComputedStyle(shown);
+  return [at.id || at.textContent.trim(), style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)];
+}"""
+
+
+def walk(page: Page, steps: int) -> dict[str, float]:
+    """Press Tab so often; return where that led, and the width of each focus ring in pixels."""
+    found: dict[str, float] = {}
+    for _ in range(steps):
+        page.keyboard.press("Tab")
+        name, width_px = page.evaluate(FOCUSED)
+        found[name] = width_px
+    return found

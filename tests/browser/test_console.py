@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import PHONE, faint_texts
+from tests.browser.conftest import PHONE, faint_texts, walk
 from tests.support.server import Server
 
 
@@ -197,3 +197,14 @@ def test_a_file_that_is_damaged_is_named(page: Page, server: Server, tmp_path: P
     page.goto(f"{server.url}/console")
     page.set_input_files("#file", file)
     expect(page.locator("#trouble")).to_contain_text("damaged.jsonl.gz cannot be read")
+
+
+def test_tab_reaches_every_control_and_shows_where_it_is(
+    page: Page, server: Server, event_file: Path
+) -> None:
+    open_file(page, server, event_file)
+    page.locator("h1").click()
+    found = walk(page, 10)
+    wanted = {"file", "live", "Playground", "zoom-out", "zoom-in", "fit", "scrub", "timeline"}
+    assert wanted <= found.keys()
+    assert {name for name, width_px in found.items() if width_px < 2} == set()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PHONE, faint_texts
+from tests.browser.conftest import PHONE, faint_texts, walk
 from tests.support.server import Server
 
 
@@ -194,3 +194,13 @@ def test_on_a_phone_what_is_asked_for_comes_into_view(page: Page, server: Server
     expect(page.locator("#result-title")).to_be_in_viewport()
     expect(page.locator("#status")).to_contain_text("Done")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_tab_reaches_every_control_and_shows_where_it_is(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    page.select_option("#model", "shapes")
+    page.focus("#prompt")
+    found = walk(page, 14)
+    wanted = {"model", "size", "count", "seed", "steps", "go", "Copy", "curl", "python"}
+    assert wanted <= found.keys()
+    assert {name for name, width_px in found.items() if width_px < 2} == set()
