@@ -198,7 +198,7 @@ const naturally = new Intl.Collator("en", { numeric: true }).compare;
 
 // What tells ids apart is at their end: the beginning of ours is when they were made.
 export function shortId(id) {
-  return id.slice(-8);
+  return id.length <= 12 ? id : id.slice(-8);
 }
 
 // Devices as people write them: `g0 to g7` if they are neighbours.
