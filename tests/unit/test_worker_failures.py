@@ -117,6 +117,8 @@ def test_lines_of_a_load_name_the_jobs_that_it_is_for(
         logger_factory=structlog.PrintLoggerFactory(),
         cache_logger_on_first_use=False,
     )
+    fresh = structlog.get_logger()  # another test may have let theirs be bound for good
+    monkeypatch.setattr("engine.stages.loader_thread.log", fresh)
     try:
         loader._obey(LoadStage(stage, "folder", "flux", ids={"job_id": "job_1"}))
         loader._obey(LoadStage(stage, "folder", "flux"))
