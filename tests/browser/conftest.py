@@ -93,6 +93,7 @@ def faint_texts(page: Page) -> list[str]:
 # input that is itself hidden).
 FOCUSED = """() => {
   const at = document.activeElement;
+  if (at === document.body) return null;
   const shown = at.matches(".visually-hidden") ? at.closest("label") : at;
   const style = getComputedStyle(shown);
   return [at.id || at.textContent.trim(), style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth)];
@@ -104,6 +105,6 @@ def walk(page: Page, steps: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for _ in range(steps):
         page.keyboard.press("Tab")
-        name, width_px = page.evaluate(FOCUSED)
-        found[name] = width_px
+        if (seen := page.evaluate(FOCUSED)) is not None:  # behind the last control is nothing
+            found[seen[0]] = seen[1]
     return found
