@@ -30,6 +30,9 @@ async def answer(endpoint: str, output_batch: type[Any], picture: bytes, engine_
     socket = zmq.asyncio.Context().socket(zmq.ROUTER)
     socket.bind(endpoint)
     tasks: set[asyncio.Task[None]] = set()
+    if (parent := multiprocessing.parent_process()) is not None:
+        # The server dies of the signal that stops it, and ends no process of its own then.
+        asyncio.get_running_loop().add_reader(parent.sentinel, os._exit, 0)
 
     async def one(sender: bytes, payload: bytes) -> None:
         (request,) = pickle.loads(payload)  # noqa: S301 - from our own process
