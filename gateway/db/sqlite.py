@@ -242,7 +242,7 @@ def _tune(engine: Engine) -> None:
         connection.isolation_level = None  # transactions begin where `on_begin` says, and so
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _expect_log(cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0])
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
@@ -251,3 +251,13 @@ def _tune(engine: Engine) -> None:
     def on_begin(connection: Connection) -> None:
         begin = connection.get_execution_options().get(_BEGIN, "BEGIN")
         connection.connection.cursor().execute(begin)  # a fifth of what SQLAlchemy's own call costs
+
+
+def _expect_log(mode: str) -> None:
+    """Refuse a database that would keep another journal: `flush` waits for the log."""
+    if mode != "wal":
+        message = (
+            f"its file system allows SQLite no write-ahead log (the journal is {mode!r}), as many "
+            "that are shared over a network do not. Choose another --data-dir, or PostgreSQL."
+        )
+        raise OSError(message)

@@ -286,3 +286,10 @@ def test_a_new_model_does_not_overwrite_what_is_there(tmp_path: Path) -> None:
     made = CliRunner().invoke(cli.main, ["model", "new", str(tmp_path)])
     assert_refused(made, str(tmp_path), "name a new one")
     assert precious.read_text() == "mine"
+
+
+def test_a_file_system_without_a_write_ahead_log_is_refused(model: Path, tmp_path: Path) -> None:
+    place = tmp_path / "trident.db"  # SQLite has no such log where it locks by files, either
+    url = f"sqlite:///file:{place}?vfs=unix-dotfile&uri=true"
+    refused = serve("--model", str(model), "--database", url)
+    assert_refused(refused, "write-ahead log", "--data-dir")
