@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-import msgspec
 import structlog
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
@@ -12,30 +14,49 @@ from litestar.di import NamedDependency
 from gateway.middleware import QUIET
 from gateway.schemas.models import Health, Readiness
 
+RETRY_S: Final = 1.0
 _log = structlog.get_logger(__name__)
 
 
-class Probes(msgspec.Struct, frozen=True):
-    """What must hold for a request to succeed.
+class Probes:
+    """What must hold for a request to succeed."""
 
-    `reasons` are asked for what is not ready, `notices` for what else an operator should know;
-    `writable` is tried, by name.
-    """
+    def __init__(
+        self,
+        *,
+        reasons: Sequence[Callable[[], tuple[str, ...]]],
+        notices: Callable[[], tuple[str, ...]],
+        writable: Sequence[tuple[str, Callable[[], Awaitable[None]]]],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Know whom to ask.
 
-    reasons: Sequence[Callable[[], tuple[str, ...]]]
-    notices: Callable[[], tuple[str, ...]]
-    writable: Sequence[tuple[str, Callable[[], Awaitable[None]]]]
+        `reasons` are asked for what is not ready, `notices` for what else an operator should know;
+        `writable` is tried, by name, at most once in `RETRY_S`: who asks needs no key.
+        """
+        self.notices, self._reasons = notices, reasons
+        self._writable, self._now = writable, now
+        self._tried_s = 0.0
+        self._trying: asyncio.Task[tuple[str, ...]] | None = None
 
     async def unmet(self) -> tuple[str, ...]:
         """Return every reason why a request would not succeed now."""
-        unmet = [reason for ask in self.reasons for reason in ask()]
-        for name, attempt in self.writable:
+        is_due = self._now() >= self._tried_s + RETRY_S
+        if self._trying is None or (self._trying.done() and is_due):
+            self._tried_s = self._now()
+            self._trying = asyncio.create_task(self._unwritable(), name="readiness")
+        unwritable = await asyncio.shield(self._trying)
+        return (*(reason for ask in self._reasons for reason in ask()), *unwritable)
+
+    async def _unwritable(self) -> tuple[str, ...]:
+        found = []
+        for name, attempt in self._writable:
             try:
                 await attempt()
             except Exception as error:  # noqa: BLE001 - whatever it is, we are not ready
                 _log.warning("not_writable", store=name, reason=str(error))
-                unmet.append(f"The {name} cannot be written.")
-        return tuple(unmet)
+                found.append(f"The {name} cannot be written.")
+        return tuple(found)
 
 
 class HealthController(Controller):
