@@ -98,7 +98,7 @@ simulate: $(VENV)/.sim ## Replay half an hour of video requests on 128 simulated
 		--policy trident --plot timeline.png $(ARGS)
 
 bench-engine: $(VENV)/.dev ## One request through three processes against one diffusers call
-	$(BIN)/python benchmarks/engine/stage_split.py $(ARGS)
+	$(BIN)/python -m benchmarks.engine.stage_split $(ARGS)
 
 bench-monitor: $(VENV)/.dev ## What the online monitor costs a span
 	$(BIN)/python -m benchmarks.observability.monitor_cost $(ARGS)
@@ -113,19 +113,19 @@ check-deploy: dashboards ## Have promtool check the alert rules (needs Prometheu
 	promtool check config deploy/prometheus/prometheus.yaml
 
 bench-degrees: $(VENV)/.dev ## How far a diffuse on several devices is from one on one
-	$(BIN)/python benchmarks/engine/degrees.py $(ARGS)
+	$(BIN)/python -m benchmarks.engine.degrees $(ARGS)
 
 bench-loading: $(VENV)/.dev ## Loads of stages from files and from the host copy, against from_pretrained
-	$(BIN)/python benchmarks/engine/loading.py $(ARGS)
+	$(BIN)/python -m benchmarks.engine.loading $(ARGS)
 
 bench-saving: $(VENV)/.dev ## What a long diffuse pays for saving where it stands, by size of latent
-	$(BIN)/python benchmarks/engine/saving.py $(ARGS)
+	$(BIN)/python -m benchmarks.engine.saving $(ARGS)
 
 bench-startup: $(VENV)/.dev ## Start to first picture, and what an idle server takes of a core (quiet machine, 2 minutes)
-	$(BIN)/python benchmarks/engine/startup.py $(ARGS)
+	$(BIN)/python -m benchmarks.engine.startup $(ARGS)
 
 bench-gpu: $(VENV)/.dev ## Stages of large models, copies, batches, pauses on one GPU (ten minutes; says why where there is none)
-	$(BIN)/python benchmarks/gpu/run.py $(ARGS)
+	$(BIN)/python -m benchmarks.gpu.run $(ARGS)
 
 compare-sim: $(VENV)/.dev ## Profile this machine, replay requests on it and in the simulator; how far are they apart? (quiet machine, 6 minutes)
 	$(BIN)/trident profile --model models/shapes --devices 2 --threads 1 --minutes 2 --out benchmarks/results/profile_shapes.json

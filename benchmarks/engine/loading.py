@@ -14,13 +14,10 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import structlog
 import torch
 from diffusers import SD3Transformer2DModel
 
+from benchmarks.environment import environment
 from engine import PipelineSpec, open_pipeline
 from engine.handoff import PrivateFolder
 from engine.host_store import booked_bytes, delete_copy
@@ -124,18 +122,6 @@ def _medians(samples: dict[str, list[tuple[float, float]]], index: int) -> dict[
     return {name: statistics.median(v[index] for v in values) for name, values in samples.items()}
 
 
-def environment() -> dict[str, Any]:
-    """Return what a reader needs to compare figures."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -157,7 +143,7 @@ def main() -> None:
         cpu = row["median_cpu_s"]
         times = "  ".join(f"{k} {v:6.3f} ({cpu[k]:.3f}) s" for k, v in row["median_s"].items())
         print(f"{row['model']:>8} {row['stage']:<8} {row['weight_bytes'] / 1e6:8.1f} MB  {times}")
-    report = {"benchmark": "loading", **environment(), "rounds": args.rounds, "rows": rows}
+    report = {"benchmark": "loading", **environment(PACKAGES), "rounds": args.rounds, "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"written to {args.out}")

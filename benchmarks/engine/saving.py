@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +22,7 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from benchmarks.environment import environment
 from engine.handoff import HandoffStore, PrivateFolder
 from engine.keeping import copy_whole
 from engine.stages.saving import save
@@ -33,6 +30,7 @@ from engine.stages.transport import FileTransport
 from engine.types import NodeId, TaskId
 
 ROOT = Path(__file__).resolve().parents[2]
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a temp folder
 PACKAGES = ("torch", "diffusers", "safetensors")
 EVERY_S = 5.0
 STEPS = 10
@@ -91,19 +89,6 @@ def measure(name: str, rounds: int, store: HandoffStore, disk: Path) -> dict[str
     }
 
 
-def environment(disk: Path) -> dict[str, Any]:
-    """Return what a reader needs to compare figures."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "data_folder_is_memory": disk.stat().st_dev == Path("/dev/shm").stat().st_dev,  # noqa: S108
-        "packages": {package: version(package) for package in PACKAGES},
-    }
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -117,7 +102,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.data_dir) as folder:
         disk = Path(folder)
         rows = [measure(name, args.rounds, store, disk) for name in LATENTS]
-        report = {"benchmark": "saving", **environment(disk), "rounds": args.rounds, "rows": rows}
+        report = {
+            "benchmark": "saving",
+            **environment(PACKAGES),
+            "data_folder_is_memory": disk.stat().st_dev == SHARED_MEMORY.stat().st_dev,
+            "rounds": args.rounds,
+            "rows": rows,
+        }
     memory.close()
     for row in rows:
         print(

@@ -15,14 +15,11 @@ import asyncio
 import json
 import math
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +28,7 @@ import structlog
 import torch
 from diffusers import DiffusionPipeline
 
+from benchmarks.environment import environment
 from engine import (
     EngineCore,
     GenerationRequest,
@@ -225,18 +223,6 @@ async def run(folders: list[Path], rounds: int) -> list[dict[str, Any]]:
         await core.close()
 
 
-def environment() -> dict[str, Any]:
-    """Return what a reader needs to compare figures."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -262,7 +248,7 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "benchmark": "stage_split",
-        **environment(),
+        **environment(PACKAGES),
         "rounds": args.rounds,
         "goals": verdicts(rows),
         "rows": rows,

@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from sizes import Architecture, Size, materialise, weight_bytes
 from torch import nn
 
-from engine import open_pipeline
+from benchmarks.gpu.sizes import Architecture, Size, materialise, weight_bytes
+from engine import PipelineSpec, open_pipeline
 from engine.executors.local import LocalExecutor
 from engine.fingerprint import fingerprint
 from engine.types import Shape
@@ -221,37 +221,18 @@ async def served(
     spec = next(iter(engine.specs.values()))
     cost = CostModel([spec], load_profile(str(profile)), learn=False)
     await engine.start()
-    rows = []
     try:
         async with asyncio.timeout(300):
             while not engine.is_up:  # noqa: ASYNC110 - start-up is not measured
                 await asyncio.sleep(0.1)
         if memory_bytes is None:
             await until_ready(engine)
-        shape = spec.default_shape
-        trace = [_trace_row(spec.id, shape, spec.default_steps)]
-
-        def replay(name: str) -> Replay:
-            return Replay(
-                EngineTarget(engine),
-                trace,
-                slo_scale=10.0,
-                reference_s=cost.reference_s,
-                name=name,
-            )
-
-        await replay("first").warm_up()
-        engine.begin_history()
-        for number in range(REPETITIONS):
-            began = time.perf_counter()
-            await replay(f"counted-{number}").run()
-            rows.append(time.perf_counter() - began)
-        predicted = cost.reference_s(replay("none").example())
+        predicted, samples = await _replayed(engine, spec, cost)
     finally:
         await engine.close()
-    measured = median(rows)
+    measured = median(samples)
     return {
-        "requests": len(rows),
+        "requests": len(samples),
         "rejected": sum(isinstance(event, RejectEvent) for event in events),
         "loads": sum(isinstance(event, LoadEvent) for event in events),
         "evictions": sum(isinstance(event, EvictEvent) for event in events),
@@ -260,8 +241,29 @@ async def served(
         "predicted_s": predicted,
         "measured_s": measured,
         "predicted_over_measured": predicted / measured,
-        "samples_s": rows,
+        "samples_s": samples,
     }
+
+
+async def _replayed(
+    engine: EmbeddedEngine, spec: PipelineSpec, cost: CostModel
+) -> tuple[float, list[float]]:
+    """Return the predicted seconds of a usual request and the measured ones, after a first."""
+    trace = [_trace_row(spec.id, spec.default_shape, spec.default_steps)]
+
+    def replay(name: str) -> Replay:
+        return Replay(
+            EngineTarget(engine), trace, slo_scale=10.0, reference_s=cost.reference_s, name=name
+        )
+
+    await replay("first").warm_up()
+    engine.begin_history()
+    samples = []
+    for number in range(REPETITIONS):
+        began = time.perf_counter()
+        await replay(f"counted-{number}").run()
+        samples.append(time.perf_counter() - began)
+    return cost.reference_s(replay("none").example()), samples
 
 
 def _trace_row(model: Any, shape: Shape, steps: int) -> TraceRow:

@@ -9,22 +9,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
-from checks import described, profiled, served, stages
-from sizes import architectures
 
+from benchmarks.environment import environment
+from benchmarks.gpu.checks import described, profiled, served, stages
+from benchmarks.gpu.sizes import architectures
 from engine.stages.random_model import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,17 +110,9 @@ def _cap(folder: Path, profile: Path, device: str) -> int:
     return max(needs) + reserve
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Return what a reader needs to compare figures."""
-    name = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else "cpu"
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": name,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "load_average": os.getloadavg(),
-        "packages": {package: version(package) for package in PACKAGES},
-    }
+def device_name(device: str) -> str:
+    """Return what the figures are of."""
+    return torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else "cpu"
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -137,7 +126,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu.json")
     args = parser.parse_args(arguments)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
-    report: dict[str, Any] = {"benchmark": "gpu", "tiny": args.tiny, **environment(args.device)}
+    report: dict[str, Any] = {
+        "benchmark": "gpu",
+        "tiny": args.tiny,
+        "device": device_name(args.device),
+        **environment(PACKAGES),
+    }
     if (why := why_not(args.device)) is not None:
         report["not_measured"] = why
         print(f"nothing was measured: {why}")

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks/gpu"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("run")
+from benchmarks.gpu import run
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_the_report_says_why_nothing_was_measured(
-    run: ModuleType, tmp_path: Path
-) -> None:
+def test_without_a_gpu_the_report_says_why_nothing_was_measured(tmp_path: Path) -> None:
     run.main(["--out", str(tmp_path / "gpu.json")])
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert "no CUDA device" in report["not_measured"]
@@ -30,7 +20,7 @@ def test_without_a_gpu_the_report_says_why_nothing_was_measured(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_tiny_model_goes_through_every_stage_check(run: ModuleType, tmp_path: Path) -> None:
+def test_a_tiny_model_goes_through_every_stage_check(tmp_path: Path) -> None:
     arguments = ["--device", "cpu", "--tiny", "--parts", "stages", "--only", "sd3"]
     report = run.main([*arguments, "--out", str(tmp_path / "gpu.json")])
     found = report["checks"]["stages of sd3"]["result"]
@@ -40,7 +30,7 @@ def test_a_tiny_model_goes_through_every_stage_check(run: ModuleType, tmp_path: 
     assert found["copies"]["of_limit"] > 0
 
 
-def test_a_check_that_fails_or_comes_too_late_is_told_and_hides_no_other(run: ModuleType) -> None:
+def test_a_check_that_fails_or_comes_too_late_is_told_and_hides_no_other() -> None:
     report = run.Report(minutes=1.0)
     assert report.check("broken", lambda: 1 / 0) is None
     assert report.check("whole", lambda: 7) == 7
