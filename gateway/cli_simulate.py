@@ -34,6 +34,7 @@ from schedulers.sim.recording import Latencies, Timeline
 from schedulers.sim.rendering import render, table
 from schedulers.sim.run import simulate as simulate_core
 from schedulers.sim.summary import Summary
+from schedulers.sim.traces import mix_of
 from schedulers.sim.workloads import workload
 from schedulers.sim.world import cluster_of
 
@@ -63,6 +64,7 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
             gpus=gpus,
             nodes=nodes,
             rows=self.demand.rows(),
+            mix=mix_of(self.demand.rows()),
             policy=policy,
             slo_scale=self.slo_scale,
             seed=self.seed,

@@ -53,6 +53,7 @@ class Setup:
         switches: additions to turn on or off by name.
         sizes: a placement sized by hand, instead of the policy's planner.
         prior: the mix that is expected before anything was seen.
+        mix: the mix that baselines are made for which never look at what comes; None means `prior`.
         base: the dispatcher's knobs before switches; what the executor cannot do is off there.
         planner: the planner's knobs.
     """
@@ -67,12 +68,13 @@ class Setup:
         switches: Mapping[str, SwitchValue] | None = None,
         sizes: HandSizes | None = None,
         prior: Demand | None = None,
+        mix: Demand | None = None,
         base: Knobs | None = None,
         planner: PlannerKnobs | None = None,
     ) -> None:
         """Keep it."""
         self.base, self.planner = base or Knobs(), planner or PlannerKnobs()
-        self.sizes, self.prior = sizes, prior
+        self.sizes, self.prior, self.mix = sizes, prior, mix or prior
         self.specs, self.cost, self.nodes = tuple(specs), cost, dict(nodes)
         self.solver, self.switches = solver, dict(switches or {})
 
@@ -144,9 +146,9 @@ def _paper(setup: Setup) -> Policy:
 
 
 def _mix(setup: Setup) -> Demand:
-    """Return the mix that is expected, or every model's default size evenly."""
-    if setup.prior is not None and setup.prior.classes:
-        return setup.prior
+    """Return the mix that a baseline is made for, or every model's default size evenly."""
+    if setup.mix is not None and setup.mix.classes:
+        return setup.mix
     shapes = {spec.id: (spec.default_shape,) for spec in setup.specs}
     return uniform(shapes, {spec.id: spec.default_steps for spec in setup.specs})
 

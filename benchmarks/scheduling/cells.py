@@ -31,7 +31,7 @@ from schedulers.sim.experiment import run_experiment
 from schedulers.sim.price import gpu_seconds
 from schedulers.sim.run import simulate
 from schedulers.sim.summary import Summary
-from schedulers.sim.traces import TraceRow
+from schedulers.sim.traces import TraceRow, mix_of
 from schedulers.sim.workloads import workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,6 +214,7 @@ def config_of(cell: Cell, demand: Demand) -> SimConfig:
         models=cell.models,
         gpus=cell.gpus,
         rows=demand.rows(),
+        mix=mix_of(demand.rows()),
         policy=cell.policy,
         slo_scale=cell.slo_scale,
         seed=cell.seed,

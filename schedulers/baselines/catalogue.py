@@ -74,16 +74,17 @@ def _edf_best_fit(cost: CostModel, _mix: Demand) -> Dispatcher:
 
 
 def _deadline_rounds(cost: CostModel, mix: Demand) -> Dispatcher:
-    return BaselineDispatcher(cost, DeadlineRounds(_round_s(mix, cost)))
+    return BaselineDispatcher(cost, DeadlineRounds(round_s(mix, cost)))
 
 
-def _round_s(mix: Demand, cost: CostModel) -> float:
+def round_s(mix: Demand, cost: CostModel) -> float:
     """Return the mean denoise step of a mix at its best degrees, a second at most."""
-    steps_s = [
-        cost.step_s(entry.model, entry.shape, cost.best_degree(entry.model, entry.shape))
+    steps_s = (
+        entry.rate_per_s
+        * cost.step_s(entry.model, entry.shape, cost.best_degree(entry.model, entry.shape))
         for entry in mix.classes
-    ]
-    return min(LONGEST_ROUND_S, sum(steps_s) / len(steps_s))
+    )
+    return min(LONGEST_ROUND_S, sum(steps_s) / mix.rate_per_s)
 
 
 def _paper(cost: CostModel, _mix: Demand) -> Dispatcher:

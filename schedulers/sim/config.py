@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from schedulers.planner.demand import Demand
 from schedulers.planner.handsized import HandSizes
 from schedulers.planner.knobs import PlannerKnobs
 from schedulers.policies import SwitchValue
@@ -64,6 +65,8 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
         dispatcher: for policies that have several; None means the policy's default.
         switches: additions of the policy to turn on or off; what is not named keeps its default.
         sizes: a placement sized by hand, instead of the policy's planner.
+        mix: what baselines are made for that never look at what comes (`traces.mix_of`); None means
+            every profiled size as often, which is what planners begin with in any case.
         planner: the planner's knobs.
         window_s: what the monitor looks back on.
     """
@@ -82,6 +85,7 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: str | None = None
     switches: Mapping[str, SwitchValue] = msgspec.field(default_factory=dict)
     sizes: HandSizes | None = None
+    mix: Demand | None = None
     planner: PlannerKnobs = PlannerKnobs()
     window_s: float = MONITOR_WINDOW_S
 

@@ -123,6 +123,7 @@ class _Simulation:
             sizes=self._config.sizes,
             planner=self._config.planner,
             prior=_even_mix(profile, self._specs),
+            mix=self._config.mix,
         )
         return build_policy(self._config.policy, setup)
 
@@ -232,7 +233,7 @@ class _Simulation:
 
 
 def _even_mix(profile: Profile, specs: Sequence[PipelineSpec]) -> Demand:
-    """Return what is expected before anything was seen: every profiled size as often."""
+    """Return what planners expect before anything was seen: every profiled size as often."""
     shapes = {spec.id: profile.models[spec.id].shapes for spec in specs}
     return uniform(shapes, {spec.id: spec.default_steps for spec in specs})
 

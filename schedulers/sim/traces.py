@@ -9,14 +9,16 @@ from __future__ import annotations
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import msgspec
 
-from engine.types import ModelId
+from engine.types import ModelId, Shape
 from schedulers.errors import TraceError
+from schedulers.planner.demand import ClassDemand, Demand
 
 T = TypeVar("T")
 
@@ -71,6 +73,21 @@ def measure(rows: Iterable[TraceRow]) -> TraceExtent:
         requests, last_s = requests + 1, row.arrival_s
         models.add(row.model)
     return TraceExtent(requests, last_s, frozenset(models))
+
+
+def mix_of(rows: Iterable[TraceRow]) -> Demand:
+    """Return how often each size is asked for, with its mean steps; only ratios mean something.
+
+    This is foresight. It is for baselines that a person would cut for the traffic that is known.
+    """
+    counts, steps = Counter[tuple[ModelId, Shape]](), Counter[tuple[ModelId, Shape]]()
+    for row in rows:
+        if row.model is not None:
+            key = row.model, Shape(row.width, row.height, row.frames)
+            counts[key] += 1
+            steps[key] += row.steps
+    classes = (ClassDemand(*key, round(steps[key] / n), n) for key, n in counts.items())
+    return Demand(tuple(sorted(classes)), is_relative=True)
 
 
 def _rows(path: Path, lines: Iterable[str]) -> Iterator[TraceRow]:

@@ -158,6 +158,7 @@ def test_options_reach_the_simulator(instant: Instant) -> None:
     assert (config.slo_scale, config.noise, config.stragglers) == (1.5, 0.2, 0.01)
     assert config.failures == (NodeFailure(1, 30.0), NodeFailure(0, 20.0, 3))
     assert (config.dispatcher, config.switches) == ("greedy", {"scale-up": False})
+    assert [entry.model for entry in config.mix.classes] == ["sd3"] * 5
 
 
 def test_a_comparison_turns_switches_of_the_policies_that_have_them(instant: Instant) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from engine.types import DeviceId, RequestId, StageKind
@@ -16,7 +17,7 @@ from schedulers.sim.config import NodeFailure, SimConfig
 from schedulers.sim.events import ArriveEvent, FinishEvent, RejectEvent, RunEvent, SimEvent
 from schedulers.sim.mixes import COG, FLUX, HUNYUAN, MIXES, SD3
 from schedulers.sim.run import simulate
-from schedulers.sim.traces import TraceRow
+from schedulers.sim.traces import TraceRow, mix_of
 
 STAGEWISE = (*STAGE_LEVEL, "trident-paper")
 ALL = (*PIPELINE_LEVEL, *STAGEWISE)
@@ -113,3 +114,12 @@ def test_decisions_do_not_depend_on_the_random_ids_of_requests() -> None:
         first, second = (run(policy, COG, rows(COG, 20)) for _ in range(2))
         times = [[e.t for e in events if isinstance(e, FinishEvent)] for events in (first, second)]
         assert times[0] == times[1], policy
+
+
+@pytest.mark.parametrize("policy", ["b2", "b5"])
+def test_buckets_are_cut_for_what_the_trace_asks_for_and_leave_no_device_idle(policy: str) -> None:
+    """The profile has sizes of 4 and 8 devices, too; teams for those would never get a request."""
+    trace = [msgspec.structs.replace(row, arrival_s=0.0) for row in rows(FLUX, 200)]
+    events = run(policy, FLUX, trace, mix=mix_of(trace))
+    used = {device for e in events if isinstance(e, RunEvent) for device in e.devices}
+    assert len(used) == 32

@@ -5,11 +5,25 @@ from __future__ import annotations
 import pytest
 
 from engine.types import Assignment, DeviceId, RunningView, Shape, StageKind
-from schedulers.baselines.catalogue import STAGE_LEVEL
+from schedulers.baselines.catalogue import round_s
 from schedulers.baselines.deadlines import EdfBestFit
 from schedulers.baselines.dispatcher import BaselineDispatcher
 from schedulers.baselines.rounds import DeadlineRounds
-from tests.support.clusters import COST, LONG, MIDDLE, MIX, SHORT, a_cluster, a_ready, device_ids
+from schedulers.cost import CostModel
+from schedulers.planner.demand import ClassDemand, Demand
+from schedulers.profile import specs_of
+from schedulers.sim.mixes import SD3
+from tests.support.clusters import (
+    COST,
+    LONG,
+    MIDDLE,
+    MIX,
+    PROFILE,
+    SHORT,
+    a_cluster,
+    a_ready,
+    device_ids,
+)
 
 ENCODE, DIFFUSE, DECODE = StageKind
 
@@ -138,5 +152,13 @@ class TestDeadlineRounds:
         plan = rounds().plan([waits], a_cluster(busy=team, running=(late,), now_s=10.0))
         assert (plan.pauses, plan.resizes) == ((), ())
 
-    def test_its_length_is_a_step_of_the_mix_at_most_a_second(self) -> None:
-        assert isinstance(STAGE_LEVEL["deadline-rounds"](COST, MIX), BaselineDispatcher)
+    def test_its_length_is_the_mean_step_of_what_is_asked_for_at_most_a_second(self) -> None:
+        images = CostModel(specs_of(PROFILE, [SD3]), PROFILE, learn=False)
+        mix = Demand(
+            (
+                ClassDemand(SD3, Shape(512, 512), 20, 3.0),  # .059 s a step at its best degree
+                ClassDemand(SD3, Shape(1024, 1024), 20, 1.0),  # .243 s
+            )
+        )
+        assert round_s(mix, images) == pytest.approx((3 * 0.059 + 0.243) / 4)
+        assert round_s(MIX, COST) == 1.0

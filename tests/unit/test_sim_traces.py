@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.types import Shape
 from schedulers.errors import TraceError
-from schedulers.sim.traces import TraceExtent, TraceRow, measure, read_trace
+from schedulers.planner.demand import ClassDemand
+from schedulers.sim.traces import TraceExtent, TraceRow, measure, mix_of, read_trace
 
 HEADER = "arrival_s,height,width,frames,steps"
 
@@ -116,3 +118,14 @@ def test_a_long_wrong_field_is_cut(written: Path) -> None:
 def test_the_extent_of_a_trace(written: Path) -> None:
     written.write_text(f"{HEADER},model\n0,64,64,1,20,sd3\n7.5,64,64,1,20,\n")
     assert measure(read_trace(written)) == TraceExtent(2, 7.5, frozenset({"sd3", None}))
+
+
+def test_the_mix_of_a_trace_is_how_often_each_size_comes_with_its_mean_steps(written: Path) -> None:
+    lines = ("0,64,32,1,20,sd3", "1,64,32,1,30,sd3", "2,64,32,1,26,sd3", "3,8,8,9,4,cog")
+    written.write_text("\n".join([f"{HEADER},model", *lines]) + "\n")
+    mix = mix_of(read_trace(written))
+    assert mix.is_relative
+    assert mix.classes == (
+        ClassDemand("cog", Shape(8, 8, 9), 4, 1),
+        ClassDemand("sd3", Shape(32, 64), 25, 3),
+    )
