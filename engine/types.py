@@ -114,6 +114,19 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         return (self.image,) if self.mask is None else (self.image, self.mask)
 
 
+class Degraded(msgspec.Struct, frozen=True, kw_only=True):
+    """That a request was admitted with fewer denoise steps than it asked for, as it allowed.
+
+    Steps are of the whole schedule, of which a request with a source does the last part. With
+    `wished_steps` it was expected to end `late_s` seconds after its deadline.
+    """
+
+    wished_steps: int
+    least_steps: int
+    used_steps: int
+    late_s: float
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A validated wish for `n` outputs of one model.
 
@@ -122,6 +135,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     `fps` is frames per second of a video. `priority` is a class of service: higher goes first.
     `previews` is how often each output is shown while it is being made; that changes no output.
     `http_request` is the id of the call that asked for it: for lines of the log, nothing else.
+    `degraded` tells that `steps` are fewer than was asked for.
     """
 
     id: RequestId
@@ -144,6 +158,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     source: Source | None = None
     traceparent: str | None = None
     http_request: str | None = None
+    degraded: Degraded | None = None
 
 
 class HandoffRef(msgspec.Struct, frozen=True):

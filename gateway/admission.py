@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from engine import InvalidRequestError, Modality
+from engine.eta import predict
 from gateway.auth.principal import TenantId
 from gateway.errors import (
     DeadlineError,
@@ -27,7 +28,6 @@ from gateway.errors import (
 from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
 from gateway.jobs.store import QueueFullError
-from gateway.prediction import predict
 from gateway.resolve import Origin, Wish
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class _Door:
         if not self._is_known:
             return
         deadline_s, alone_s = self._new.request.deadline_s, self._new.predicted_s
-        found = predict(before, rest_s=alone_s, devices=self._devices, now_s=self._now_s)
+        found = predict(before.work_s, rest_s=alone_s, devices=self._devices, now_s=self._now_s)
         self.is_met = found.expected_s <= deadline_s
         if self._is_hard and not self.is_met:
             raise DeadlineError(

@@ -145,6 +145,15 @@ _SHARED: Final = (
         help="If the policy has both.",
     ),
     switch_option,
+    click.option(
+        "--degrade", is_flag=True, help="Admit what would be late with fewer steps, where allowed."
+    ),
+    click.option(
+        "--min-steps-share",
+        type=Number(0, 1, min_open=True),
+        metavar="X",
+        help="What --degrade must leave of the steps of requests that do not say.",
+    ),
     click.option("--json", "json_path", type=PATH, metavar="OUT", help="Write figures here."),
 )
 

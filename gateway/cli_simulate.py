@@ -54,6 +54,8 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
     stragglers: float
     dispatcher: str | None
     switches: Mapping[str, SwitchValue]
+    degrade: bool
+    min_steps_share: float | None
     failures: tuple[NodeFailure, ...] = ()
 
     def config(self, policy: str, gpus: int, nodes: int | None) -> SimConfig:
@@ -73,6 +75,8 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
             failures=self.failures,
             dispatcher=self.dispatcher if tunable else None,
             switches=self.switches if tunable else {},
+            degrade=self.degrade,
+            min_steps_share=self.min_steps_share,
         )
 
     def summarise(
@@ -268,6 +272,8 @@ def _run(
     seed: int,
     profile: str,
     switches: tuple[tuple[str, SwitchValue], ...],
+    degrade: bool,
+    min_steps_share: float | None,
     rate_rps: float | None = None,
     failures: tuple[NodeFailure, ...] = (),
     **others: Any,
@@ -276,6 +282,10 @@ def _run(
     models = tuple(dict.fromkeys(models))
     if (trace is None) == (name is None):
         raise RefusalError("Say what to simulate: either --trace FILE or --workload NAME.")
+    if min_steps_share is not None and not degrade:
+        raise RefusalError("--min-steps-share is for --degrade; give both or none.")
+    if degrade and trace is None and min_steps_share is None:
+        raise RefusalError("Requests of a workload allow no fewer steps; add --min-steps-share.")
     price = gpu_seconds(profile, models)
     demand: Demand
     if trace is not None:
@@ -307,6 +317,8 @@ def _run(
         models=models,
         seed=seed,
         switches=dict(switches),
+        degrade=degrade,
+        min_steps_share=min_steps_share,
         failures=failures,
         **others,
     )

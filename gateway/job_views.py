@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from engine import InvalidRequestError, Modality
+from engine.eta import predict
 from gateway.auth.principal import TenantId
 from gateway.errors import MissingError, RequestError
 from gateway.jobs.entry import Backlog
 from gateway.jobs.record import JobId, job_of_video, key_of
 from gateway.jobs.state import TERMINAL, JobStatus
 from gateway.jobs.store import PageQuery
-from gateway.prediction import predict
 from gateway.translate_jobs import wire_job, wire_list, wire_schedule
 
 if TYPE_CHECKING:
+    from engine.eta import Prediction
     from engine.ports import Clock
     from gateway.artifacts import ArtifactService
     from gateway.engine_client import Catalogue
     from gateway.jobs.record import Job
     from gateway.jobs.service import JobService
-    from gateway.prediction import Prediction
     from gateway.schemas.jobs import Job as WireJob
     from gateway.schemas.jobs import JobList, JobListQuery, Schedule
     from gateway.translate_jobs import Link
@@ -141,7 +141,7 @@ class JobViews:
         else:
             backlog = _NOTHING_BEFORE
         prediction = predict(
-            backlog, rest_s=rest_s, devices=self._engine.devices, now_s=self._clock.now()
+            backlog.work_s, rest_s=rest_s, devices=self._engine.devices, now_s=self._clock.now()
         )
         return backlog, prediction
 

@@ -21,9 +21,9 @@ from gateway.translate_videos import error_of
 
 if TYPE_CHECKING:
     from engine import StageTiming
+    from engine.eta import Prediction
     from gateway.jobs.entry import Backlog
     from gateway.jobs.record import Job, StageDecision, StoredArtifact
-    from gateway.prediction import Prediction
 
 Link = Callable[["StoredArtifact"], str]
 

@@ -18,6 +18,7 @@ from schedulers.sim.events import (
     ClusterDevice,
     ClusterEvent,
     DecideEvent,
+    DegradeEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
@@ -46,7 +47,8 @@ def audit(events: Iterable[SimEvent]) -> list[str]:
     and activations fit its memory; the stages of a run are resident on its whole team, which is
     inside one node; a request goes through encode, all its steps once, and decode, in this order
     (after a failed run from where that had saved, if it had); it ends exactly once, and `on_time`
-    agrees with its deadline.
+    agrees with its deadline; it is degraded once at most, to no less than it allows, and only if it
+    would be late.
     """
     return _Audit(events).problems
 
@@ -106,6 +108,8 @@ class _Audit:
                 if event.request in self._requests:
                     self._say(f"Request {event.request} arrives twice.")
                 self._requests[event.request] = _Request(event, self._say)
+            case DegradeEvent():
+                self._sort_degraded(event)
             case FinishEvent() | RejectEvent():
                 if (request := self._request(event.request, "ends")) is not None:
                     request.ends.append(event)
@@ -115,6 +119,16 @@ class _Audit:
                 pass  # what follows from them are loads, evictions and runs
             case _:
                 self._sort_change(event)
+
+    def _sort_degraded(self, event: DegradeEvent) -> None:
+        if (request := self._request(event.request, "is degraded")) is None:
+            return
+        if request.degraded or not event.least <= event.steps < event.wished or event.late_s <= 0:
+            self._say(
+                f"Request {event.request} is degraded from {event.wished} to {event.steps} steps, "
+                f"though it allows {event.least} and would be {event.late_s:.6g} s late, or twice."
+            )
+        request.degraded = True
 
     def _sort_change(
         self, event: LoadEvent | EvictEvent | DeviceLostEvent | DeviceReadyEvent
@@ -289,6 +303,7 @@ class _Request:
         self.arrival = arrival
         self.runs: list[RunEvent] = []
         self.ends: list[FinishEvent | RejectEvent] = []
+        self.degraded = False
         self._tell = say
         self._ready_s = arrival.t  # when the last run was over
         self._encoded, self._decoded = arrival.encoded, False

@@ -26,6 +26,7 @@ from schedulers.sim.events import (
     ArriveEvent,
     ClusterDevice,
     ClusterEvent,
+    DegradeEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
@@ -189,6 +190,20 @@ class Chronicle:
                     priority=request.priority,
                     encoded=encoded,
                     resumed=resumed,
+                )
+            )
+            self._degraded(name, request, at_s)
+
+    def _degraded(self, name: RequestId, request: GenerationRequest, at_s: float) -> None:
+        if (how := request.degraded) is not None:
+            self._tell(
+                DegradeEvent(
+                    t=at_s,
+                    request=name,
+                    wished=how.wished_steps,
+                    least=how.least_steps,
+                    steps=how.used_steps,
+                    late_s=how.late_s,
                 )
             )
 

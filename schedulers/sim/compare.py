@@ -22,6 +22,7 @@ _HEADER = (
     "loads",
     "P99 ms/decision",
 )
+_DEGRADING = "on time, fewer steps"
 
 
 def compare(summaries: Sequence[Summary]) -> str:
@@ -32,11 +33,15 @@ def compare(summaries: Sequence[Summary]) -> str:
         f"{', '.join(one.models)}; workload {one.workload}, {one.requests} requests, "
         f"rate x {one.rate_scale:g}, seed {one.seed}"
     )
-    rows = [_row(summary) for summary in summaries]
+    header: tuple[str, ...] = _HEADER
+    rows: list[tuple[str, ...]] = [_row(summary) for summary in summaries]
+    if any(summary.degrade for summary in summaries):
+        header = (*header, _DEGRADING)
+        rows = [(*row, _fewer(run)) for row, run in zip(rows, summaries, strict=True)]
     classes = dict.fromkeys(name for summary in summaries for name in summary.per_class)
-    header = ("on time, by class", *(summary.policy for summary in summaries))
+    by_class = ("on time, by class", *(summary.policy for summary in summaries))
     shares = [(name, *(_share(summary, name) for summary in summaries)) for name in classes]
-    return "\n".join([title, "", *table(_HEADER, rows), "", *table(header, shares)])
+    return "\n".join([title, "", *table(header, rows), "", *table(by_class, shares)])
 
 
 def _row(summary: Summary) -> tuple[str, ...]:
@@ -55,6 +60,10 @@ def _row(summary: Summary) -> tuple[str, ...]:
         f"{summary.loads}",
         f"{summary.decision_ms_p99:.3g}",
     )
+
+
+def _fewer(summary: Summary) -> str:
+    return f"{summary.degraded_attainment:.2%}"
 
 
 def _share(summary: Summary, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -69,6 +70,9 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
             every profiled size as often, which is what planners begin with in any case.
         planner: the planner's knobs.
         window_s: what the monitor looks back on.
+        degrade: admit requests that would be late with as many denoise steps as are on time.
+        min_steps_share: the least share of its steps that a request allows whose row says nothing;
+            None: all of them.
     """
 
     profile: str
@@ -88,6 +92,15 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     mix: Demand | None = None
     planner: PlannerKnobs = PlannerKnobs()
     window_s: float = MONITOR_WINDOW_S
+    degrade: bool = False
+    min_steps_share: float | None = None
+
+    def least_steps(self, row: TraceRow) -> int:
+        """Return how few denoise steps a request allows."""
+        if row.min_steps is not None:
+            return min(row.min_steps, row.steps)  # all rows may have been given other steps
+        share = 1.0 if self.min_steps_share is None else self.min_steps_share
+        return max(1, math.ceil(share * row.steps))
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):

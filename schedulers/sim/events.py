@@ -56,6 +56,7 @@ class ClusterEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="cluster")
 class ArriveEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="arrive", kw_only=True):
     """A request came in; `deadline` is on the same clock as `t`.
 
+    `steps` are those that it does, see `DegradeEvent`.
     `encoded`: what its prompt encodes to was kept from another request, so it needs no encode.
     `resumed`: another engine did a part of it; what is missing here was done there.
     """
@@ -72,6 +73,20 @@ class ArriveEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="arrive", k
     priority: int = 0
     encoded: bool = False
     resumed: bool = False
+
+
+class DegradeEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="degrade", kw_only=True):
+    """A request that has just arrived does `steps` denoise steps instead of the `wished` ones.
+
+    It allows `least`. With all of them it was expected to end `late_s` seconds after its deadline.
+    """
+
+    t: float
+    request: RequestId
+    wished: int
+    least: int
+    steps: int
+    late_s: float
 
 
 class RunEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="run", kw_only=True):
@@ -190,6 +205,7 @@ class DeviceReadyEvent(msgspec.Struct, frozen=True, tag_field="kind", tag="devic
 SimEvent = (
     ClusterEvent
     | ArriveEvent
+    | DegradeEvent
     | RunEvent
     | LoadEvent
     | EvictEvent

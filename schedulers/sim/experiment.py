@@ -68,6 +68,8 @@ def _identity(config: SimConfig, workload: str, rate_scale: float) -> RunIdentit
         dispatcher=config.dispatcher,
         switches=config.switches,
         versions=versions(),
+        degrade=config.degrade,
+        min_steps_share=config.min_steps_share,
     )
 
 

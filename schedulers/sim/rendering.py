@@ -53,6 +53,9 @@ def _circumstances(summary: Summary) -> str:
         parts.append(f"failing {', '.join(summary.failures)}")
     if summary.dispatcher:
         parts.append(f"dispatcher {summary.dispatcher}")
+    if summary.degrade:
+        share = summary.min_steps_share
+        parts.append("degrading" + ("" if share is None else f" to {share:.0%} of the steps"))
     parts += [f"{name} {_shown(value)}" for name, value in summary.policy_switches.items()]
     return "; ".join(parts)
 
@@ -68,7 +71,7 @@ def _figures(summary: Summary) -> list[str]:
     shares = ", ".join(f"{part} {use[part]:.1%}" for part in (*STAGES, "load"))
     rows = {
         "requests": f"{summary.requests}: {summary.finished} finished, {summary.rejected} rejected",
-        "on time": f"{summary.slo_attainment:.2%} of all requests",
+        "on time": f"{summary.slo_attainment:.2%} of all requests" + _with_fewer_steps(summary),
         "latency": f"mean {seconds(summary.mean_s)} s, P50 {seconds(summary.p50_s)} s, "
         f"P95 {seconds(summary.p95_s)} s, P99 {seconds(summary.p99_s)} s",
         "goodput": f"{summary.goodput_rps:.4g} requests on time per second",
@@ -85,6 +88,15 @@ def _figures(summary: Summary) -> list[str]:
         del rows["simulated"]
         rows["took"] = f"{summary.wall_s:.0f} s"
     return [f"{name:<10} {text}" for name, text in rows.items()]
+
+
+def _with_fewer_steps(summary: Summary) -> str:
+    if not summary.degraded:
+        return ""
+    return (
+        f"; {summary.degraded_attainment:.2%} more with fewer steps "
+        f"({summary.degraded} degraded, {summary.degraded_on_time} of them on time)"
+    )
 
 
 def _group_table(title: str, groups: Mapping[str, GroupSummary]) -> list[str]:

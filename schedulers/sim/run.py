@@ -31,6 +31,7 @@ from schedulers.cost import CostModel
 from schedulers.planner.demand import Demand, uniform
 from schedulers.policies import Policy, Setup, build_policy
 from schedulers.profile import load_profile, specs_of
+from schedulers.sim.admission import Admission
 from schedulers.sim.chronicle import Chronicle
 from schedulers.sim.clock import VirtualClock, run_virtual
 from schedulers.sim.config import RunFacts, SimConfig
@@ -95,7 +96,8 @@ class _Simulation:
             spec.stage(k): size for spec in self._specs for k, size in spec.weight_bytes.items()
         }
         self._chronicle = Chronicle(self._clock, weights, on_event)
-        policy = self._policy(CostModel(self._specs, profile), profile)
+        cost = CostModel(self._specs, profile)
+        policy = self._policy(cost, profile)
         self._dispatcher = TimedDispatcher(policy.dispatcher, self._chronicle)
         self._planner = WatchedPlanner(policy.planner, self._chronicle)
         self._executor = FakeExecutor(
@@ -109,6 +111,11 @@ class _Simulation:
         )
         self._core = self._engine(policy, profile.node.reserve_bytes)
         self._dead: set[DeviceId] = set()
+        self._admission = Admission(
+            cost,
+            progress=self._core.progress,
+            devices=lambda: len(self._infos) - len(self._dead),
+        )
         self._open: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._bug: BaseException | None = None
@@ -180,6 +187,9 @@ class _Simulation:
 
     def _arrive(self, row: TraceRow) -> None:
         request = self._request(row)
+        if self._config.degrade:
+            least = self._config.least_steps(row)
+            request = self._admission.admit(request, least, self._clock.now())
         self._chronicle.arrived(request)
         work = asyncio.create_task(self._serve(request))
         self._open.add(work)
@@ -221,6 +231,8 @@ class _Simulation:
             self._chronicle.rejected(request, str(error))
         else:
             self._chronicle.finished(request)
+        finally:
+            self._admission.ended(request.id)
 
     async def _fail(self, failure: NodeFailure) -> None:
         """Let devices die for good."""
@@ -239,5 +251,4 @@ def _even_mix(profile: Profile, specs: Sequence[PipelineSpec]) -> Demand:
 
 
 def _due(request: GenerationRequest, deadline_s: float) -> GenerationRequest:
-
     return msgspec.structs.replace(request, deadline_s=deadline_s)

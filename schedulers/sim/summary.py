@@ -20,6 +20,7 @@ from schedulers.sim.events import (
     ArriveEvent,
     ClusterEvent,
     DecideEvent,
+    DegradeEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
@@ -39,7 +40,11 @@ _MOST_REASONS = 32  # reasons may name requests: the summary stays bounded
 
 
 class GroupSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests of one class or tenant; seconds are None if there was none."""
+    """Requests of one class or tenant; seconds are None if there was none.
+
+    `slo_attainment` counts what was on time with all the denoise steps that it asked for;
+    `degraded` were admitted with fewer, and `degraded_on_time` of these ended on time.
+    """
 
     requests: int
     finished: int
@@ -49,6 +54,13 @@ class GroupSummary(msgspec.Struct, frozen=True, kw_only=True):
     p50_s: float | None
     p95_s: float | None
     p99_s: float | None
+    degraded: int = 0
+    degraded_on_time: int = 0
+
+    @property
+    def degraded_attainment(self) -> float:
+        """Return the share that was on time with fewer steps than it asked for."""
+        return self.degraded_on_time / self.requests if self.requests else 0.0
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,13 +80,15 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     dispatcher: str | None
     switches: Mapping[str, SwitchValue]
     versions: Mapping[str, str]
+    degrade: bool = False
+    min_steps_share: float | None = None
 
 
 class Summary(GroupSummary, frozen=True, kw_only=True):
     """All figures of one simulation.
 
     Attributes:
-        goodput_rps: requests on time per second of the period in which requests arrive.
+        goodput_rps: requests on time, with all their steps, per second of the period in which requests arrive.
         gpu_utilisation: busy GPU-seconds over those of living GPUs until the last event, per
             stage; `total` is the sum over stages, `load` is time spent on loading weights.
         per_class: by model and shape, as `model HxWxF`.
@@ -114,20 +128,25 @@ class Summary(GroupSummary, frozen=True, kw_only=True):
     simulated_s: float
     wall_s: float
     versions: Mapping[str, str]
+    degrade: bool = False
+    min_steps_share: float | None = None
 
 
 class _Group:
     """Latencies of what finished; arrival and deadline of what did not."""
 
-    __slots__ = ("arrived", "due", "latencies", "on_time", "rejected")
+    __slots__ = (
+        "arrived", "degraded", "degraded_on_time", "due", "latencies", "on_time", "rejected",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.latencies, self.arrived, self.due = array("d"), array("d"), array("d")
-        self.on_time = self.rejected = 0
+        self.on_time = self.rejected = self.degraded = self.degraded_on_time = 0
 
-    def finish(self, arrival: ArriveEvent, end_s: float, *, on_time: bool) -> None:
+    def finish(self, arrival: ArriveEvent, end_s: float, *, on_time: bool, degraded: bool) -> None:
         self.latencies.append(end_s - arrival.t)
-        self.on_time += on_time
+        self.on_time += on_time and not degraded
+        self.degraded_on_time += on_time and degraded
 
     def miss(self, arrival: ArriveEvent) -> None:
         self.arrived.append(arrival.t)
@@ -149,6 +168,8 @@ class _Group:
             p50_s=percentile(latencies, 0.50),
             p95_s=percentile(latencies, 0.95),
             p99_s=percentile(latencies, 0.99),
+            degraded=self.degraded,
+            degraded_on_time=self.degraded_on_time,
         )
 
 
@@ -158,6 +179,7 @@ class SummaryBuilder:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._waiting: dict[RequestId, ArriveEvent] = {}
+        self._degraded: set[RequestId] = set()
         self._all = _Group()
         self._classes: dict[str, _Group] = {}
         self._tenants: dict[str, _Group] = {}
@@ -170,7 +192,7 @@ class SummaryBuilder:
         self._first_s: float | None = None
         self._last_arrival_s = self._end_s = 0.0
 
-    def add(self, event: SimEvent) -> None:  # noqa: C901 - one case per kind of event
+    def add(self, event: SimEvent) -> None:  # noqa: C901, PLR0912 - one case per kind of event
         """Take one event."""
         self._end_s = max(self._end_s, end_of(event))
         match event:
@@ -191,10 +213,15 @@ class SummaryBuilder:
                 pass  # counted by who decides
             case RejectEvent():
                 self._reject(event)
+            case DegradeEvent():
+                self._degraded.add(event.request)
+                for group, _arrival in self._groups_of(event.request):
+                    group.degraded += 1
             case FinishEvent():
+                degraded = event.request in self._degraded
                 for group, arrival in self._groups_of(event.request):
-                    group.finish(arrival, event.t, on_time=event.on_time)
-                self._waiting.pop(event.request, None)
+                    group.finish(arrival, event.t, on_time=event.on_time, degraded=degraded)
+                self._forget(event.request)
             case DeviceLostEvent():
                 self._lost += 1
                 self._lost_at[event.device] = event.t
@@ -214,10 +241,14 @@ class SummaryBuilder:
         for group, arrival in self._groups_of(event.request):
             group.miss(arrival)
             group.rejected += 1
-        self._waiting.pop(event.request, None)
+        self._forget(event.request)
         known = event.reason in self._reasons or len(self._reasons) < _MOST_REASONS
         reason = event.reason if known else "other reasons"
         self._reasons[reason] = self._reasons.get(reason, 0) + 1
+
+    def _forget(self, request: RequestId) -> None:
+        self._waiting.pop(request, None)
+        self._degraded.discard(request)
 
     def _groups_of(self, request: RequestId) -> list[tuple[_Group, ArriveEvent]]:
         arrival = self._waiting.get(request)
@@ -270,6 +301,8 @@ class SummaryBuilder:
             simulated_s=facts.simulated_s,
             wall_s=facts.wall_s,
             versions=identity.versions,
+            degrade=identity.degrade,
+            min_steps_share=identity.min_steps_share,
         )
 
     def _arrival_rate(self, requests: int) -> float:

@@ -23,14 +23,17 @@ from schedulers.planner.demand import ClassDemand, Demand
 T = TypeVar("T")
 
 REQUIRED: Final = ("arrival_s", "height", "width", "frames", "steps")
-OPTIONAL: Final = ("model", "tenant", "slo_scale", "priority")
+OPTIONAL: Final = ("model", "tenant", "slo_scale", "priority", "min_steps")
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER: Final = re.compile(r"[+-]?\d{1,9}", re.ASCII)
 _SHOWN_CHARACTERS: Final = 40
 
 
 class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to come; `slo_scale` None means the scale of the run."""
+    """One request to come; `slo_scale` None means the scale of the run.
+
+    Admission may degrade it to `min_steps` denoise steps; None: as the run says.
+    """
 
     arrival_s: float
     height: int
@@ -41,6 +44,7 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "default"
     slo_scale: float | None = None
     priority: int = 0
+    min_steps: int | None = None
 
 
 class TraceExtent(msgspec.Struct, frozen=True):
@@ -150,6 +154,7 @@ class _Line:
             tenant=self._optional("tenant", self._cells.__getitem__, "default"),
             slo_scale=self._optional("slo_scale", self._scale, None),
             priority=self._optional("priority", self._priority, 0),
+            min_steps=self._optional("min_steps", self._min_steps, None),
         )
 
     def _optional(self, field: str, read: Callable[[str], T], default: T) -> T:
@@ -176,6 +181,12 @@ class _Line:
         value = self._integer(field)
         if value is None or value < 1:
             self._refuse(field, "a whole number from 1 to 999999999")
+        return value
+
+    def _min_steps(self, field: str) -> int:
+        value = self._integer(field)
+        if value is None or not 1 <= value <= self._positive("steps"):
+            self._refuse(field, "a whole number from 1 to the line's steps, or nothing")
         return value
 
     def _priority(self, field: str) -> int:

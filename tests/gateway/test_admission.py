@@ -7,8 +7,6 @@ import asyncio
 import httpx
 import pytest
 
-from gateway.jobs.entry import Backlog
-from gateway.prediction import predict
 from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine
 
@@ -90,10 +88,3 @@ async def test_a_caller_with_a_deadline_does_not_wait_longer(
 async def test_a_deadline_that_is_none_is_refused(client: httpx.AsyncClient, value: object) -> None:
     answer = await client.post(URL, json={**BODY, "deadline_ms": value})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "deadline_ms")
-
-
-def test_what_is_ahead_is_spread_over_the_devices() -> None:
-    before = Backlog(waiting=3, ahead=2, work_s=40.0)
-    found = predict(before, rest_s=10.0, devices=4, now_s=1000.0)
-    assert (found.earliest_s, found.expected_s, found.latest_s) == (1010.0, 1020.0, 1030.0)
-    assert predict(before, rest_s=10.0, devices=0, now_s=0.0).expected_s == 50.0

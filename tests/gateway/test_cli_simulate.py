@@ -161,6 +161,20 @@ def test_options_reach_the_simulator(instant: Instant) -> None:
     assert [entry.model for entry in config.mix.classes] == ["sd3"] * 5
 
 
+def test_how_far_requests_may_be_degraded_reaches_the_simulator(instant: Instant) -> None:
+    options = ["--workload", "hetu", "--duration", "60", "--degrade", "--min-steps-share", "0.6"]
+    assert invoke(instant, *SIMULATE, *options).exit_code == 0
+    (config,) = instant.configs
+    assert (config.degrade, config.min_steps_share) == (True, 0.6)
+
+
+@pytest.mark.parametrize("options", [("--min-steps-share", "0.6"), ("--degrade",)])
+def test_half_of_what_degrading_needs_is_refused(
+    instant: Instant, options: tuple[str, ...]
+) -> None:
+    assert_refused(invoke(instant, *HETU, *options), "--min-steps-share")
+
+
 def test_a_comparison_turns_switches_of_the_policies_that_have_them(instant: Instant) -> None:
     options = ["--workload", "hetu", "--duration", "60", "--compare", "trident,b6"]
     assert invoke(instant, *SIMULATE, *options, "--switch", "spill=off").exit_code == 0

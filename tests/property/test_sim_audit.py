@@ -16,6 +16,7 @@ from schedulers.sim.events import (
     ArriveEvent,
     ClusterDevice,
     ClusterEvent,
+    DegradeEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
@@ -319,3 +320,23 @@ def test_the_list_of_problems_is_bounded() -> None:
 
 def test_an_empty_history_has_nothing_wrong() -> None:
     assert audit([]) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "changes"),
+    [(1, {"steps": 8}), (1, {"steps": 1}), (1, {"late_s": -1.0}), (2, {})],
+)
+def test_a_degradation_without_leave_or_need_is_found(
+    times: int, changes: dict[str, float]
+) -> None:
+    story = [
+        *begin(),
+        run(StageKind.ENCODE, 1.0, "b"),
+        run(StageKind.DIFFUSE, 2.0, "a", step_to=4),
+        run(StageKind.DECODE, 6.0, "b"),
+        FinishEvent(7.0, RequestId("r"), on_time=True),
+    ]
+    fair = DegradeEvent(t=0.0, request=RequestId("r"), wished=8, least=2, steps=4, late_s=1.0)
+    assert audit([*story, fair]) == []
+    wrong = msgspec.structs.replace(fair, **changes)
+    assert any("is degraded from 8" in problem for problem in audit([*story, *(times * [wrong])]))

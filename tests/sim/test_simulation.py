@@ -14,6 +14,7 @@ from schedulers.sim.config import NodeFailure, RunFacts, SimConfig
 from schedulers.sim.events import (
     ArriveEvent,
     DecideEvent,
+    DegradeEvent,
     DeviceLostEvent,
     FinishEvent,
     LoadEvent,
@@ -40,6 +41,16 @@ def run(trace: Iterator[TraceRow], **changes: object) -> tuple[list[SimEvent], R
     values = {"profile": "l20", "models": (COG,), "gpus": 16, "policy": "trident", "rows": trace}
     events: list[SimEvent] = []
     return events, simulate(SimConfig(**(values | changes)), on_event=events.append)
+
+
+def overload(count: int = 100) -> Iterator[TraceRow]:
+    """More of one size than 16 devices can do in time with all steps."""
+    for i in range(count):
+        yield TraceRow(arrival_s=2.0 * i, height=768, width=432, frames=81, steps=6)
+
+
+def on_time(events: list[SimEvent]) -> int:
+    return sum(event.on_time for event in events if isinstance(event, FinishEvent))
 
 
 def finishes(events: list[SimEvent]) -> list[float]:
@@ -160,3 +171,33 @@ def test_a_simulation_says_why_every_launch_is_where_it_is_and_what_devices_shou
     assert set.union(*map(set, first.stages.values())) == {
         f"{COG}/{stage}" for stage in ("encode", "diffuse", "decode")
     }
+
+
+def test_under_overload_admission_degrades_no_further_than_is_allowed_and_more_is_on_time() -> None:
+    usual, _facts = run(overload())
+    events, _facts = run(overload(), degrade=True, min_steps_share=0.5)
+    assert audit(events) == []
+    degraded = [event for event in events if isinstance(event, DegradeEvent)]
+    arrived = {event.request: event for event in events if isinstance(event, ArriveEvent)}
+    assert degraded
+    assert all(3 <= event.steps < event.wished == 6 for event in degraded)
+    assert all(arrived[event.request].steps == event.steps for event in degraded)
+    assert on_time(events) > 1.3 * on_time(usual)
+
+
+def test_without_leave_nothing_is_degraded() -> None:
+    usual, _facts = run(overload(30))
+    strict, _facts = run(overload(30), degrade=True)
+    assert finishes(strict) == finishes(usual)
+    assert not [event for event in strict if isinstance(event, DegradeEvent)]
+
+
+def test_a_row_says_itself_how_few_steps_it_allows() -> None:
+    patient = (msgspec.structs.replace(row, min_steps=5) for row in overload())
+    events, _facts = run(patient, degrade=True, min_steps_share=0.1)
+    assert {event.steps for event in events if isinstance(event, DegradeEvent)} == {5}
+
+
+def test_an_idle_cluster_degrades_nothing() -> None:
+    events, _facts = run(rows(5, 200.0), degrade=True, min_steps_share=0.1)
+    assert not [event for event in events if isinstance(event, DegradeEvent)]

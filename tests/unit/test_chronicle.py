@@ -6,6 +6,7 @@ import pytest
 
 from engine.types import (
     Assignment,
+    Degraded,
     DeviceId,
     DeviceInfo,
     GenerationRequest,
@@ -20,6 +21,7 @@ from engine.types import (
 from schedulers.sim.audit import audit
 from schedulers.sim.chronicle import Chronicle
 from schedulers.sim.events import (
+    DegradeEvent,
     DeviceReadyEvent,
     PlaceEvent,
     RunEvent,
@@ -252,3 +254,15 @@ def test_a_partial_image_and_a_source_are_no_steps_of_the_request() -> None:
     assert audit(hand.events) == []
     told = [e.purpose for e in hand.events if isinstance(e, RunEvent)]
     assert told == ["image_encode", "main", "main", "preview", "main"]
+
+
+def test_what_was_admitted_with_fewer_steps_is_told_for_each_output() -> None:
+    hand = Hand()
+    hand.up(A)
+    how = Degraded(wished_steps=8, least_steps=1, used_steps=2, late_s=3.0)
+    hand.told.arrived(wish(hand, n=2, degraded=how))
+    told = [event for event in hand.events if isinstance(event, DegradeEvent)]
+    assert [(event.request, event.wished, event.steps) for event in told] == [
+        ("r1", 8, 2),
+        ("r1/1", 8, 2),
+    ]

@@ -12,6 +12,7 @@ from schedulers.sim.events import (
     ArriveEvent,
     ClusterDevice,
     ClusterEvent,
+    DegradeEvent,
     DeviceLostEvent,
     DeviceReadyEvent,
     EvictEvent,
@@ -249,3 +250,38 @@ def test_a_summary_travels_as_json() -> None:
     required += "gpu_utilisation per_class decisions decision_ms_p99 switches preemptions wall_s"
     assert set(required.split()) <= set(written)
     assert written["simulated"] is True
+
+
+def degraded(name: str, t: float) -> SimEvent:
+    return DegradeEvent(t=t, request=RequestId(name), wished=20, least=5, steps=8, late_s=3.0)
+
+
+def of_degraded() -> Summary:
+    """Four requests: on time whole, on time with fewer steps, late with fewer steps, late whole."""
+    builder = SummaryBuilder()
+    builder.add(cluster())
+    for name in "abcd":
+        builder.add(arrive(name, 0.0, 10.0))
+    for name, at, on_time in (("a", 9.0, True), ("b", 9.5, True), ("c", 11.0, False)):
+        if name != "a":
+            builder.add(degraded(name, 0.0))
+        builder.add(FinishEvent(at, RequestId(name), on_time))
+    builder.add(FinishEvent(12.0, RequestId("d"), on_time=False))
+    return builder.summary(msgspec.structs.replace(IDENTITY, degrade=True), FACTS)
+
+
+def test_what_was_on_time_with_fewer_steps_is_counted_apart() -> None:
+    summary = of_degraded()
+    assert (summary.slo_attainment, summary.degraded, summary.degraded_on_time) == (0.25, 2, 1)
+    assert summary.degraded_attainment == 0.25
+    (group,) = summary.per_class.values()
+    assert (group.slo_attainment, group.degraded, group.degraded_on_time) == (0.25, 2, 1)
+
+
+def test_a_reader_and_a_comparison_see_what_was_degraded() -> None:
+    summary = of_degraded()
+    text = render(summary)
+    assert "degrading" in text
+    assert "25.00% more with fewer steps (2 degraded, 1 of them on time)" in text
+    assert "on time, fewer steps" in compare([summary])
+    assert "fewer steps" not in compare([msgspec.structs.replace(summary, degrade=False)])

@@ -27,14 +27,18 @@ def test_required_columns_suffice(written: Path) -> None:
 
 
 def test_optional_columns_in_any_order(written: Path) -> None:
-    written.write_text(f"model,priority,{HEADER},slo_scale,tenant\nsd3,2,1e1,64,64,1,20,1.5,a\n")
+    header, line = (
+        f"model,priority,{HEADER},slo_scale,tenant,min_steps",
+        "sd3,2,1e1,64,64,1,20,1.5,a,8",
+    )
+    written.write_text(f"{header}\n{line}\n")
     (row,) = read_trace(written)
     assert (row.model, row.tenant, row.slo_scale, row.priority) == ("sd3", "a", 1.5, 2)
-    assert row.arrival_s == 10.0
+    assert (row.arrival_s, row.min_steps) == (10.0, 8)
 
 
 def test_empty_optional_fields_mean_the_default(written: Path) -> None:
-    written.write_text(f"{HEADER},model,tenant,slo_scale,priority\n0,64,64,1,20,,,,\n")
+    written.write_text(f"{HEADER},model,tenant,slo_scale,priority,min_steps\n0,64,64,1,20,,,,,\n")
     (row,) = read_trace(written)
     assert row == TraceRow(arrival_s=0.0, height=64, width=64, frames=1, steps=20)
 
@@ -60,10 +64,12 @@ def test_a_byte_order_mark_windows_lines_and_blank_lines_are_borne(written: Path
         ("slo_scale", "0", "above 0"),
         ("slo_scale", "x", "above 0"),
         ("priority", "high", "whole number"),
+        ("min_steps", "0", "from 1 to the line's steps"),
+        ("min_steps", "2", "from 1 to the line's steps"),
     ],
 )
 def test_a_wrong_field_is_named(written: Path, field: str, value: str, expected: str) -> None:
-    good = dict.fromkeys([*HEADER.split(","), "slo_scale", "priority"], "1")
+    good = dict.fromkeys([*HEADER.split(","), "slo_scale", "priority", "min_steps"], "1")
     bad = {**good, field: value}
     written.write_text(f"{','.join(good)}\n{','.join(good.values())}\n{','.join(bad.values())}\n")
     with pytest.raises(TraceError) as caught:
