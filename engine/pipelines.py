@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
+from engine.cards import Limits, ServingCard, read_card
 from engine.errors import InvalidRequestError, PipelineError
 from engine.families import TEAM_SIZES, Family, family_named, vae_scale_factor
 from engine.folders import ModelFolder, open_folder
 from engine.graph import Edge, StageGraph, StageNode
+from engine.tiling import Tiling, tiling_of
 from engine.types import (
     GenerationRequest,
     Modality,
@@ -29,39 +31,10 @@ from engine.types import (
 )
 from engine.weights import weight_bytes
 
-MAX_STEPS = 200
 DEFAULT_FPS = 8
 DEFAULT_FRAMES = 16
 DEFAULT_SIDE_PX = 1024
 MAX_SIDE_PX = 8192  # below what every file format holds
-
-
-class Defaults(msgspec.Struct, frozen=True):
-    """What a request gets when it does not say; None means the family's default."""
-
-    width_px: int | None = None
-    height_px: int | None = None
-    frames: int | None = None
-    fps: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How small and how large an output of this model may be; pixels are per frame."""
-
-    min_pixels: int = 1
-    max_pixels: int = 4_194_304
-    max_frames: int = 129
-    max_steps: int = MAX_STEPS
-
-
-class ServingCard(msgspec.Struct, frozen=True):
-    """`trident.json` in a model folder."""
-
-    defaults: Defaults = Defaults()
-    limits: Limits = Limits()
-    description: str = ""
 
 
 class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +42,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `weight_bytes` is what each stage's weights take in `dtype_bytes`-wide numbers. `degrees` are
     the numbers of devices that a diffuse can run on; `decodes_frames` tells that a team can share
-    out the frames of a decode.
+    out the frames of a decode, `tiling` which pictures are decoded in tiles (None: none is).
     """
 
     id: ModelId
@@ -88,6 +61,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     created_s: int
     degrees: tuple[int, ...] = TEAM_SIZES
     decodes_frames: bool = False
+    tiling: Tiling | None = None
     description: str = ""
 
     def stage(self, kind: StageKind) -> StageKey:
@@ -98,6 +72,12 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     def stages(self) -> tuple[StageKey, ...]:
         """All stages, in the order encode, diffuse, decode."""
         return tuple(self.stage(kind) for kind in StageKind)
+
+    def decode_parts(self, shape: Shape) -> int:
+        """Return how many frames or tiles of a decode a team can share out; 1 if it is one piece."""
+        if self.decodes_frames:
+            return shape.frames
+        return 1 if self.tiling is None else self.tiling.tiles(shape)
 
     def check_shape(self, shape: Shape) -> None:
         """Raise `InvalidRequestError` (param `size`) if the model cannot draw this size."""
@@ -216,8 +196,10 @@ def open_pipeline(
     """
     found = open_folder(folder)
     family, configs = found.family, found.configs
-    card = _serving_card(folder)
+    card = read_card(folder)
     multiple, max_side = _size_rules(found)
+    is_picture = family.modality is Modality.IMAGE
+    tiling = tiling_of(configs, card.tiled_above_pixels) if is_picture else None
     spec = PipelineSpec(
         id=ModelId(model_id or folder.resolve().name),
         folder=str(folder.resolve()),
@@ -240,6 +222,7 @@ def open_pipeline(
         uses_negative_prompt=family.uses_negative_prompt,
         degrees=family.degrees,
         decodes_frames=family.decodes_frames,
+        tiling=tiling,
         limits=_limits(card, configs),
         created_s=int((folder / "model_index.json").stat().st_mtime),
         description=card.description,
@@ -299,14 +282,3 @@ def _limits(card: ServingCard, configs: Mapping[str, Mapping[str, Any]]) -> Limi
     most = card.limits.max_frames
     frames = min(most, positions) if isinstance(positions, int) else most
     return msgspec.structs.replace(card.limits, max_frames=frames)
-
-
-def _serving_card(folder: Path) -> ServingCard:
-    path = folder / "trident.json"
-    if not path.exists():
-        return ServingCard()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ServingCard)
-    except (OSError, msgspec.MsgspecError) as error:
-        message = f"{path} is malformed: {error}."
-        raise PipelineError(message) from error

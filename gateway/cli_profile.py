@@ -65,7 +65,7 @@ class _Size(click.ParamType[Shape]):
     type=click.IntRange(1, 64),
     multiple=True,
     default=(1,),
-    help="Devices that share a diffuse; repeatable [1].",
+    help="Devices that share a diffuse or a decode; repeatable [1].",
 )
 @click.option(
     "--batch",

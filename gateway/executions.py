@@ -114,17 +114,43 @@ class Executions:
         """
         await self.reload(self.devices[0], StageKind.ENCODE, spec)
         steps, taken = spec.default_steps, {kind: list[Taken]() for kind in StageKind}
+        width = {kind: degree if kind is StageKind.DIFFUSE else 1 for kind in StageKind}
         for _ in range(1 + repetitions):
             refs: tuple[HandoffRef, ...] = ()
             wishes = [a_wish(spec, shape, steps, seed) for seed in range(batch)]
             for kind in StageKind:
-                team = self.devices[: degree if kind is StageKind.DIFFUSE else 1]
-                taken[kind].append(await self.run(self.launch(spec, wishes, kind, team, refs)))
+                team = self.devices[: width[kind]]
+                launch = self.launch(spec, wishes, kind, team, refs)
+                taken[kind].append(await self.run(launch))
                 self.release(refs)
                 refs = taken[kind][-1].refs
             if taken[StageKind.DIFFUSE][-1].step_s > _LONG_STEP_S:
                 steps = min(steps, _FEW_STEPS)
-        return [_figure(spec, shape, k, taken[k], degree=degree, batch=batch) for k in StageKind]
+        return [
+            _figure(spec, shape, kind, taken[kind], degree=width[kind], batch=batch)
+            for kind in StageKind
+        ]
+
+    async def decodes(
+        self, spec: PipelineSpec, shape: Shape, repetitions: int, *, degree: int
+    ) -> Figure:
+        """Run the decode of one request on a team, over and over; the first time warms up."""
+        refs: tuple[HandoffRef, ...] = ()
+        wishes = [a_wish(spec, shape, min(_FEW_STEPS, spec.default_steps))]
+        for kind in (StageKind.ENCODE, StageKind.DIFFUSE):
+            before, made = (
+                refs,
+                await self.run(self.launch(spec, wishes, kind, self.devices[:1], refs)),
+            )
+            refs = made.refs
+            self.release(before)
+        team = self.devices[:degree]
+        taken = [
+            await self.run(self.launch(spec, wishes, StageKind.DECODE, team, refs))
+            for _ in range(1 + repetitions)
+        ]
+        self.release(refs)
+        return _figure(spec, shape, StageKind.DECODE, taken, degree=degree, batch=1)
 
     def launch(
         self,
@@ -235,7 +261,7 @@ def _figure(
         model=spec.id,
         stage=kind,
         shape=shape,
-        degree=degree if diffuses else 1,
+        degree=degree,
         batch=batch,
         run_s=tuple(one.step_s if diffuses else one.report.run_s for one in counted),
         arrival_s=tuple(one.arrival_s for one in counted),

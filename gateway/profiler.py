@@ -105,6 +105,8 @@ class Profiler:
                 await self._measure(Point(spec, spec.default_shape, degree), must=True)
         for point in self._sizes(specs, wanted):
             await self._measure(point)
+        for point in self._decodes(specs):
+            await self._measure_decode(point)
         if not self._notebook.has_node:
             await self._node(specs[0])
         for point in self._shared(specs):
@@ -118,6 +120,15 @@ class Profiler:
         for spec in specs:
             for degree in self._degrees_of(spec):
                 for shape in sizes_of(spec, wanted)[1:]:
+                    yield Point(spec, shape, degree)
+
+    def _decodes(self, specs: Sequence[PipelineSpec]) -> Iterator[Point]:
+        """Yield decodes that a team can share out, of all sizes that were measured."""
+        for spec in specs:
+            figures = self._notebook.of(spec, StageKind.DECODE)
+            for shape in dict.fromkeys(f.shape for f in figures if f.degree == f.batch == 1):
+                parts = spec.decode_parts(shape)
+                for degree in (k for k in self._degrees if 1 < k <= parts):
                     yield Point(spec, shape, degree)
 
     def _shared(self, specs: Sequence[PipelineSpec]) -> Iterator[Point]:
@@ -165,6 +176,27 @@ class Profiler:
             is_new = (figure.batch, figure.stage) not in known
             if is_new and (degree == 1 or figure.stage is StageKind.DIFFUSE):
                 self._notebook.add(figure)
+
+    async def _measure_decode(self, point: Point) -> None:
+        spec, shape, degree, _ = point
+        known = {
+            (f.shape, f.degree): f
+            for f in self._notebook.of(spec, StageKind.DECODE)
+            if f.batch == 1
+        }
+        if (shape, degree) in known:
+            return
+        one_s = median(known[shape, 1].run_s)
+        if (2 + self._repetitions) * one_s > self._left_s():
+            self.left_out.append(f"decode of {point}, for want of time")
+            return
+        self._tell(f"decode of {point}")
+        try:
+            figure = await self._executions.decodes(spec, shape, self._repetitions, degree=degree)
+        except StageFailedError as error:
+            self.left_out.append(f"decode of {point}: {error}")
+        else:
+            self._notebook.add(figure)
 
     def _expected_s(self, point: Point) -> float:
         """Reckon with the square of the pixels, from the largest size that was measured."""

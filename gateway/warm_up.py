@@ -205,7 +205,7 @@ class WarmUp:
         task, diffuses = launch.task, report.kind is StageKind.DIFFUSE
         if self._point is None or report.task != task.id:
             return
-        if self._point.degree > 1 and not diffuses:
+        if self._point.degree > 1 == launch.degree:
             return  # known from degree 1
         self._figures.append(
             Figure(

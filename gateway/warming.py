@@ -46,7 +46,7 @@ class WarmingDispatcher:
         point, task = self._warm_up.point, mine[0]
         if point is None or len(mine) < point.batch:
             return None
-        width = point.degree if task.stage.kind is StageKind.DIFFUSE else 1
+        width = self._width(point.degree, task)
         estimate = self._cost.estimate(task.stage, task.request, batch=point.batch)
         team = _idle(task, view, estimate.activation_bytes)[:width]
         if len(team) < width:
@@ -59,6 +59,13 @@ class WarmingDispatcher:
             activation_bytes=estimate.activation_bytes,
             why=f"warm-up: {point.batch} at degree {width}",
         )
+
+    def _width(self, degree: int, task: StageTask) -> int:
+        """Return how many devices share the stage: all a diffuse, and a decode that has the parts."""
+        kind, request = task.stage.kind, task.request
+        if kind is StageKind.DECODE:
+            return degree if degree <= self._cost.decode_parts(request.model, request.shape) else 1
+        return degree if kind is StageKind.DIFFUSE else 1
 
     def why_impossible(self, task: StageTask, view: ClusterView) -> str | None:
         """Pass it on."""

@@ -217,9 +217,9 @@ class CostModel:
         """Return the degrees that a model can run at and that were profiled, ascending."""
         return self._degrees.get(model, (1,))
 
-    def decodes_frames(self, model: ModelId) -> bool:
-        """Return whether a model decodes a film frame by frame, so that a team can share them out."""
-        return self._specs[model].decodes_frames
+    def decode_parts(self, model: ModelId, shape: Shape) -> int:
+        """Return how many frames or tiles of a decode a team can share out; 1 if it is one piece."""
+        return self._specs[model].decode_parts(shape)
 
     def min_degree(self, model: ModelId, shape: Shape) -> int:
         """Return the least degree at which memory holds a diffuse stage of this shape.
@@ -337,8 +337,8 @@ class CostModel:
                 found = self._tables.expect(stage, shape, degree, batch)
             else:
                 found = guess(self._specs[stage.model], stage.kind, shape, batch)
-            if degree > 1 and stage.kind is StageKind.DECODE and self.decodes_frames(stage.model):
-                found = _frames_shared(found, shape.frames, degree)
+            if degree > 1 and stage.kind is StageKind.DECODE:
+                found = _shared_out(found, self.decode_parts(stage.model, shape), degree)
             keep(known.expected, (degree, batch), found)
         return found
 
@@ -350,10 +350,13 @@ class CostModel:
         return known
 
 
-def _frames_shared(alone: Expectation, frames: int, degree: int) -> Expectation:
-    """Expect of a decode that its duration is that of the longest share of the frames."""
-    share = -(-frames // degree) / frames
-    return msgspec.structs.replace(alone, fixed_s=alone.fixed_s * share)
+def _shared_out(known: Expectation, parts: int, degree: int) -> Expectation:
+    """Expect of a decode that its duration is that of the largest share of its frames or tiles.
+
+    A degree that was profiled says so itself; beyond it, as much less as the largest share is.
+    """
+    share, known_share = (-(-parts // members) for members in (degree, known.degree))
+    return msgspec.structs.replace(known, fixed_s=known.fixed_s * share / known_share)
 
 
 def keep(kept: dict[_K, _V], key: _K, value: _V) -> None:

@@ -20,6 +20,7 @@ PIXELS_PER_TOKEN = 256  # a 16x16 patch, as in Flux and SD3
 TEXT_TOKENS = 256
 STAGE_OVERHEAD_S = 0.002
 ACTIVATION_BYTES_PER_PIXEL = {StageKind.DIFFUSE: 256, StageKind.DECODE: 2048}
+PICTURE_BYTES_PER_PIXEL = 64  # tiles that are decoded, and what they are blended to
 ENCODE_ACTIVATION_BYTES = 16 << 20
 
 
@@ -27,6 +28,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     """What one execution should take: `fixed_s + step_s * steps` seconds.
 
     `extrapolation` is 1.0 inside the profiled sizes, else the ratio of pixels to the nearest one.
+    `degree` is the number of devices that the figures are of.
     """
 
     fixed_s: float = 0.0
@@ -34,6 +36,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes: int
     provenance: Provenance
     extrapolation: float = 1.0
+    degree: int = 1
 
     def duration_s(self, steps: int) -> float:
         """Return the seconds of an execution of `steps` steps (encode and decode have none)."""
@@ -48,6 +51,9 @@ def guess(spec: PipelineSpec, kind: StageKind, shape: Shape, batch: int) -> Expe
     activation = ENCODE_ACTIVATION_BYTES
     if kind is not StageKind.ENCODE:
         activation = shape.pixels * ACTIVATION_BYTES_PER_PIXEL[kind]
+    if kind is StageKind.DECODE and spec.tiling is not None and spec.decode_parts(shape) > 1:
+        tile = spec.tiling.tile_pixels * ACTIVATION_BYTES_PER_PIXEL[kind]
+        activation = min(activation, tile + shape.pixels * PICTURE_BYTES_PER_PIXEL)
     diffuses = kind is StageKind.DIFFUSE
     return Expectation(
         fixed_s=STAGE_OVERHEAD_S + (0.0 if diffuses else pass_s),
@@ -65,6 +71,7 @@ class _Point(msgspec.Struct, frozen=True):
     activation_bytes: float
     provenance: Provenance
     extrapolation: float = 1.0
+    degree: int = 1
 
 
 class StageTable:
@@ -91,6 +98,7 @@ class StageTable:
         """
         known = max(d for d in self._degrees if d <= degree)
         point = self._batched(upright(shape), known, batch)
+        point = msgspec.structs.replace(point, degree=known)
         return point if known == degree else _assumed(point)
 
     def _batched(self, shape: Shape, degree: int, batch: int) -> _Point:
@@ -139,6 +147,7 @@ class ProfileTables:
             activation_bytes=round(point.activation_bytes),
             provenance=point.provenance,
             extrapolation=point.extrapolation,
+            degree=point.degree,
         )
 
 

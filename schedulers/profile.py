@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from engine.pipelines import DEFAULT_FPS, Limits, PipelineSpec
+from engine.cards import Limits
+from engine.pipelines import DEFAULT_FPS, PipelineSpec
 from engine.types import ModelId
 from schedulers.errors import ProfileError
 from schedulers.profiles.checks import decode_profile

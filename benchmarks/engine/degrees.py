@@ -1,4 +1,4 @@
-"""How far a diffuse at degree 2, 4 or 8 is from one at degree 1, per model and guidance.
+"""How far a diffuse or a decode at degree 2, 4 or 8 is from one at degree 1, per model.
 
 Members are threads of this process with a copy of the model each, connected over gloo as worker
 processes are. Figures are of the largest difference of two final latents as a share of the largest
@@ -30,17 +30,19 @@ from engine.stages.groups import Groups
 from engine.stages.random_model import write_model
 from engine.stages.registry import load_stage
 from engine.stages.team import Solo, Team
+from engine.stages.tiles import tiles_shared
 from engine.types import MediaFormat, NodeId, StageKey, StageKind, StageTask, TaskId
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("flux", "sd3", "sd", "animatediff", "shapes", "motion")
+FILMS = ("animatediff", "motion")
 PACKAGES = ("torch", "diffusers")
 CPU = torch.device("cpu")
 
 
 def a_task(model: str, kind: StageKind, seed: int, guidance: float, steps: int) -> StageTask:
     """Return a task of a picture of 64x96, or of a film of nine frames of 64x64."""
-    film = model in {"animatediff", "motion"}
+    film = model in FILMS
     request = GenerationRequest(
         id=RequestId("r"),
         model=ModelId(model),
@@ -114,6 +116,35 @@ def measure(folder: Path, model: str, args: argparse.Namespace) -> list[dict[str
     return rows
 
 
+def measure_tiles(folder: Path, model: str) -> list[dict[str, Any]]:
+    """Return how far a picture decoded in tiles is from itself at other degrees, and from a whole one.
+
+    As a share of the range of pixels; tiles are of the autoencoder's own size, the latent is noise.
+    """
+    spec = open_pipeline(folder)
+    decode: Any = load_stage(folder, spec.family, StageKind.DECODE, CPU)
+    vae, draw = decode._pipe.vae, torch.Generator().manual_seed(7)  # noqa: SLF001 - as the stage uses it
+    side = 2 * vae.tile_latent_min_size
+    latents = torch.randn(1, vae.config.latent_channels, side, side, generator=draw)
+
+    @torch.inference_mode()
+    def decoded(team: Team) -> Tensor:
+        mine = copy.deepcopy(vae)
+        with tiles_shared(mine, team):
+            return mine.decode(latents, return_dict=False)[0].clone()
+
+    with torch.inference_mode():
+        whole = vae.decode(latents, return_dict=False)[0]
+    alone = decoded(Solo())
+    rows = [{"degree": "whole", "worst": _of_range(whole, alone)}]
+    rows += [{"degree": k, "worst": _of_range(together(k, decoded)[0], alone)} for k in (2, 4, 8)]
+    return [{"model": model, "family": spec.family, "stage": "decode", **row} for row in rows]
+
+
+def _of_range(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / (expected.max() - expected.min()))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -131,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 folder = Path(scratch) / model
                 write_model(folder, model, seed=1)
             rows += measure(folder, model, args)
+            if model not in FILMS:
+                rows += measure_tiles(folder, model)
             print(json.dumps(rows[-1]), flush=True)
     args.out.write_text(
         json.dumps(

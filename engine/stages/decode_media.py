@@ -57,7 +57,7 @@ class DecodeMedia:
     def _decode(self, latents: Sequence[Tensor], request: GenerationRequest, team: Team) -> Tensor:
         """Return pixels of outputs of one size, whole on the leader only.
 
-        A team shares out the frames of a video, and the tiles of a picture that has several.
+        A team shares out the frames of a video, and the tiles of a picture that is decoded in tiles.
         """
         batch = latents[0] if len(latents) == 1 else torch.cat(list(latents))
         if request.media.modality is Modality.VIDEO:
@@ -65,6 +65,9 @@ class DecodeMedia:
             crew = at_most(team, frames)
             part = self._code.decode(self._pipe, request, share(crew, batch, dim=FRAMES))
             return collect(crew, part, dim=FRAMES, total=frames)
+        tiling = self._pipe.tiling
+        if tiling is None or tiling.tiles(request.shape) == 1:
+            return self._code.decode(self._pipe, request, batch)
         with tiles_shared(self._pipe.vae, team):
             return self._code.decode(self._pipe, request, batch)
 

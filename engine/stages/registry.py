@@ -15,6 +15,7 @@ import transformers
 from accelerate import init_empty_weights
 from torch import nn
 
+from engine.cards import read_card
 from engine.families import FAMILIES, Family, vae_scale_factor
 from engine.stages.base import FamilyCode, Stage
 from engine.stages.decode_media import DecodeMedia
@@ -23,6 +24,7 @@ from engine.stages.families.flux import Flux
 from engine.stages.families.sd import AnimateDiff, StableDiffusion
 from engine.stages.families.sd3 import StableDiffusion3
 from engine.stages.text_encode import TextEncode
+from engine.tiling import tiling_of
 from engine.types import StageKind
 
 _CODE: dict[str, type[FamilyCode]] = {
@@ -133,7 +135,9 @@ def _open_parts(
         **{name: None for name in known if name not in mine},
         **given,
     )
-    pipe.vae_scale_factor = vae_scale_factor({"vae": _json(folder / "vae" / "config.json")})
+    vae = {"vae": _json(folder / "vae" / "config.json")}
+    pipe.vae_scale_factor = vae_scale_factor(vae)
+    pipe.tiling = tiling_of(vae, read_card(folder).tiled_above_pixels)
     if kind is StageKind.ENCODE and "transformer" in index:
         _stand_in_for_transformer(pipe, _json(folder / "transformer" / "config.json"))
     pipe.set_progress_bar_config(disable=True)

@@ -1,9 +1,9 @@
 """Decoding a picture tile by tile, each member of a team its tiles.
 
-The tiles, their blending and their cropping are the autoencoder's own `tiled_decode`: it runs once
-to learn what it asks its decoder for, the members decode that, and the leader runs it again with
-the results. So the picture is bit-equal to the same autoencoder's tiled decode on one device; that
-differs a little from an untiled one, since each tile is normalised by itself.
+The tiles, their blending and their cropping are the autoencoder's own `tiled_decode`. In a team it
+runs once to learn what it asks its decoder for, the members decode that, and the leader runs it
+again with the results: the picture is bit-equal to that of one device. Which pictures are decoded
+so, `engine.tiling` says.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from engine.stages.team import Team
 
 @contextmanager
 def tiles_shared(vae: Any, team: Team) -> Iterator[None]:
-    """Let an autoencoder decode what is larger than its tile together with a team.
+    """Let an autoencoder decode what is larger than its tile in tiles, together with a team.
 
     The leader's results count; other members get zeros where tiles of others should be.
     """
-    if team.size == 1 or not hasattr(vae, "tiled_decode"):
-        yield
-        return
-    tiled, was_tiling = vae.tiled_decode, vae.use_tiling
+    tiled = vae.tiled_decode
 
     def shared(latents: Tensor, *, return_dict: bool = True) -> Any:
+        if team.size == 1:
+            return tiled(latents, return_dict=return_dict)
         tiles: list[Tensor] = []
         with _decoding_by(vae, _Recorder(vae, tiles)):
             blank = tiled(latents, return_dict=return_dict)
@@ -44,12 +43,12 @@ def tiles_shared(vae: Any, team: Team) -> Iterator[None]:
         yield
     finally:
         del vae.tiled_decode  # what was there is the class's own
-        vae.use_tiling = was_tiling
+        vae.use_tiling = False
 
 
 def _decode_together(vae: Any, tiles: Sequence[Tensor], team: Team) -> list[Tensor]:
-    """Return all decoded tiles on the leader, in order; tile k is rank k mod n's."""
-    owners = [k % team.size for k in range(len(tiles))]
+    """Return all decoded tiles on the leader, in order."""
+    owners = owners_of([tile.numel() for tile in tiles], team.size)
     mine = [
         vae.decoder(tile) for tile, owner in zip(tiles, owners, strict=True) if owner == team.rank
     ]
@@ -68,6 +67,16 @@ def _decode_together(vae: Any, tiles: Sequence[Tensor], team: Team) -> list[Tens
         for rank, flat in enumerate(received)
     ]
     return [next(by_owner[o]).view(s) for s, o in zip(shapes, owners, strict=True)]
+
+
+def owners_of(sizes: Sequence[int], members: int) -> list[int]:
+    """Return the rank that decodes each tile: the largest first, each to who has least to do."""
+    loads, owners = [0] * members, [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        rank = loads.index(min(loads))
+        loads[rank] += sizes[index]
+        owners[index] = rank
+    return owners
 
 
 def _decoded_shape(vae: Any, tile: Tensor) -> torch.Size:

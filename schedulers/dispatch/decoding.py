@@ -1,12 +1,19 @@
-"""Leftover devices for films that are decoded frame by frame: the frames are shared out.
+"""Leftover devices for decodes that come in parts: frames of a film, tiles of a large picture.
 
-Only exact sharing is offered. The tiles of a picture are not, because a tiled decode is another
-picture than a whole one.
+Only exact sharing is offered: what a decode's parts are, its model and size say (`engine.tiling`),
+and the devices only share them out.
 """
 
 from __future__ import annotations
 
-from engine.types import Assignment, DeviceId, Purpose, StageKind
+from engine.types import (
+    Assignment,
+    DeviceId,
+    GenerationRequest,
+    Purpose,
+    StageKey,
+    StageKind,
+)
 from schedulers.dispatch.round import Round
 
 
@@ -24,22 +31,40 @@ def _wider(decision: Round, launch: Assignment) -> Assignment:
     """Return the launch on as many devices of its node as there are, in powers of two."""
     task = launch.task
     is_decode = task.stage.kind is StageKind.DECODE and task.purpose is Purpose.MAIN
-    if not is_decode or launch.riders or not decision.cost.decodes_frames(task.stage.model):
+    if not is_decode or launch.riders:
         return launch
-    room = _room(decision, launch)
-    degree, most = 1, min(decision.knobs.decode_degree, 1 + len(room), task.request.shape.frames)
+    team = _team(decision, launch.team[0], task.stage, task.request)
+    return decision.assignment(task, team, f"{launch.why}, parts on {len(team)} devices")
+
+
+def is_worth_sharing(
+    decision: Round, device: DeviceId, stage: StageKey, request: GenerationRequest
+) -> bool:
+    """Whether the idle devices would save enough of a decode that is to follow on a device."""
+    if decision.knobs.decode_degree == 1:
+        return False
+    degree = len(_team(decision, device, stage, request))
+    alone, shared = (decision.cost.estimate(stage, request, degree=k) for k in (1, degree))
+    return alone.duration_s - shared.duration_s >= decision.knobs.scale_up_gain_s
+
+
+def _team(
+    decision: Round, device: DeviceId, stage: StageKey, request: GenerationRequest
+) -> tuple[DeviceId, ...]:
+    """Return a device with as many idle ones of its node as the parts of a decode can occupy."""
+    parts = decision.cost.decode_parts(stage.model, request.shape)
+    room = _room(decision, device, stage) if parts > 1 else []
+    degree, most = 1, min(decision.knobs.decode_degree, 1 + len(room), parts)
     while 2 * degree <= most:
         degree *= 2
-    team = tuple(sorted((*launch.team, *room[: degree - 1])))
-    return decision.assignment(task, team, f"{launch.why}, frames on {degree} devices")
+    return tuple(sorted((device, *room[: degree - 1])))
 
 
-def _room(decision: Round, launch: Assignment) -> list[DeviceId]:
-    """Return idle devices of the launch's node that hold the stage, on unheld nodes only."""
-    node = decision.board.layout.node_of[launch.team[0]]
-    stage = launch.task.stage
+def _room(decision: Round, device: DeviceId, stage: StageKey) -> list[DeviceId]:
+    """Return idle devices of a device's node that hold the stage, on unheld nodes only."""
+    node = decision.board.layout.node_of[device]
     return sorted(
-        device
-        for device, seen in decision.board.idle.items()
+        idle
+        for idle, seen in decision.board.idle.items()
         if seen.info.node == node and node not in decision.holds and stage in seen.resident
     )

@@ -34,7 +34,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         batch: most encodes in one launch.
         step_batch: most diffuses of different requests that share their denoise steps.
         decode_batch: most decodes of different requests in one launch.
-        decode_degree: most devices that share out the frames of a film to decode.
+        decode_degree: most devices that share out the frames or tiles of a decode.
         weights: share of the cluster per tenant, 1 if not named.
         fairness_half_life_s: how fast what a tenant has used is forgotten.
         prefetch: load the weights of stages that a busy device should hold beside what it runs.

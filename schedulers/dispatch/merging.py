@@ -1,7 +1,8 @@
 """Merging: stages of a request that would run on one device anyway become one launch.
 
 The paper's Merging Execute. Only where all of them are resident and wanted there, and where nothing
-is given up: the next stage has no pool of its own, and no idle device would make a diffuse wider.
+is given up: the next stage has no pool of its own, and no idle device would make a diffuse wider
+or share out a decode.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from engine.types import Assignment, DeviceView, Leg, StageKind
+from schedulers.dispatch.decoding import is_worth_sharing
 from schedulers.dispatch.prospects import sibling
 from schedulers.dispatch.round import Round
 
@@ -43,6 +45,6 @@ def _stays(decision: Round, launch: Assignment, device: DeviceView, kind: StageK
     if stage not in device.resident or stage not in device.desired or layout.pools.get(stage):
         return False
     if kind is not StageKind.DIFFUSE:
-        return True
+        return not is_worth_sharing(decision, device.info.id, stage, launch.task.request)
     wider = any(home in decision.board.idle for home in layout.homes.get(stage, ()))
     return not wider or decision.curve_of(launch.task).degrees == (1,)

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from engine.pipelines import Limits
+from engine.cards import Limits
 from gateway.auth.keys import parse_keys
 from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine, png_size, spec_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from engine import GenerationRequest, ModelId, RequestId, Shape
 from engine.pipelines import open_pipeline
 from engine.stages.base import Job, Stage, StageResult, Undisturbed
 from engine.stages.registry import load_stage
-from engine.stages.team import Solo, Team
-from engine.stages.tiles import tiles_shared
+from engine.stages.team import Solo
+from engine.tiling import tiling_of
 from engine.types import MediaFormat, NodeId, StageKey, StageKind, StageTask, TaskId
 from tests.support.crew import together
 
@@ -67,36 +68,59 @@ def pixels(result: StageResult) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(result.artifact.content))).astype(int)
 
 
+LATENTS = torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(1))  # of 64x96
+
+
+@contextmanager
+def tiled(decode: Any, above_pixels: int) -> Iterator[None]:
+    """Let pictures of more pixels be decoded in tiles, as a model's card would."""
+    config = {"_class_name": "AutoencoderKL", **decode._pipe.vae.config}
+    before, decode._pipe.tiling = decode._pipe.tiling, tiling_of({"vae": config}, above_pixels)
+    yield
+    decode._pipe.tiling = before
+
+
 class TestTeams:
-    @pytest.mark.parametrize("size", [2, 4])
-    def test_a_team_decodes_bit_for_bit_what_one_device_decodes_in_tiles(
-        self, stage: Callable[[str, StageKind], Any], size: int
+    @pytest.mark.parametrize("model", ["flux", "sd3", "sd"])
+    def test_a_large_picture_is_the_same_file_however_many_decode_its_tiles(
+        self, stage: Callable[[str, StageKind], Any], model: str
     ) -> None:
-        vae = stage("sd3", StageKind.DECODE)._pipe.vae
-        latents = torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(1))
+        draw = torch.Generator().manual_seed(1)
+        latents = torch.randn(1, 24, 16, generator=draw) if model == "flux" else LATENTS
+        job, decode = a_job(StageKind.DECODE, {"latents": latents}), stage(model, StageKind.DECODE)
+        whole = decode.run([job], Solo())[0].artifact
+        with tiled(decode, above_pixels=64 * 64):
+            alone = decode.run([job], Solo())[0].artifact
+            for size in (2, 4, 8):
+                leader, *others = together(
+                    size, lambda team: copy.deepcopy(decode).run([job], team)[0]
+                )
+                assert leader.artifact == alone
+                assert all(other.artifact is None for other in others)
+        assert alone != whole  # each tile is normalised by itself: that is why size alone decides
+        assert decode.run([job], Solo())[0].artifact == whole
 
-        @torch.inference_mode()
-        def decode(team: Team) -> Tensor:
-            mine = copy.deepcopy(vae)
-            with tiles_shared(mine, team):
-                out: Tensor = mine.decode(latents, return_dict=False)[0]
-            assert not mine.use_tiling
-            return out
-
-        leader, *_others = together(size, decode)
-        whole = copy.deepcopy(vae)
-        whole.enable_tiling()
+    def test_tiles_are_those_of_the_library(self, stage: Callable[[str, StageKind], Any]) -> None:
+        decode = stage("sd3", StageKind.DECODE)
+        job = a_job(StageKind.DECODE, {"latents": LATENTS})
+        vae = copy.deepcopy(decode._pipe.vae)
+        vae.enable_tiling()
+        scaled = LATENTS / vae.config.scaling_factor + vae.config.shift_factor
         with torch.inference_mode():
-            assert torch.equal(leader, whole.decode(latents, return_dict=False)[0])
-            assert torch.equal(decode(Solo()), vae.decode(latents, return_dict=False)[0])
+            expected = vae.decode(scaled, return_dict=False)[0]
+            with tiled(decode, above_pixels=0):
+                assert torch.equal(decode._decode([LATENTS], job.task.request, Solo()), expected)
 
-    def test_only_the_leader_has_the_picture(self, stage: Callable[[str, StageKind], Any]) -> None:
-        latents = torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(1))
-        job, decode = a_job(StageKind.DECODE, {"latents": latents}), stage("sd3", StageKind.DECODE)
+    def test_a_picture_that_is_decoded_whole_is_so_by_every_member(
+        self, stage: Callable[[str, StageKind], Any]
+    ) -> None:
+        job, decode = (
+            a_job(StageKind.DECODE, {"latents": LATENTS}),
+            stage("sd3", StageKind.DECODE),
+        )
         leader, other = together(2, lambda team: copy.deepcopy(decode).run([job], team)[0])
-        [alone] = decode.run([job], Solo())
+        assert leader.artifact == decode.run([job], Solo())[0].artifact
         assert other.artifact is None
-        assert pixels(leader).shape == pixels(alone).shape == (96, 64, 3)
 
     @pytest.mark.parametrize(("size", "frames"), [(2, 5), (4, 3)])
     def test_a_film_whose_frames_are_shared_out_is_the_same_film(

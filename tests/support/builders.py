@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.cards import Limits
 from engine.messages import StageReport
-from engine.pipelines import Limits, PipelineSpec
+from engine.pipelines import PipelineSpec
 from engine.types import (
     DeviceId,
     DeviceInfo,

@@ -7,9 +7,19 @@ from typing import Any
 import msgspec
 
 from engine.types import Shape, StageKind
+from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import Knobs
 from schedulers.dispatch.trident import TridentDispatcher
-from tests.support.clusters import COST, LONG, SHORT, a_cluster, a_ready, device_ids
+from tests.support.clusters import (
+    COST,
+    LONG,
+    PROFILE,
+    SHORT,
+    SPECS,
+    a_cluster,
+    a_ready,
+    device_ids,
+)
 
 ENCODE, DIFFUSE, DECODE = StageKind
 
@@ -36,6 +46,18 @@ def test_a_diffuse_that_idle_devices_would_make_wider_is_launched_for_itself() -
 def test_a_decode_that_has_a_pool_goes_there() -> None:
     pools = {"n0g1": DECODE}
     assert legs(DIFFUSE, per_node=2, pools=pools) == []
+
+
+def test_a_decode_that_idle_devices_would_share_out_is_launched_for_itself() -> None:
+    spec = msgspec.structs.replace(SPECS[0], decodes_frames=True)
+    cost = CostModel([spec], PROFILE, learn=False)
+    view = a_cluster(per_node=2)
+    for decode_degree, expected in ((1, [DECODE]), (8, [])):
+        knobs = Knobs(merge=True, scale_up=False, decode_degree=decode_degree)
+        plan = TridentDispatcher(cost, knobs).plan([a_ready("r", SHORT, DIFFUSE)], view)
+        [launch] = plan.assignments
+        assert launch.degree == 1
+        assert [leg.stage.kind for leg in launch.then] == expected
 
 
 def test_a_launch_on_several_devices_is_not_merged() -> None:

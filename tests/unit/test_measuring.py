@@ -10,6 +10,7 @@ import pytest
 
 from engine.executors.fake import FakeExecutor
 from engine.pipelines import PipelineSpec
+from engine.tiling import Tiling
 from engine.types import Assignment, DeviceId, Shape, StageKind
 from gateway.high_water import HighWater
 from gateway.notebook import Notebook
@@ -70,6 +71,7 @@ def measured(
     minutes: float = 10.0,
     degrees: tuple[int, ...] = (1,),
     batches: tuple[int, ...] = (1,),
+    spec: PipelineSpec | None = None,
 ) -> Profiler:
     """Measure in virtual time, which only what the executor does lets pass."""
 
@@ -84,7 +86,7 @@ def measured(
             say=lambda what, _share: SAID.append(what),
             now=CLOCK.now,
         )
-        await profiler.measure([a_spec()], [Shape(128, 128)])
+        await profiler.measure([spec or a_spec()], [Shape(128, 128)])
         return profiler
 
     return run_virtual(measure())
@@ -175,6 +177,23 @@ def test_wider_teams_are_entries_of_their_own(notebook: Callable[[], Notebook]) 
     measured(Counting(2), pages, degrees=(1, 2))
     profile = decode_profile(render(a_profile(pages.figures)).encode(), "written")
     assert CostModel([a_spec()], profile).degrees(MODEL) == (1, 2)
+
+
+def test_a_decode_that_a_team_can_share_out_is_measured_at_its_degrees(
+    notebook: Callable[[], Notebook],
+) -> None:
+    tiling = Tiling(above_pixels=64 * 64, cell_px=8, tile_cells=8, stride_cells=6)
+    spec, pages = a_spec(degrees=(1, 2), tiling=tiling), notebook()
+    measured(Counting(4), pages, degrees=(1, 2, 4), spec=spec)
+    entries = a_profile(pages.figures, spec).models[MODEL].stages[StageKind.DECODE].entries
+    assert spec.decode_parts(Shape(128, 128)) == 9
+    assert {(entry.shape, entry.degree) for entry in entries} == {
+        (Shape(64, 64), 1),
+        *((Shape(128, 128), degree) for degree in (1, 2, 4)),
+    }
+    runs = Counting(4)
+    measured(runs, pages, degrees=(1, 2, 4), spec=spec)
+    assert runs.runs == 0  # everything is known
 
 
 def test_batches_are_entries_of_their_own_and_say_what_another_request_costs(

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine.cards import Limits
 from engine.errors import InvalidRequestError, PipelineError
-from engine.pipelines import Limits, open_pipeline
+from engine.pipelines import open_pipeline
 from engine.types import Shape, StageKind
 from tests.support.builders import a_spec
 

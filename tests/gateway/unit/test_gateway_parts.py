@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from engine import RequestId, Shape
-from engine.pipelines import Limits
+from engine.cards import Limits
 from gateway.auth.keys import mask, parse_keys
 from gateway.auth.principal import Principal, TenantId
 from gateway.errors import RequestError
