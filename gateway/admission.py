@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from engine import InvalidRequestError, Modality
-from engine.eta import predict
 from gateway.auth.principal import TenantId
+from gateway.door import Door, Thrift
 from gateway.errors import (
-    DeadlineError,
     GatewayError,
     KeyConflictError,
     OverloadedError,
@@ -28,7 +27,7 @@ from gateway.errors import (
 from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
 from gateway.jobs.store import QueueFullError
-from gateway.resolve import Origin, Wish
+from gateway.resolve import Origin, Wish, with_schedule
 
 if TYPE_CHECKING:
     from engine import GenerationRequest
@@ -155,7 +154,7 @@ class Admission:
         wished = wish(origin)
         self._check_pixels(wished.request)
         new = self._new_job(wished, origin, caller, body, terms)
-        door, kept = self._door(new, terms), False
+        door, kept = self._door(new, terms, self._thrift(new, wished.least_steps)), False
         try:
             for name, content in wished.files.items():
                 await self._blobs.put(name, content)
@@ -171,11 +170,16 @@ class Admission:
             raise KeyConflictError(caller.idempotency_key or "") from error
         else:
             if kept:
-                self._counts.let_in(new.request.model, is_met=door.is_met)
+                self._count(job, door)
             return job
         finally:
             if not kept:
                 await self._blobs.delete(list(wished.files))
+
+    def _count(self, job: Job, door: Door) -> None:
+        self._counts.let_in(job.request.model, is_met=door.is_met)
+        if job.request.degraded is not None:
+            self._counts.degraded(job.request.model)
 
     def _new_job(
         self,
@@ -206,10 +210,25 @@ class Admission:
             retry_count=caller.retry_count or 0,
         )
 
-    def _door(self, new: NewJob, terms: Terms) -> _Door:
-        """Ask the engine now: the door itself stands in the thread of the database."""
-        return _Door(
+    def _thrift(self, new: NewJob, least: int | None) -> Thrift | None:
+        """Return what fewer steps would save, if a job allows them."""
+        if least is None:
+            return None
+        spec = self._engine.specs[new.request.model]
+        lean = with_schedule(new.request, spec, least)
+        leanest = msgspec.structs.replace(
             new,
+            request=lean,
+            predicted_s=self._engine.latency_s(lean),
+            work_s=self._engine.work_s(lean),
+        )
+        return Thrift(new, leanest, lambda steps: with_schedule(new.request, spec, steps))
+
+    def _door(self, new: NewJob, terms: Terms, thrift: Thrift | None) -> Door:
+        """Ask the engine now: the door itself stands in the thread of the database."""
+        return Door(
+            new,
+            thrift,
             now_s=self._clock.now(),
             devices=self._engine.devices,
             is_hard=terms.deadline_ms is not None,
@@ -236,33 +255,6 @@ class Admission:
         least_s, most_s = _RETRY_AFTER_S
         retry_s = min(most_s, max(least_s, empty_in_s / max(1, backlog.waiting)))
         return OverloadedError(message, retry_after_s=retry_s, finish_in_s=empty_in_s)
-
-
-class _Door:
-    """Predicts when a job would end, and refuses one that would miss its own hard deadline.
-
-    While the cost model only guesses, it is open and says nothing.
-    """
-
-    def __init__(
-        self, new: NewJob, *, now_s: float, devices: int, is_hard: bool, is_known: bool
-    ) -> None:
-        self._new, self._now_s, self._devices = new, now_s, devices
-        self._is_hard, self._is_known = is_hard, is_known
-        self.is_met: bool | None = None
-
-    def __call__(self, before: Backlog) -> None:
-        if not self._is_known:
-            return
-        deadline_s, alone_s = self._new.request.deadline_s, self._new.predicted_s
-        found = predict(before.work_s, rest_s=alone_s, devices=self._devices, now_s=self._now_s)
-        self.is_met = found.expected_s <= deadline_s
-        if self._is_hard and not self.is_met:
-            raise DeadlineError(
-                finish_in_s=found.expected_s - self._now_s,
-                deadline_in_s=deadline_s - self._now_s,
-                alone_s=alone_s,
-            )
 
 
 def _digest(route: str, what: str | bytes) -> str:

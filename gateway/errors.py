@@ -221,12 +221,23 @@ class OverloadedError(GatewayError):
 class DeadlineError(OverloadedError):
     """The request would be finished after its hard deadline, so it is not begun."""
 
-    def __init__(self, *, finish_in_s: float, deadline_in_s: float, alone_s: float) -> None:
-        """Tell the prediction; waiting helps unless the request alone takes too long."""
+    def __init__(
+        self,
+        *,
+        finish_in_s: float,
+        deadline_in_s: float,
+        alone_s: float,
+        least_steps: int | None = None,
+    ) -> None:
+        """Tell the prediction, for `least_steps` if the request allows so few.
+
+        Waiting helps unless the request alone takes too long.
+        """
         helps = alone_s <= deadline_in_s
+        even = "" if least_steps is None else f", even with {least_steps} denoise steps"
         advice = "Please retry later," if helps else "Not even an idle server could meet it:"
         message = (
-            f"This request would be finished in about {finish_in_s:.1f} seconds, but its "
+            f"This request would be finished in about {finish_in_s:.1f} seconds{even}, but its "
             f"'deadline_ms' allows {deadline_in_s:.1f}. {advice} allow more time, or ask for less."
         )
         super().__init__(

@@ -54,6 +54,8 @@ _CORS_RESPONSE_HEADERS: Final = (
     "x-predicted-finish-ms",
     "x-request-id",
     "x-should-retry",
+    "x-used-steps",
+    "x-wished-steps",
 )
 
 

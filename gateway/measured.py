@@ -158,6 +158,10 @@ class AdmissionCounts:
         self._rejected = meter.create_counter(
             semconv.METRIC_REJECTIONS, description="Requests that became no job, by error code"
         )
+        self._degraded = meter.create_counter(
+            semconv.METRIC_DEGRADED,
+            description="Jobs that were let in with fewer denoise steps, to be on time",
+        )
 
     def let_in(self, model: str, *, is_met: bool | None) -> None:
         """Count a new job; None if the cost model knows nothing of such requests yet."""
@@ -165,6 +169,10 @@ class AdmissionCounts:
         if is_met is not None:
             outcome = semconv.SLO_MET if is_met else semconv.SLO_MISSED
         self._predicted.add(1, {semconv.LABEL_MODEL: model, semconv.LABEL_OUTCOME: outcome})
+
+    def degraded(self, model: str) -> None:
+        """Count a new job that does fewer denoise steps than its caller wished."""
+        self._degraded.add(1, {semconv.LABEL_MODEL: model})
 
     def rejected(self, code: str) -> None:
         """Count a request; `code` is one of the error codes of the API, never a text."""

@@ -41,12 +41,14 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """A checked request, and what has to be kept with its job: the files its source names.
 
-    `slo_scale` is a multiple of the deployment's usual slack.
+    `slo_scale` is a multiple of the deployment's usual slack. To be on time, the schedule may be
+    cut to `least_steps`; None: it may not.
     """
 
     request: GenerationRequest
     slo_scale: float = 1.0
     files: Mapping[str, bytes] = {}
+    least_steps: int | None = None
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -175,6 +177,44 @@ def steps_for(asked: int | None, spec: PipelineSpec, *, usual: int) -> int:
         message = f"Invalid 'num_inference_steps': model {spec.id} takes at most {most}."
         raise RequestError(message, code="integer_above_max_value", param="num_inference_steps")
     return usual if asked is None else asked
+
+
+def least_steps_of(body: Extensions, request: GenerationRequest, spec: PipelineSpec) -> int | None:
+    """Return the least steps that a body allows; None if it wants all of them.
+
+    Raises:
+        RequestError: it allows no less than more than all.
+        InvalidRequestError: with so few, nothing of a source would change.
+    """
+    least, wished = body.min_inference_steps, schedule_of(request)
+    if least is None or least == wished:
+        return None
+    if least > wished:
+        message = (
+            f"Invalid 'min_inference_steps': the request asks for {wished} denoise steps, so it "
+            "cannot allow no less than more."
+        )
+        raise RequestError(message, code="integer_above_max_value", param="min_inference_steps")
+    with_schedule(request, spec, least)
+    return least
+
+
+def schedule_of(request: GenerationRequest) -> int:
+    """Return the steps of a request's whole schedule; with a source it does only the last ones."""
+    return request.steps if request.source is None else request.source.schedule_steps
+
+
+def with_schedule(request: GenerationRequest, spec: PipelineSpec, steps: int) -> GenerationRequest:
+    """Return a request whose whole schedule has other steps.
+
+    Raises:
+        InvalidRequestError: nothing of its source would change.
+    """
+    if request.source is None:
+        return msgspec.structs.replace(request, steps=steps)
+    source = msgspec.structs.replace(request.source, schedule_steps=steps)
+    left = spec.steps_from(steps, source.strength)
+    return msgspec.structs.replace(request, steps=left, source=source)
 
 
 def guidance_for(asked: float | None, spec: PipelineSpec) -> float:

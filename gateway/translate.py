@@ -28,6 +28,7 @@ from gateway.resolve import (
     Origin,
     Wish,
     guidance_for,
+    least_steps_of,
     model_for,
     size_for,
     slo_scale_of,
@@ -37,6 +38,7 @@ from gateway.resolve import (
 from gateway.schemas.images import (
     MAX_GUIDANCE,
     UNSUPPORTED,
+    DegradedSteps,
     Image,
     ImageEditBody,
     ImageEvent,
@@ -88,7 +90,11 @@ def generation_request(
         scale = request.guidance_scale * _STYLE_GUIDANCE[body.style]
         request = structs.replace(request, guidance_scale=min(scale, MAX_GUIDANCE))
     spec.check(request)
-    return Wish(request=request, slo_scale=slo_scale_of(body))
+    return Wish(
+        request=request,
+        slo_scale=slo_scale_of(body),
+        least_steps=least_steps_of(body, request, spec),
+    )
 
 
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +119,12 @@ def edit_request(
     steps = spec.steps_from(source.schedule_steps, source.strength)
     request = structs.replace(request, steps=steps, source=source)
     spec.check(request)
-    return Wish(request=request, slo_scale=slo_scale_of(body), files=files)
+    return Wish(
+        request=request,
+        slo_scale=slo_scale_of(body),
+        files=files,
+        least_steps=least_steps_of(body, request, spec),
+    )
 
 
 def strength_of(body: ImageEditBody | ImageVariationBody, *, masked: bool) -> float:
@@ -201,7 +212,16 @@ def images_response(job: Job, body: ImageFields, images: tuple[Image, ...]) -> I
         usage=usage_of(request),
         seed=request.seed,
         safety_identifier=safety_identifier_of(body),
+        degraded=degraded_of(request),
     )
+
+
+def degraded_of(request: GenerationRequest) -> DegradedSteps | None:
+    """Return how many steps a request does and wished for; None if these are the same."""
+    how = request.degraded
+    if how is None:
+        return None
+    return DegradedSteps(wished_steps=how.wished_steps, used_steps=how.used_steps)
 
 
 def safety_identifier_of(body: ImageFields) -> str | None:
@@ -239,6 +259,7 @@ def completed_event(
         usage=structs.replace(usage_of(one), output_tokens_details=None),
         seed=job.request.seed + image_index,
         safety_identifier=safety_identifier_of(body),
+        degraded=degraded_of(job.request),
     )
 
 

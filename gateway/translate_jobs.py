@@ -17,6 +17,7 @@ from gateway.schemas.jobs import (
     StageEntry,
 )
 from gateway.schemas.jobs import Job as WireJob
+from gateway.translate import degraded_of
 from gateway.translate_videos import error_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def wire_job(
         size=str(request.shape),
         n=request.n,
         steps=request.steps,
+        degraded=degraded_of(request),
         progress=100 if job.status is JobStatus.COMPLETED else job.progress,
         attempts=job.attempts,
         cancel_requested=job.cancel_requested,
@@ -82,10 +84,11 @@ def wire_schedule(
     return Schedule(
         id=job.id,
         status=job.status.value,
-        why=_why(job, backlog),
+        why=_why(job, backlog) + _why_degraded(job),
         deadline_at=job.request.deadline_s,
         predicted_s=job.predicted_s,
         work_s=job.work_s,
+        degraded=degraded_of(job.request),
         queue=_place(job, backlog),
         eta=_eta(prediction),
         decisions=tuple(_decision(decision) for decision in job.schedule),
@@ -105,6 +108,17 @@ def _why(job: Job, backlog: Backlog | None) -> str:
             )
         case _:
             return f"It is {job.status.value}; these were the last decisions about its stages."
+
+
+def _why_degraded(job: Job) -> str:
+    how = job.request.degraded
+    if how is None:
+        return ""
+    return (
+        f" It was admitted with {how.used_steps} of the {how.wished_steps} denoise steps that it "
+        f"wished, of which it allows {how.least_steps} at least: with all of them it was expected "
+        f"to end {how.late_s:.1f} s after its deadline."
+    )
 
 
 def _place(job: Job, backlog: Backlog | None) -> QueuePlace | None:

@@ -26,12 +26,15 @@ from gateway.resolve import (
     Origin,
     Wish,
     guidance_for,
+    least_steps_of,
     model_for,
+    schedule_of,
     size_for,
     slo_scale_of,
     source_for,
     steps_for,
 )
+from gateway.schemas.images import Extensions
 from gateway.schemas.videos import (
     Phase,
     RemixBody,
@@ -41,6 +44,7 @@ from gateway.schemas.videos import (
     VideoError,
     VideoList,
 )
+from gateway.translate import degraded_of
 from gateway.wire import missing_parameter
 
 _SECONDS: Final = re.compile(r"\d{1,6}(\.\d{1,9})?", re.ASCII)
@@ -115,9 +119,7 @@ def video_request(
         tenant=origin.tenant,
         priority=body.priority or 0,
     )
-    return _begun_with(
-        start, body.strength or REFERENCE_STRENGTH, request, spec, slo_scale_of(body)
-    )
+    return _begun_with(start, body.strength or REFERENCE_STRENGTH, request, spec, body)
 
 
 def remix_request(
@@ -127,7 +129,8 @@ def remix_request(
     if body.prompt is None:
         raise missing_parameter("prompt")
     before = source.request
-    schedule = before.source.schedule_steps if before.source is not None else before.steps
+    degraded = before.degraded  # what was wished then, not what there was time for
+    schedule = schedule_of(before) if degraded is None else degraded.wished_steps
     request = msgspec.structs.replace(
         before,
         id=RequestId(origin.job),
@@ -144,8 +147,9 @@ def remix_request(
         priority=body.priority or 0,
         traceparent=None,
         source=None,
+        degraded=None,
     )
-    return _begun_with(start, body.strength or REMIX_STRENGTH, request, spec, slo_scale_of(body))
+    return _begun_with(start, body.strength or REMIX_STRENGTH, request, spec, body)
 
 
 def _begun_with(
@@ -153,7 +157,7 @@ def _begun_with(
     strength: float,
     request: GenerationRequest,
     spec: PipelineSpec,
-    slo_scale: float,
+    body: Extensions,
 ) -> Wish:
     files: dict[str, bytes] = {}
     if start is not None:
@@ -163,7 +167,12 @@ def _begun_with(
         request = msgspec.structs.replace(request, source=source, steps=steps)
         files[source.image] = start.content
     spec.check(request)
-    return Wish(request=request, slo_scale=slo_scale, files=files)
+    return Wish(
+        request=request,
+        slo_scale=slo_scale_of(body),
+        files=files,
+        least_steps=least_steps_of(body, request, spec),
+    )
 
 
 def _frames(body: VideoBody, spec: PipelineSpec, fps: int) -> int:
@@ -226,6 +235,7 @@ def video_of(job: Job, *, eta_s: float | None = None) -> Video:
         step=request.steps if completed else _steps_done(job),
         steps=request.steps,
         eta_s=None if eta_s is None or job.status in TERMINAL else round(eta_s, 3),
+        degraded=degraded_of(request),
     )
 
 

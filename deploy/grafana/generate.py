@@ -85,6 +85,11 @@ PANELS: Final[tuple[tuple[str, str, tuple[Query, ...]], ...]] = (
         ((_rate(semconv.METRIC_REJECTIONS, "_total", "reason"), "{{reason}}"),),
     ),
     (
+        "Jobs let in with fewer steps, to be on time",
+        "reqps",
+        ((_rate(semconv.METRIC_DEGRADED, "_total", "model"), "{{model}}"),),
+    ),
+    (
         "Outputs, by tenant",
         "ops",
         ((_rate(semconv.METRIC_TENANT_OUTPUTS, "_total", "tenant"), "{{tenant}}"),),

@@ -12,6 +12,7 @@ from litestar.types import Receive
 from gateway.api.base_url import base_url_of
 from gateway.api.body import FORM, JSON, Submission, form_body, json_body, takes
 from gateway.api.caller import JOB_HEADER, caller_of
+from gateway.api.degraded import degraded_headers
 from gateway.api.references import referred
 from gateway.api.sse import event_stream
 from gateway.errors import RequestError
@@ -121,7 +122,11 @@ async def _answer(
     data = images.link(job, base_url_of(request)) if as_links else await images.embed(done)
     return Response(
         images_response(job, wanted, data),
-        headers={TIMING_HEADER: server_timing(job), JOB_HEADER: job.id},
+        headers={
+            TIMING_HEADER: server_timing(job),
+            JOB_HEADER: job.id,
+            **degraded_headers(job),
+        },
     )
 
 

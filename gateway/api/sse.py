@@ -16,6 +16,7 @@ from litestar import Request
 from litestar.response import Stream
 
 from gateway.api.caller import JOB_HEADER
+from gateway.api.degraded import degraded_headers
 from gateway.errors import error_body
 from gateway.jobs.record import Job
 from gateway.schemas.images import ImageEvent
@@ -31,7 +32,12 @@ def event_stream(
     return Stream(
         _encoded(request, events),
         media_type="text/event-stream",
-        headers={"cache-control": "no-cache", "x-accel-buffering": "no", JOB_HEADER: job.id},
+        headers={
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+            JOB_HEADER: job.id,
+            **degraded_headers(job),
+        },
     )
 
 

@@ -11,10 +11,12 @@ from litestar.params import FromPath
 from gateway.api.body import FORM, JSON, Submission, asks, form_body, query, takes
 from gateway.api.caller import caller_of
 from gateway.api.content import content_response
+from gateway.api.degraded import degraded_headers
 from gateway.api.references import referred
 from gateway.artifacts import ArtifactService
 from gateway.errors import MissingError, RequestError
 from gateway.http import MAX_UPLOAD_BYTES
+from gateway.jobs.record import Job
 from gateway.schemas.videos import (
     CharacterBody,
     RemixBody,
@@ -55,10 +57,10 @@ class VideoController(Controller):
         request: Request[Any, Any, Any],
         sent: NamedDependency[Submission[VideoBody]],
         videos: NamedDependency[VideoService],
-    ) -> Video:
+    ) -> Response[Video]:
         """Begin a video; it goes on when the caller leaves."""
         job = await videos.admit(sent.body, caller_of(request), _reference(sent))
-        return video_of(job, eta_s=videos.eta_s(job))
+        return _begun(job, videos)
 
     @get(
         operation_class=asks(VideoListQuery),
@@ -84,7 +86,7 @@ class VideoController(Controller):
         """Return a video's state, and when it is worth asking again."""
         job = await videos.find(video_id, request.user.tenant)
         eta_s = videos.eta_s(job)
-        headers = {POLL_HEADER: str(poll_after_ms(job, eta_s=eta_s))}
+        headers = {POLL_HEADER: str(poll_after_ms(job, eta_s=eta_s)), **degraded_headers(job)}
         if job.finished_s is not None:
             headers[TIMING_HEADER] = server_timing(job)
         return Response(video_of(job, eta_s=eta_s), headers=headers)
@@ -138,7 +140,7 @@ class VideoController(Controller):
         video_id: FromPath[str],
         sent: NamedDependency[Submission[RemixBody]],
         videos: NamedDependency[VideoService],
-    ) -> Video:
+    ) -> Response[Video]:
         """Make a completed video again, as another prompt says."""
         return await _remixed(request, videos, sent.body, video_id)
 
@@ -154,7 +156,7 @@ class VideoController(Controller):
         request: Request[Any, Any, Any],
         sent: NamedDependency[Submission[VideoEditBody]],
         videos: NamedDependency[VideoService],
-    ) -> Video:
+    ) -> Response[Video]:
         """Make a completed video again, as another prompt says; it is named by its id."""
         return await _remixed(request, videos, sent.body, _named(sent.body))
 
@@ -215,11 +217,15 @@ def _named(body: VideoEditBody) -> str:
 
 async def _remixed(
     request: Request[Any, Any, Any], videos: VideoService, body: RemixBody, video_id: str
-) -> Video:
+) -> Response[Video]:
     if body.prompt is None:
         raise missing_parameter("prompt")
     job = await videos.remix(body, video_id, caller_of(request))
-    return video_of(job, eta_s=videos.eta_s(job))
+    return _begun(job, videos)
+
+
+def _begun(job: Job, videos: VideoService) -> Response[Video]:
+    return Response(video_of(job, eta_s=videos.eta_s(job)), headers=degraded_headers(job))
 
 
 def _unable(to: str, advice: str) -> RequestError:

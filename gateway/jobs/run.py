@@ -272,6 +272,8 @@ class Runner:
 
     def _span(self, job: Job) -> AbstractContextManager[Span]:
         waited_s = self._clock.now() - job.request.arrival_s
+        how = job.request.degraded
+        fewer = {} if how is None else {semconv.ATTR_STEPS_WISHED: how.wished_steps}
         return self._tracer.start_as_current_span(
             semconv.job_span_name(job.request.model),
             context=context_of(job.traceparent),
@@ -289,6 +291,8 @@ class Runner:
                 semconv.ATTR_MODEL: job.request.model,
                 semconv.ATTR_ATTEMPT: job.attempts,
                 semconv.ATTR_QUEUE_WAIT_S: waited_s,
+                semconv.ATTR_STEPS: job.request.steps,
+                **fewer,
             },
         )
 

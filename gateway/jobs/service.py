@@ -51,7 +51,7 @@ class JobService:
             task.cancel()
 
     async def submit(
-        self, new: NewJob, *, queue_limit: int, admit: Callable[[Backlog], None]
+        self, new: NewJob, *, queue_limit: int, admit: Callable[[Backlog], NewJob]
     ) -> Job:
         """Write the job down and wake a runner, or return the job of an equal request.
 

@@ -72,13 +72,13 @@ class JobStore:
         *,
         queue_limit: int,
         now_s: float = 0.0,
-        admit: Callable[[Backlog], None] = lambda _backlog: None,
+        admit: Callable[[Backlog], NewJob] | None = None,
     ) -> Job:
         """Write a queued job, or attach its caller to the job of an equal request.
 
         It may be run at once; a power cut cannot take it back any more once `flush` has returned.
-        `admit` sees what would be before the job, and raises to refuse it; it may run in another
-        thread.
+        `admit` sees what would be before the job, and returns it as it is to be written, or raises
+        to refuse it; it may run in another thread, and more than once.
 
         Raises:
             QueueFullError: `queue_limit` jobs are waiting.
@@ -92,9 +92,9 @@ class JobStore:
             before = backlog_before(connection, new.request.deadline_s)
             if before.waiting >= queue_limit:
                 raise QueueFullError(before)
-            admit(before)
-            connection.execute(_ADD, values_of(new))
-            return new_job_of(new)
+            admitted = new if admit is None else admit(before)
+            connection.execute(_ADD, values_of(admitted))
+            return new_job_of(admitted)
 
         return await self._database.write(work, sync=False)
 

@@ -35,6 +35,7 @@ class Extensions(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] | None = None
     negative_prompt: Annotated[str, msgspec.Meta(max_length=MAX_PROMPT)] | None = None
     num_inference_steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    min_inference_steps: Annotated[int, msgspec.Meta(ge=1)] | None = None
     guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=MAX_GUIDANCE)] | None = None
     slo_class: SloClass | None = None
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=MAX_DEADLINE_MS)] | None = None
@@ -129,6 +130,16 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     output_tokens_details: OutputTokens | None = None
 
 
+class DegradedSteps(msgspec.Struct, frozen=True):
+    """That fewer denoise steps were done than wished, as `min_inference_steps` allowed.
+
+    An extension of ours, like what it answers.
+    """
+
+    wished_steps: int
+    used_steps: int
+
+
 class Image(msgspec.Struct, frozen=True, omit_defaults=True):
     """One image: exactly one of the two is there."""
 
@@ -137,7 +148,10 @@ class Image(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ImagesResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer; all values are resolved, never `auto`. `seed` is an extension of ours."""
+    """The answer; all values are resolved, never `auto`.
+
+    `seed` and `degraded` are extensions of ours; the latter is there only if it says something.
+    """
 
     created: int
     data: tuple[Image, ...]
@@ -148,12 +162,13 @@ class ImagesResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     usage: Usage
     seed: int
     safety_identifier: str | None = None
+    degraded: DegradedSteps | None = None
 
 
 class ImageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event of a stream: a partial image, or a finished one with `usage`.
 
-    `image_index` (of `n`) and `seed` are extensions of ours.
+    `image_index` (of `n`), `seed` and `degraded` are extensions of ours.
     """
 
     type: str
@@ -168,6 +183,7 @@ class ImageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage: Usage | None = None
     seed: int | None = None
     safety_identifier: str | None = None
+    degraded: DegradedSteps | None = None
 
     def __post_init__(self) -> None:
         """Refuse what a client could not tell apart: an event is one or the other."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gateway.schemas.images import DegradedSteps
 from gateway.schemas.videos import MAX_PAGE, VideoError
 
 JobState = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
@@ -69,6 +70,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job. `queue` and `eta` are null in lists, and once it is over.
 
     `expires_at` is when a waiting job is given up, and when a completed one's files are removed.
+    `degraded` is null unless it does fewer steps than wished; its steps are of the whole schedule,
+    of which a job that begins with a picture does the last `steps`.
     """
 
     id: str
@@ -79,6 +82,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     size: str
     n: int
     steps: int
+    degraded: DegradedSteps | None
     progress: int
     attempts: int
     cancel_requested: bool
@@ -150,6 +154,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float
     predicted_s: float | None
     work_s: float | None
+    degraded: DegradedSteps | None
     queue: QueuePlace | None
     eta: Eta | None
     decisions: tuple[Decision, ...]

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from gateway.schemas.images import Extensions, ImageReference, Prompt
+from gateway.schemas.images import DegradedSteps, Extensions, ImageReference, Prompt
 
 MAX_FPS: Final = 120
 MAX_PAGE: Final = 100
@@ -98,7 +98,8 @@ class Video(msgspec.Struct, frozen=True, kw_only=True):
 
     `frames` and what follows are extensions of ours: `phase` is what is being done, `step` of
     `steps` how many denoise steps are done, `eta_s` the seconds that are left if nothing waits.
-    `expires_at` is when a finished video's files are removed.
+    `expires_at` is when a finished video's files are removed. `degraded` is null unless it does
+    fewer steps than wished.
     """
 
     id: str
@@ -120,6 +121,7 @@ class Video(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     steps: int
     eta_s: float | None
+    degraded: DegradedSteps | None
     object: Literal["video"] = "video"
 
 

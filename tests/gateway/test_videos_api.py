@@ -27,7 +27,7 @@ KEYS = "acme:sk-acme-12345,globex:sk-globex-12345"
 KEYS_OF_VIDEO = {
     *("id", "object", "status", "progress", "created_at", "completed_at", "expires_at", "model"),
     *("prompt", "size", "seconds", "remixed_from_video_id", "error", "frames", "fps", "seed"),
-    *("phase", "step", "steps", "eta_s"),
+    *("phase", "step", "steps", "eta_s", "degraded"),
 }
 
 
@@ -84,6 +84,7 @@ async def test_a_prompt_alone_begins_a_video_of_the_models_own_shape(
         "step": 0,
         "steps": 8,
         "eta_s": 8.0,
+        "degraded": None,
     }
 
 

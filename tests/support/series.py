@@ -22,6 +22,7 @@ SERIES: dict[str, Callable[[str], set[str]]] = {
     "tridentserve_slo_requests_total": plain,
     "tridentserve_slo_predictions_total": plain,
     "tridentserve_requests_rejected_total": plain,
+    "tridentserve_requests_degraded_total": plain,
     "tridentserve_tenant_outputs_total": plain,
     "tridentserve_stage_duration_seconds": histogram,
     "tridentserve_stage_queue_time_seconds": histogram,
