@@ -25,7 +25,7 @@ BEST_STATIC: Final = {COG: "b1-sp8", HUNYUAN: "b1-sp8", FLUX: "b1-sp2", SD3: "b1
 STATICS: Final = ("b1-sp1", "b1-sp2", "b1-sp4", "b1-sp8")
 DYNAMICS: Final = ("b2", "b3", "b4", "b5", "b6", "edf-best-fit", "deadline-rounds", "trident-paper")
 SEEDS: Final = (1, 2, 3)
-SMALL_SEEDS: Final = tuple(range(1, 21))
+SMALL_SEEDS: Final = tuple(range(1, 11))
 SWITCHES: Final = ("preempt", "scale_up", "resize", "background", "spill", "deadline_order")
 BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), False)
 EXTRAS: Final[tuple[dict[str, bool | int], ...]] = (
@@ -192,11 +192,14 @@ def curve(cell: Cell, search: Callable[[Curve], Iterator[int]]) -> Plan:
 
 
 def bound(scope: Scope) -> Iterator[Cell]:
-    """Reckon what nobody can exceed, for every situation of `nominal`."""
+    """Reckon what nobody can exceed, for every situation of `nominal` and `workloads`."""
     del scope
     yield usual(COG, policy=BOUND)
     for situation in situations():
         yield usual(**{**situation, "policy": BOUND})
+    for name in OTHER_WORKLOADS:
+        for model in MODELS:
+            yield usual(model, policy=BOUND, workload=name, gpus=WORKLOAD_GPUS[model])
 
 
 def ablation(scope: Scope) -> Iterator[Cell]:

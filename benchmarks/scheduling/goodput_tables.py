@@ -108,6 +108,26 @@ def point(entry: Entry) -> str:
     return share(entry.figures["slo_attainment"]) + largest
 
 
+def classes() -> str:
+    """Return for every policy who is on time at its own 90 % knee, class by class."""
+    parts = []
+    for model in MODELS:
+        found = curves().get(model, {})
+        at = {name: knee(curve, LEVELS[0]) for name, curve in knee_order(found) if name != BOUND}
+        cells = {
+            (policy_name(e.cell), e.cell.rate_scale): e for e in swept() if e.cell.model == model
+        }
+        knees = [(name, cells[name, rate]) for name, rate in at.items() if rate is not None]
+        sizes = sorted({size for _, e in knees for size in e.figures["per_class"]}, key=volume)
+        rows = [
+            [name, f"{e.cell.rate_scale:.2f}", *(class_share([e], size) for size in sizes)]
+            for name, e in knees
+        ]
+        title = f"{NAMES[model]} on {GOODPUT_GPUS[model]} GPUs: on time by size at the own k90 (simulated)"
+        parts += [title, markdown(("policy", "k90", *sizes), rows)]
+    return "\n\n".join(parts)
+
+
 def overload() -> str:
     """Return goodput at 1.3 times the own 90 % knee over goodput at the knee."""
     rows = []
@@ -155,6 +175,7 @@ def seeded() -> str:
 
 GOODPUT_TABLES: Final[dict[str, Callable[[], str]]] = {
     "goodput": goodput,
+    "classes": classes,
     "seeded": seeded,
     "curves": curve_points,
     "overload": overload,

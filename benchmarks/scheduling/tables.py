@@ -351,8 +351,8 @@ def static() -> str:
 
 
 def workloads() -> str:
-    """Return our other workloads."""
-    return per_situation(entries("workloads"))
+    """Return our other workloads, with the bound in the first row."""
+    return per_situation([*entries("workloads"), *bounds()])
 
 
 def code() -> str:
