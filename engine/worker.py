@@ -225,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     socket.connect(args.endpoint)
     shelf = StageShelf(device)
     loader = LoaderThread(args.endpoint, args.identity, shelf)
-    _start(loader.serve, args.threads)
+    _start(loader.load_all, args.threads)
+    _start(loader.serve)
     transport = FileTransport(Path(args.handoff_folder), device)
     saving = Saving(int(args.save_every[0]), args.save_every[1]) if args.save_every else None
     try:

@@ -1,13 +1,14 @@
-"""The thread of a worker that moves weights, beside whatever the worker runs.
+"""The two threads of a worker that move weights, beside whatever the worker runs.
 
-It hears its orders on a socket of its own, so that a long denoise step delays none of them, and
-looks for an order to stop between two chunks.
+One hears orders on a socket of its own, so that a long denoise step delays none of them, and obeys
+what takes no time: a launch that needs memory must not wait for a load that happens to be under way.
+The other loads, stage after stage, and looks between two chunks whether it was told to stop.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from queue import SimpleQueue
 from typing import NoReturn
 
 import msgspec
@@ -39,57 +40,73 @@ log = structlog.get_logger(__name__)
 
 
 class LoaderThread:
-    """Obeys residency orders, one after another."""
+    """Obeys residency orders: loads one after another, all others at once."""
 
     def __init__(self, endpoint: str, identity: str, shelf: StageShelf) -> None:
-        """Know where to connect; `serve` runs on the thread."""
+        """Know where to connect; `serve` and `load_all` run on a thread each."""
         self._endpoint, self._identity, self._shelf = endpoint, f"{identity}{LOAD_SUFFIX}", shelf
-        self._decoder = msgspec.msgpack.Decoder(ToLoader)
-        self._inbox: deque[ToLoader] = deque()
-        self._socket: zmq.Socket[bytes]
+        self._loads: SimpleQueue[LoadStage] = SimpleQueue()
+        self._stopped: set[StageKey] = set()
 
-    def serve(self, threads: int) -> NoReturn:
-        """Report for work, then obey for ever; copies use `threads` CPU threads."""
+    @property
+    def _ended(self) -> str:
+        """Where the loading thread says what came of a load: a socket serves one thread only."""
+        return f"inproc://ended/{self._identity}"
+
+    def serve(self) -> NoReturn:
+        """Report for work, then obey for ever."""
         self._shelf.settle_in()
-        torch.set_num_threads(threads)
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, self._identity.encode())
-        self._socket.connect(self._endpoint)
-        self._send(LoaderReady())
+        decoder = msgspec.msgpack.Decoder(ToLoader)
+        ended: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        ended.bind(self._ended)
+        orders: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        orders.setsockopt(zmq.IDENTITY, self._identity.encode())
+        orders.connect(self._endpoint)
+        orders.send(msgspec.msgpack.encode(LoaderReady()))
+        poller = zmq.Poller()
+        poller.register(ended, zmq.POLLIN)
+        poller.register(orders, zmq.POLLIN)
         while True:
-            while not self._inbox:
-                self._accept(self._socket.recv())
-            self._obey(self._inbox.popleft())
+            for socket, _event in poller.poll():
+                if socket is ended:
+                    orders.send(ended.recv())
+                elif (reply := self._obey(decoder.decode(orders.recv()))) is not None:
+                    orders.send(msgspec.msgpack.encode(reply))
 
-    def _obey(self, message: ToLoader) -> None:
+    def _obey(self, message: ToLoader) -> FromWorker | None:
+        """Do what takes no time and return the reply, if it has one now."""
         match message:
-            case LoadStage():
-                with structlog.contextvars.bound_contextvars(**message.ids):
-                    reply = self._load(message)
-                self._send(reply)
+            case LoadStage(stage):
+                self._stopped.discard(stage)  # that was meant for a load before
+                self._loads.put(message)
+            case StopLoad(stage):
+                self._stopped.add(stage)
             case LendStage(stage):
-                self._send(StageLent(stage, self._shelf.lend(stage)))
+                return StageLent(stage, self._shelf.lend(stage))
             case UnloadStage(stage):
                 self._shelf.unload(stage)
-                self._send(StageUnloaded(stage))
+                return StageUnloaded(stage)
             case ForgetHostCopy(path):
                 self._shelf.forget_host_copy(path)
-            case StopLoad():
-                pass  # what it meant is over
+        return None
 
-    def _accept(self, payload: bytes) -> None:
-        self._inbox.append(self._decoder.decode(payload))
-
-    def _is_stopped(self, stage: StageKey) -> bool:
-        """Hear what has arrived, and say whether the load of `stage` should stop."""
-        while self._socket.poll(0):
-            self._accept(self._socket.recv())
-        return StopLoad(stage) in self._inbox
+    def load_all(self, threads: int) -> NoReturn:
+        """Load what is ordered, for ever; copies use `threads` CPU threads."""
+        self._shelf.settle_in()
+        torch.set_num_threads(threads)
+        ended: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        ended.connect(self._ended)
+        while True:
+            ended.send(msgspec.msgpack.encode(self._load(self._loads.get())))
 
     def _load(self, order: LoadStage) -> StageLoaded | StageLoadStopped | StageLoadFailed:
+        with structlog.contextvars.bound_contextvars(**order.ids):
+            return self._attempt(order)
+
+    def _attempt(self, order: LoadStage) -> StageLoaded | StageLoadStopped | StageLoadFailed:
         began, stage = time.perf_counter(), order.stage
         try:
-            loaded = self._shelf.load(order, lambda: self._is_stopped(stage))
+            loaded = self._shelf.load(order, lambda: stage in self._stopped)
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_load_failed", stage=str(stage))
             message = f"Cannot load {stage}: {describe(error)}"
@@ -98,6 +115,3 @@ class LoaderThread:
             return StageLoadStopped(stage, loaded.filled_bytes)
         load_s = time.perf_counter() - began
         return StageLoaded(stage, load_s, loaded.source, loaded.filled_bytes)
-
-    def _send(self, message: FromWorker) -> None:
-        self._socket.send(msgspec.msgpack.encode(message))

@@ -66,7 +66,8 @@ class StageShelf:
         self._sketches: dict[StageKey, Parts] = {}
         self._unbind: dict[StageKey, Callable[[], None]] = {}
         self._segments: dict[StageKey, Sequence[Tensor]] = {}
-        self._moves, self._is_moving = 0, False
+        self._moves = self._moving_now = 0
+        self._counting = threading.Lock()
 
     def settle_in(self) -> None:
         """Let what this thread asks of CUDA without naming a device mean the worker's own.
@@ -83,15 +84,18 @@ class StageShelf:
 
     def has_moved(self, since: int) -> bool:
         """Whether weights came, went or are on their way since there were `since` moves."""
-        return self._is_moving or self._moves != since
+        return bool(self._moving_now) or self._moves != since
 
     @contextmanager
     def _moving(self) -> Iterator[None]:
-        self._is_moving = True
+        """Count what moves: a stage may be unloaded while another is loaded."""
+        with self._counting:
+            self._moving_now += 1
         try:
             yield
         finally:
-            self._moves, self._is_moving = self._moves + 1, False
+            with self._counting:
+                self._moves, self._moving_now = self._moves + 1, self._moving_now - 1
 
     def undisturbed(self) -> AbstractContextManager[object]:
         """Keep stages from being read from files while one runs, where that would change it.

@@ -109,7 +109,6 @@ def test_lines_of_a_load_name_the_jobs_that_it_is_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loader = LoaderThread("inproc://nobody", "cpu:0#0", FailingShelf(lambda: {}["no"]))
-    monkeypatch.setattr(loader, "_send", lambda _message: None)
     stage = StageKey(MODEL, StageKind.DIFFUSE)
     before = structlog.get_config()
     structlog.configure(
@@ -120,8 +119,8 @@ def test_lines_of_a_load_name_the_jobs_that_it_is_for(
     fresh = structlog.get_logger()  # another test may have let theirs be bound for good
     monkeypatch.setattr("engine.stages.loader_thread.log", fresh)
     try:
-        loader._obey(LoadStage(stage, "folder", "flux", ids={"job_id": "job_1"}))
-        loader._obey(LoadStage(stage, "folder", "flux"))
+        loader._load(LoadStage(stage, "folder", "flux", ids={"job_id": "job_1"}))
+        loader._load(LoadStage(stage, "folder", "flux"))
     finally:
         structlog.configure(**before)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -140,8 +139,9 @@ def test_the_loader_of_a_worker_settles_on_its_own_gpu(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "set_device", settle)
     loader = LoaderThread("inproc://nobody", "cuda:1#0", StageShelf(torch.device("cuda:1")))
-    with pytest.raises(SettledError, match="cuda:1"):
-        loader.serve(threads=1)
+    for thread in (loader.serve, lambda: loader.load_all(threads=1)):
+        with pytest.raises(SettledError, match="cuda:1"):
+            thread()
 
 
 def test_numbers_that_are_not_finite_may_be_tried_again_and_say_how_many(tmp_path: Path) -> None:
