@@ -88,20 +88,20 @@ class Lines:
         self, device: DeviceId, key: str, order: ToLoader
     ) -> asyncio.Future[FromWorker]:
         """Send an order to a live worker's loader and return its reply to come."""
-        reply = self._expect(device, key)
+        reply = self._expect(device, key, socket=LOAD_SUFFIX)
         self.tell_loader(device, order)
         return reply
 
     def _expect(
-        self, device: DeviceId, key: str, *, queued: bool = False
+        self, device: DeviceId, key: str, *, queued: bool = False, socket: str = ""
     ) -> asyncio.Future[FromWorker]:
         slot = self._slots[device]
         if not slot.is_ready:
             message = f"Device {device} has no live worker."
             raise WorkerLostError(message, began=False)
-        reply = slot.mailbox.expect(key, queued=queued)
-        slot.answered()  # the time to answer begins now
-        return reply
+        if not slot.mailbox.is_waited_for_on(socket):
+            slot.answered(socket)  # the time to answer begins now
+        return slot.mailbox.expect(key, queued=queued, socket=socket)
 
     def send(self, device: DeviceId, message: ToWorker) -> None:
         """Send an order; a worker that is down misses it."""
@@ -141,19 +141,20 @@ class Lines:
             if identity.endswith(by_beat):
                 slot.beat()
             else:
-                self._take(slot, b"".join(payload))
+                socket = LOAD_SUFFIX if identity.endswith(by_load) else ""
+                self._take(slot, b"".join(payload), socket)
 
     def _slot_of(self, identity: str) -> WorkerSlot | None:
         return next((slot for slot in self._slots.values() if slot.identity == identity), None)
 
-    def _take(self, slot: WorkerSlot, payload: bytes) -> None:
+    def _take(self, slot: WorkerSlot, payload: bytes, socket: str) -> None:
         try:
             message = self._decoder.decode(payload)
         except msgspec.MsgspecError as error:
             log.error("worker_speaks_nonsense", device=slot.device, detail=str(error))  # noqa: TRY400 - the traceback is ours and says nothing
             slot.kill("it sent no message of ours")
             return
-        slot.answered()
+        slot.answered(socket)
         if not _answer(slot.mailbox, message):
             self._hear(slot, message)
 

@@ -15,20 +15,27 @@ class Mailbox:
         """Begin empty."""
         self._waiting: dict[str, asyncio.Future[FromWorker]] = {}
         self._queued: set[str] = set()
+        self._sockets: dict[str, str] = {}
 
     @property
     def is_waited_for(self) -> bool:
         """Whether somebody waits for a reply."""
         return bool(self._waiting)
 
-    def expect(self, key: str, *, queued: bool = False) -> asyncio.Future[FromWorker]:
+    def is_waited_for_on(self, socket: str) -> bool:
+        """Whether somebody waits for a reply to what was sent to one of the worker's sockets."""
+        return socket in self._sockets.values()
+
+    def expect(
+        self, key: str, *, queued: bool = False, socket: str = ""
+    ) -> asyncio.Future[FromWorker]:
         """Return a future for the reply to `key`; asking twice at once is a bug.
 
         What is `queued` at the worker has not begun until it says so.
         """
         assert key not in self._waiting, key
         future: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
+        self._waiting[key], self._sockets[key] = future, socket
         if queued:
             self._queued.add(key)
         future.add_done_callback(lambda _done: self._forget(key))
@@ -37,6 +44,7 @@ class Mailbox:
     def _forget(self, key: str) -> None:
         self._waiting.pop(key, None)
         self._queued.discard(key)
+        self._sockets.pop(key, None)
 
     def began(self, key: str) -> None:
         """Note that the worker has taken up what was queued."""

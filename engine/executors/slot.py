@@ -22,7 +22,7 @@ from engine.types import DeviceId
 BEAT_SUFFIX, LOAD_SUFFIX = "/beat", "/load"  # of the identities of a worker's other sockets
 START_S = 120.0  # imports and the first beat
 SILENCE_S = 20.0  # between two beats; they come every three seconds
-STALL_S = 900.0  # between two answers or denoise steps while something is asked for
+STALL_S = 900.0  # between two answers or denoise steps while something is asked for on a socket
 _SHUTDOWN_S = 3.0
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -70,7 +70,8 @@ class WorkerSlot:
         self._settings = settings
         self._process: WorkerProcess | None = None
         self._incarnation = 0
-        self._spawned_s = self._beat_s = self._answer_s = 0.0
+        self._spawned_s = self._beat_s = 0.0
+        self._answered_s = {"": 0.0, LOAD_SUFFIX: 0.0}  # by socket: a load is no sign of a step
         self._why_killed: str | None = None
 
     @property
@@ -125,13 +126,14 @@ class WorkerSlot:
         """Note a sign of life."""
         self._beat_s = time.monotonic()
 
-    def answered(self) -> None:
-        """Note an answer or a finished denoise step."""
-        self._answer_s = time.monotonic()
+    def answered(self, socket: str) -> None:
+        """Note an answer, or a finished denoise step, that came from one of the sockets."""
+        self._answered_s[socket] = time.monotonic()
 
     def excuse_silence(self) -> None:
         """Start all waiting anew, because it was us who did not listen."""
-        self._beat_s = self._answer_s = time.monotonic()
+        self._beat_s = time.monotonic()
+        self._answered_s = dict.fromkeys(self._answered_s, self._beat_s)
 
     def why_hung(self) -> str | None:
         """Return what is wrong with a live process that does not answer; None if nothing is."""
@@ -140,8 +142,9 @@ class WorkerSlot:
         now_s = time.monotonic()
         if now_s - self._beat_s > (SILENCE_S if self.is_ready else START_S):
             return f"no sign of life for {now_s - self._beat_s:.0f} s"
-        if self.mailbox.is_waited_for and now_s - self._answer_s > STALL_S:
-            return f"no progress for {now_s - self._answer_s:.0f} s"
+        for socket, answered_s in self._answered_s.items():
+            if self.mailbox.is_waited_for_on(socket) and now_s - answered_s > STALL_S:
+                return f"no progress for {now_s - answered_s:.0f} s"
         return None
 
     def kill(self, why: str) -> None:
