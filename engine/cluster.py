@@ -20,6 +20,7 @@ from engine.types import (
     StageKey,
 )
 
+BARE_S = 30.0  # without a device in service; then one in quarantine is better than none
 log = structlog.get_logger(__name__)
 
 
@@ -48,6 +49,7 @@ class Cluster:
         self._placement = Placement(0, {})
         self._reserve_bytes = reserve_bytes
         self._views: dict[DeviceId, DeviceView] = {}
+        self._bare_since_s: float | None = None
 
     @property
     def placement(self) -> Placement:
@@ -83,13 +85,34 @@ class Cluster:
                 "device_quarantined", device=device, until_s=self.quarantine.devices(now_s)[device]
             )
 
+    def _out_of_service(self, now_s: float) -> dict[DeviceId, float]:
+        """Return the devices in quarantine; while no other lives, live ones serve after a while.
+
+        Others may be back in moments, and what a bad device fails has one attempt less.
+        """
+        out = self.quarantine.devices(now_s)
+        if not self.memories or self.memories.keys() - out.keys():
+            self._bare_since_s = None
+        elif self._bare_since_s is None:
+            self._bare_since_s = now_s
+        elif now_s >= self._bare_since_s + BARE_S:
+            return {d: until_s for d, until_s in out.items() if d not in self.memories}
+        return out
+
+    def sooner(self, at_s: float | None, now_s: float) -> float | None:
+        """Return `at_s`, or the moment before it at which a device comes into service."""
+        at_s = self.quarantine.sooner(at_s, now_s)
+        if self._bare_since_s is None or now_s >= self._bare_since_s + BARE_S:
+            return at_s
+        return min(self._bare_since_s + BARE_S, at_s or float("inf"))
+
     def view(self, now_s: float, running: tuple[RunningView, ...] = ()) -> ClusterView:
         """Return the cluster as policies may see it now; only what changed is looked at anew."""
         for device in self._changed:
             if device in self.memories:
                 self._views[device] = self._view_of(self.memories[device])
         self._changed.clear()
-        out = self.quarantine.devices(now_s)
+        out = self._out_of_service(now_s)
         return ClusterView(
             configured=self.configured,
             devices=tuple(view for device, view in self._views.items() if device not in out),

@@ -123,7 +123,7 @@ class Loader:
 
     def _expect_loadable(self, device: DeviceId, stages: Sequence[StageKey]) -> None:
         for stage in stages:
-            if (why := self._refusals.deadly(device, stage)) is not None:
+            if (why := self._refusals.deadly(device, stage, self._clock.now())) is not None:
                 raise StageFailedError(why, retryable=False)
 
     def hand_on(self, assignment: Assignment, heir: Assignment) -> None:
@@ -148,7 +148,7 @@ class Loader:
             memory = self._cluster.memories.get(device)
             if memory is None or stage in memory.weights:
                 return
-            if self._refusals.why(device, stage) or self._refusals.is_dangerous(device, stage):
+            if self._why_not(device, stage) or self._refusals.is_dangerous(device, stage):
                 return
             desired = self._cluster.desired(device)
             keep = desired if stage in desired else frozenset(memory.weights)
@@ -202,11 +202,11 @@ class Loader:
             load_s = await self._executor.load(device, stage)
         except StageFailedError as error:
             memory.evict(stage)
-            self._refusals.failed(device, stage, str(error))
+            self._refusals.failed(device, stage, str(error), self._clock.now())
             raise
         except WorkerLostError as error:
             if error.began:
-                self._refusals.died(device, stage)
+                self._refusals.died(device, stage, self._clock.now())
             raise
         except asyncio.CancelledError:  # superseded: the executor has freed what had arrived
             memory.evict(stage)
@@ -242,8 +242,18 @@ class Loader:
         memories = self._cluster.memories
         arriving = {device for device, _stage in self._arrivals}
         lacking = [d for d in memories if d not in self._filled and self._missing(d)]
-        self._filled |= {d for d in memories if d not in lacking and d not in arriving}
+        settled = [d for d in memories if d not in lacking and d not in arriving]
+        now_s = self._clock.now()
+        self._filled |= {d for d in settled if not self._refusals.pauses(d, now_s)}
         return tuple(device for device in lacking if device not in arriving)
+
+    def sooner(self, at_s: float | None) -> float | None:
+        """Return `at_s`, or the moment before it at which a load may be tried again."""
+        moments = [self._refusals.next_try_s(self._clock.now()), at_s]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _why_not(self, device: DeviceId, stage: StageKey) -> str | None:
+        return self._refusals.why(device, stage, self._clock.now())
 
     def restarted(self, device: DeviceId) -> None:
         """Forget what a device held before its worker was restarted."""
@@ -268,7 +278,7 @@ class Loader:
             stage
             for stage in self._cluster.desired(device)
             if stage not in memory.weights
-            and self._refusals.why(device, stage) is None
+            and self._why_not(device, stage) is None
             and self._cluster.weight_bytes[stage] <= memory.free_bytes
         )
 
@@ -283,7 +293,7 @@ class Loader:
             return (f"{stage}: no device is planned to hold it.",)
         if not live:
             return (f"{stage}: no live device holds it; {', '.join(planned)} should and are down.",)
-        refusals = [why for d in live if (why := self._refusals.why(d, stage)) is not None]
+        refusals = [why for d in live if (why := self._why_not(d, stage)) is not None]
         if refusals:
             return (f"{stage}: {refusals[0]}",)
         if all(device in self._filled for device in live):

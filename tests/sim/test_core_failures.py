@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from engine.cluster import BARE_S
 from engine.errors import (
     EngineClosedError,
     EngineCrashedError,
@@ -19,11 +20,13 @@ from engine.types import (
     DeviceId,
     DispatchPlan,
     ModelId,
+    RequestId,
     StageKey,
     StageKind,
     StageTask,
 )
 from schedulers.sim.clock import run_virtual
+from schedulers.static import EverywherePlanner
 from tests.support.builders import MIB, a_request, a_spec, devices
 from tests.support.engines import finish, simulated_engine
 
@@ -142,6 +145,82 @@ def test_a_stage_that_cannot_be_loaded_fails_the_request_and_readiness_names_it(
     assert all("weights are torn" in reason for reason in run_virtual(scenario()))
 
 
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_stage_that_could_not_be_loaded_once_is_tried_again(is_asked: bool) -> None:  # noqa: FBT001 - a parameter of pytest's
+    async def scenario() -> list[float]:
+        sim = simulated_engine(devices(1))
+        load, tries_s = sim.executor.load, list[float]()
+
+        async def stale(device: DeviceId, stage: StageKey) -> float:
+            if stage.kind is not StageKind.DIFFUSE:
+                return await load(device, stage)
+            tries_s.append(asyncio.get_running_loop().time())
+            if len(tries_s) < 3:
+                raise StageFailedError("Stale file handle", retryable=False)
+            return await load(device, stage)
+
+        sim.executor.load = stale  # type: ignore[method-assign]
+        await sim.core.start()
+        await asyncio.sleep(1)
+        assert "Stale file handle" in sim.core.readiness()[0]
+        await asyncio.sleep(120)
+        if is_asked:
+            await sim.core.generate(a_request())
+        assert sim.core.readiness() == ()
+        await sim.core.close()
+        return [round(later - tries_s[0]) for later in tries_s]
+
+    assert run_virtual(scenario()) == [0, 30, 90]
+
+
+def test_a_stage_of_which_workers_died_is_served_again_after_a_pause() -> None:
+    async def scenario() -> None:
+        sim = simulated_engine(devices(1))
+        load, deaths = sim.executor.load, 0
+
+        async def crowded(device: DeviceId, stage: StageKey) -> float:
+            nonlocal deaths
+            if stage.kind is StageKind.DIFFUSE and deaths < 3:
+                deaths += 1
+                sim.executor.kill(device)
+                raise WorkerLostError("the kernel killed it for want of memory")
+            return await load(device, stage)
+
+        sim.executor.load = crowded  # type: ignore[method-assign]
+        await sim.core.start()
+        await asyncio.sleep(60)
+        with pytest.raises(StageFailedError, match=r"died 3 times .* tried again in \d+ s"):
+            await sim.core.generate(a_request("early"))
+        await asyncio.sleep(300)
+        await sim.core.generate(a_request("late"))
+        await sim.core.close()
+
+    run_virtual(scenario())
+
+
+def test_when_all_others_are_gone_a_device_in_quarantine_is_better_than_none() -> None:
+    async def scenario() -> float:
+        sim = simulated_engine(devices(2))
+        sim.core._planner = EverywherePlanner([a_spec()])
+        await sim.core.start()
+        await asyncio.sleep(5)
+        bad, good = (DeviceId(f"fake:{i}") for i in range(2))
+        quarantine, now_s = sim.core.cluster.quarantine, asyncio.get_running_loop().time
+        for number in range(20):  # as if it had been there again and again
+            quarantine.mark(bad, RequestId(f"r{number}"), sim.core.view().now_s, spare=False)
+            for record in quarantine._records.values():
+                record.until_s = None
+        quarantine.mark(bad, RequestId("last"), sim.core.view().now_s, spare=False)
+        assert [device.info.id for device in sim.core.view().devices] == [good]
+        work, began_s = asyncio.create_task(sim.core.generate(a_request())), now_s()
+        sim.executor.kill(good, for_good=True)
+        await work
+        await sim.core.close()
+        return now_s() - began_s
+
+    assert BARE_S < run_virtual(scenario()) < 2 * BARE_S
+
+
 def test_deaths_before_a_worker_had_begun_to_load_are_not_the_stages_fault() -> None:
     async def scenario() -> None:
         sim = simulated_engine(devices(1))
@@ -241,7 +320,7 @@ def test_a_model_that_kills_its_worker_while_loading_does_not_take_others_down()
         return kills, sim.core.readiness()
 
     kills, _reasons = run_virtual(scenario())
-    assert kills == 3
+    assert kills == 6  # three at once, then after 300 s, 600 s and 1,200 s
 
 
 def test_a_retry_after_an_out_of_memory_finds_the_device_cleared() -> None:
