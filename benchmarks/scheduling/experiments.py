@@ -178,7 +178,7 @@ def goodput(scope: Scope) -> Iterator[Plan]:
                 yield curve(cell, search)
     for seed in SEEDS[1:]:
         for model in MODELS:
-            for name in KNEE_PAIRS:
+            for name in (*KNEE_PAIRS, BOUND):
                 cell = usual(model, policy=name, gpus=GOODPUT_GPUS[model], seed=seed)
                 if scope.takes(cell):
                     yield curve(cell, partial(around, begin=KNEE_BEGINS[model]))
