@@ -134,17 +134,29 @@ class Wire:
         """Take connected groups; they are one and the same on CPU."""
         self.rank, self.size = seat.rank, seat.size
         self._name, self._control, self._data = seat.group, control, data
-        self._broken = broken
+        self._broken, self._has_met = broken, control is data
 
     def exchange(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
         """Send each member its part in one all-to-all; see `Team.exchange`."""
         sent = packed(parts)
         counts = [prod(shape) for shape in shapes]
         received = sent.new_empty(sum(counts))
+        if not self._has_met:
+            self._meet()
         with self._talking():
             splits = counts, [part.numel() for part in parts]
             self._data.alltoall_base(received, sent, *splits).wait()
         return unpacked(received, shapes)
+
+    def _meet(self) -> None:
+        """Wait for all members before the first exchange over NCCL, which connects only then.
+
+        It waits for the last one no longer than connecting may take (`_CONNECT_S`), and a member
+        whose kernels are run for the first time, or whose part is larger, may take longer.
+        """
+        with self._talking():
+            self._control.barrier().wait()
+        self._has_met = True
 
     def agree(self, code: int) -> int:
         """Return the leader's code."""

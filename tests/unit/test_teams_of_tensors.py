@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from engine.messages import Seat
 from engine.stages.attention import attention_across, ring, ulysses
-from engine.stages.groups import Groups
+from engine.stages.groups import Groups, Wire
 from engine.stages.team import Crew, Solo, Team, TeamBroke, gather, share, sizes
 from tests.support.crew import together
 
@@ -152,3 +153,35 @@ class TestGroups:
             return answers
 
         assert together(2, meet_twice) == [[5, 6], [5, 6]]
+
+
+class Log:
+    """A process group that notes what it is asked for and does nothing."""
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        self._name, self._said = name, said
+
+    def barrier(self) -> Log:
+        self._said.append(f"{self._name} barrier")
+        return self
+
+    def alltoall_base(self, *_tensors: object) -> Log:
+        self._said.append(f"{self._name} exchange")
+        return self
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("has_nccl", [True, False])
+def test_members_come_together_before_nccl_connects_because_it_waits_ten_seconds_only(
+    has_nccl: bool,  # noqa: FBT001 - a parameter of pytest's
+) -> None:
+    said: list[str] = []
+    control = Log("gloo", said)
+    data = Log("nccl", said) if has_nccl else control
+    wire = Wire(Seat("team", 0, 2), control, data, threading.Event())
+    for _ in range(2):
+        wire.exchange([torch.zeros(1), torch.zeros(1)], [(1,), (1,)])
+    together = ["gloo barrier"] if has_nccl else []
+    assert said == [*together, *[f"{'nccl' if has_nccl else 'gloo'} exchange"] * 2]
