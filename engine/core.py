@@ -25,7 +25,7 @@ from engine.errors import (
     RequestImpossibleError,
     RequestRefusedError,
 )
-from engine.keeping import KeptLatents
+from engine.keeping import Kept, KeptLatents
 from engine.launching import Launcher
 from engine.listener import Listener
 from engine.loading import Loader
@@ -134,7 +134,8 @@ class EngineCore:
             EngineBusyError, EngineClosedError: full, try later; stopped, run it elsewhere.
             StageFailedError, WorkerLostError: a stage failed on every attempt.
         """
-        run = self._admit(request, journal, along)
+        kept = await self._kept.recall(request)
+        run = self._admit(request, journal, along, kept)
         try:
             return await run.outcome
         except asyncio.CancelledError:
@@ -142,7 +143,7 @@ class EngineCore:
             raise
 
     def _admit(
-        self, request: GenerationRequest, journal: Journal | None, along: Along
+        self, request: GenerationRequest, journal: Journal | None, along: Along, kept: Kept
     ) -> RequestRun:
         if self._closed is not None:
             raise EngineClosedError(self._closed)
@@ -156,7 +157,7 @@ class EngineCore:
         self._requests[request.id] = run
         self._note(request)
         self.embeddings.recall(run)
-        self._kept.recall(run)
+        self._kept.resume(run, kept)
         self._landed(run)
         return run
 

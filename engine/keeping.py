@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,15 +25,16 @@ from uuid import uuid4
 import structlog
 
 from engine.graph import NodeState
-from engine.pipelines import PipelineSpec
+from engine.pipelines import PipelineSpec, diffuse_node
 from engine.runs import RequestRun
-from engine.types import HandoffRef, NodeId, RequestId, SavedLatent
+from engine.types import GenerationRequest, HandoffRef, NodeId, RequestId, SavedLatent
 
 _LONGEST_S = 24 * 3600.0
 _SWEEP_S = 3600.0  # between two sweeps
 _WRITERS = 2  # so that a slow disk takes no more of the threads that others need
 _LIBRARIES = ("torch", "diffusers", "tridentserve")
 _SUFFIX = ".latent"
+Kept: TypeAlias = Mapping[NodeId, SavedLatent]
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 log = structlog.get_logger(__name__)
 
@@ -62,26 +63,36 @@ class KeptLatents:
         _sweep(folder)
         self._versions = {spec.id: _version_of(spec) for spec in specs}
 
-    def recall(self, run: RequestRun) -> None:
-        """Let a request that begins go on from what was kept of it."""
-        if self._folder is None:
-            return
+    async def recall(self, request: GenerationRequest) -> Kept:
+        """Take over what an engine before has kept of a request; the folder may be a slow one."""
+        if self._folder is None or request.model not in self._versions:
+            return {}
+        return await asyncio.to_thread(self._take_over, request)
+
+    def _take_over(self, request: GenerationRequest) -> dict[NodeId, SavedLatent]:
+        assert self._folder is not None
         try:
             found = [file.name for file in self._folder.iterdir() if file.suffix == _SUFFIX]
         except OSError as error:
-            log.warning("latents_not_looked_for", request=run.request.id, detail=str(error))
-            return
-        for node, state in run.progress.states.items():
-            if state is NodeState.DONE:
-                continue
-            name = self._name(run, node)
+            log.warning("latents_not_looked_for", request=request.id, detail=str(error))
+            return {}
+        kept: dict[NodeId, SavedLatent] = {}
+        for node in map(diffuse_node, range(request.n)):
+            name = self._name(request, node)
             files = sorted((f for f in found if f.startswith(name)), key=_step_of)
             for older in files[:-1]:
                 (self._folder / older).unlink(missing_ok=True)
-            if files and (kept := self._claim(node, files[-1], name)) is not None:
-                self._held.setdefault(run.request.id, {})[node] = kept
-                run.go_on_from(node, kept)
-                log.info("latent_recalled", request=run.request.id, node=node, step=kept.step)
+            if files and (latent := self._claim(node, files[-1], name)) is not None:
+                kept[node] = latent
+        return kept
+
+    def resume(self, run: RequestRun, kept: Kept) -> None:
+        """Let a request that begins go on from what was recalled of it."""
+        for node, latent in kept.items():
+            if run.progress.states[node] is not NodeState.DONE:
+                self._held.setdefault(run.request.id, {})[node] = latent
+                run.go_on_from(node, latent)
+                log.info("latent_recalled", request=run.request.id, node=node, step=latent.step)
 
     def _claim(self, node: NodeId, file: str, name: str) -> SavedLatent | None:
         """Take a file over; None if another engine was faster."""
@@ -116,7 +127,7 @@ class KeptLatents:
     async def _keep(self, run: RequestRun, node: NodeId, saved: SavedLatent) -> None:
         """Copy a latent; what cannot be written will be done again."""
         request = run.request.id
-        path = self._path(self._name(run, node), saved.step)
+        path = self._path(self._name(run.request, node), saved.step)
         try:
             async with self._disk:
                 await self._sweep_if_due()
@@ -166,9 +177,9 @@ class KeptLatents:
 
         return release
 
-    def _name(self, run: RequestRun, node: NodeId) -> str:
+    def _name(self, request: GenerationRequest, node: NodeId) -> str:
         """Return what the names of a node's files begin with."""
-        of = "\n".join([run.request.id, node, self._versions[run.request.model]])
+        of = "\n".join([request.id, node, self._versions[request.model]])
         return f"{hashlib.sha256(of.encode()).hexdigest()[:32]}."
 
     def _path(self, name: str, step: int) -> Path:

@@ -174,11 +174,16 @@ def build(spec: PipelineSpec, request: GenerationRequest) -> StageGraph:
         roots.append(StageNode(NodeId("encode-image"), holder, purpose=Purpose.IMAGE_ENCODE))
     nodes, edges = list(roots), []
     for index in range(request.n):
-        diffuse = StageNode(NodeId(f"diffuse-{index}"), spec.stage(StageKind.DIFFUSE), index)
+        diffuse = StageNode(diffuse_node(index), spec.stage(StageKind.DIFFUSE), index)
         decode = StageNode(NodeId(f"decode-{index}"), spec.stage(StageKind.DECODE), index)
         nodes += [diffuse, decode]
         edges += [*(Edge(root.id, diffuse.id) for root in roots), Edge(diffuse.id, decode.id)]
     return StageGraph(nodes, edges)
+
+
+def diffuse_node(index: int) -> NodeId:
+    """Return the node of a request's graph that diffuses output `index`."""
+    return NodeId(f"diffuse-{index}")
 
 
 def open_pipeline(

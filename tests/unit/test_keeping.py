@@ -49,7 +49,7 @@ class Life:
 
     def begin(self, name: str = "r1") -> RequestRun:
         run = self.begin_anew(name)
-        self.kept.recall(run)
+        self.kept.resume(run, self.kept._take_over(run.request))
         return run
 
     def save(self, run: RequestRun, step: int) -> None:
@@ -305,6 +305,32 @@ async def test_a_latent_that_is_gone_costs_the_request_nothing(
     assert files(tmp_path) == []
 
 
+async def test_a_folder_that_is_slow_holds_up_nobody_else(
+    tmp_path: Path, spec: PipelineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kept_at(tmp_path, spec)
+    life, may_end, listed = Life(tmp_path, spec), threading.Event(), Path.iterdir
+
+    def slowly(folder: Path) -> Any:
+        assert may_end.wait(60)
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", slowly)
+    recall = asyncio.create_task(life.kept.recall(a_request()))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not recall.done()
+    may_end.set()
+    assert (await recall)[DIFFUSE].step == 3
+
+
+async def test_a_model_that_is_not_served_has_nothing_kept(
+    tmp_path: Path, spec: PipelineSpec
+) -> None:
+    await kept_at(tmp_path, spec)
+    assert await Life(tmp_path, spec).kept.recall(a_request(model="another")) == {}
+
+
 async def test_a_folder_that_is_gone_costs_the_request_nothing(
     tmp_path: Path, spec: PipelineSpec
 ) -> None:
@@ -340,8 +366,8 @@ async def test_hand_offs_elsewhere_are_let_go_of_and_kept_files_are_not(
 async def test_without_a_folder_nothing_is_kept(tmp_path: Path, spec: PipelineSpec) -> None:
     life = Life(tmp_path, spec)
     life.kept = KeptLatents(None, [spec], life._spawn)
-    run = life.begin()
+    run = life.begin_anew()
     life.save(run, 3)
     await life.kept.settle([run])
-    life.kept.recall(run)
+    assert await life.kept.recall(run.request) == {}
     assert files(tmp_path) == []
