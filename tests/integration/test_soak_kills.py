@@ -58,17 +58,22 @@ class Killer:
     def __init__(self, held: Held, every_steps: int, most: int, seed: int) -> None:
         self._executor, self._every, self._most = held.executor, every_steps, most
         self._random, self._steps = random.Random(seed), 0
-        self.kills = 0
+        self._killed, self.kills = set[int](), 0
         listener = held.core.listener
         self._note_step, listener.task_progressed = listener.task_progressed, self._note  # type: ignore[method-assign]
 
     def _note(self, task: TaskId, step: int, steps: int) -> None:
         self._note_step(task, step, steps)
         self._steps += 1
-        if self._steps % self._every == 0 and self.kills < self._most:
-            victim = self._random.choice(sorted(self._executor.process_ids().values()))
+        if self._steps >= self._every and self.kills < self._most and (victims := self._living()):
+            victim = self._random.choice(victims)
             os.kill(victim, signal.SIGKILL)
-            self.kills += 1
+            self._killed.add(victim)
+            self.kills, self._steps = self.kills + 1, 0
+
+    def _living(self) -> list[int]:
+        """Return the workers that live: many steps may be heard at once, before a death is."""
+        return sorted(set(self._executor.process_ids().values()) - self._killed)
 
 
 async def draw(held: Held, name: str, kind: Kind) -> Outcome:
