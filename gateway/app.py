@@ -20,7 +20,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from engine import SystemClock
-from gateway import http
+from gateway import http, interpreter
 from gateway.api.console import AdminOnly, ConsoleController
 from gateway.api.files import FileController
 from gateway.api.health import HealthController, Probes
@@ -69,7 +69,8 @@ def create_app(
         settings: what the operator wants.
         engine: replaces the embedded one in tests.
         clock: replaces the real one in tests.
-        owns_process: whether stop signals to this process are meant for the app.
+        owns_process: whether stop signals to this process are meant for the app, and its
+            interpreter may be set to the app's needs.
 
     Raises:
         PipelineError: a model folder cannot be served.
@@ -208,6 +209,7 @@ def _lifespan(
 
             if owns_process:
                 on_stop_signal(lambda: parts.stop(stop_waiting))
+                interpreter.serve_calls()
             stack.callback(stop_waiting)
             yield
 

@@ -54,7 +54,7 @@ def gateway() -> Litestar:
     configure_logging("json")
     folder = Path(os.environ["BENCH_FOLDER"])
     settings = Settings(models=(), data_dir=folder, max_concurrent=64, queue_limit=1000)
-    return create_app(settings, engine=NullEngine())
+    return create_app(settings, engine=NullEngine(), owns_process=True)
 
 
 def without_database() -> Litestar:
