@@ -10,16 +10,20 @@ from __future__ import annotations
 import asyncio
 import io
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gateway.errors import RequestError
+from gateway.errors import OverloadedError, RequestError
 
 MAX_FILE_BYTES: Final = 50 * 1024 * 1024
 MAX_PIXELS: Final = 40_000_000  # a 40-megapixel camera; as RGBA 160 MB while it is decoded
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 _AT_ONCE: Final = 2  # decoded in threads, each with all its pixels in memory
+_MOST_WAITING_BYTES: Final = 256 * 1024 * 1024  # of files; thousands of usual ones
+_RETRY_AFTER_S: Final = 2.0
 _OPAQUE: Final = 255
 
 
@@ -39,26 +43,47 @@ class Picture(NamedTuple):
 
 
 class Darkroom:
-    """Decodes uploads, a few at a time, off the event loop."""
+    """Decodes uploads, a few at a time, off the event loop; how much may wait is bounded."""
 
     def __init__(self) -> None:
         """Begin idle."""
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._held_bytes = 0
+
+    async def _develop(self, picture: Picture, work: Callable[[], bytes]) -> bytes:
+        with self._held(len(picture.content)):
+            async with self._places:
+                return await asyncio.to_thread(work)
+
+    @contextmanager
+    def _held(self, size_bytes: int) -> Iterator[None]:
+        """Count a file that waits or is decoded; one alone may be of any size."""
+        if self._held_bytes and self._held_bytes + size_bytes > _MOST_WAITING_BYTES:
+            message = (
+                "The server is overloaded: too many pictures wait to be decoded. Please retry."
+            )
+            raise OverloadedError(message, retry_after_s=_RETRY_AFTER_S)
+        self._held_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self._held_bytes -= size_bytes
 
     async def source(self, picture: Picture, size: Size) -> bytes:
         """Return a picture as an opaque PNG of `size`: scaled to cover it, cropped in the middle.
 
         Raises:
             RequestError: its bytes are damaged.
+            OverloadedError: too much waits already.
         """
-        async with self._places:
-            return await asyncio.to_thread(_source_png, picture, size)
+        return await self._develop(picture, lambda: _source_png(picture, size))
 
     async def mask(self, mask: Picture, over: Size, size: Size) -> bytes:
         """Return a mask as a PNG of `size`, white where it was transparent.
 
         Raises:
             RequestError: it is damaged, has no transparency, or is not as large as the picture.
+            OverloadedError: too much waits already.
         """
         if mask.size != over:
             message = (
@@ -66,8 +91,7 @@ class Darkroom:
                 "must be the same."
             )
             raise RequestError(message, code="invalid_image_file", param=mask.param)
-        async with self._places:
-            return await asyncio.to_thread(_mask_png, mask, size)
+        return await self._develop(mask, lambda: _mask_png(mask, size))
 
 
 def checked(content: bytes, param: str) -> Picture:

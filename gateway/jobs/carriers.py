@@ -50,6 +50,7 @@ class PostgresEvents:
         self._here = InProcessEvents()
         self._outbox: deque[JobEvent] = deque(maxlen=_MOST_WAITING)
         self._wake = asyncio.Event()
+        self._pause_s = _RECONNECT_S[0]
 
     def publish(self, event: JobEvent) -> None:
         """Tell everyone here now, and everyone elsewhere soon."""
@@ -77,17 +78,17 @@ class PostgresEvents:
                 await task
 
     async def _stay_connected(self) -> None:
-        least_s, most_s = _RECONNECT_S
-        pause_s = least_s
         while True:
             try:
                 await self._talk()
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it was, polling goes on meanwhile
-                _log.warning("job_events_disconnected", reason=repr(error), retry_in_s=pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(most_s, 2 * pause_s)
+                _log.warning(
+                    "job_events_disconnected", reason=repr(error), retry_in_s=self._pause_s
+                )
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(_RECONNECT_S[1], 2 * self._pause_s)
 
     async def _talk(self) -> None:
         """Listen and send until the connection breaks."""
@@ -96,6 +97,7 @@ class PostgresEvents:
         connection = await asyncpg.connect(self._dsn)
         try:
             await connection.add_listener(_CHANNEL, self._hear)
+            self._pause_s = _RECONNECT_S[0]
             self._here.nudge()  # what was said before we listened is lost
             while not connection.is_closed():
                 await self._send(connection)
