@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import structlog
 
 from engine import InvalidRequestError, Modality
 from gateway.auth.principal import TenantId
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from gateway.jobs.service import JobService
     from gateway.measured import AdmissionCounts
     from gateway.storage.blobs import BlobStore
+
+_log = structlog.get_logger(__name__)
 
 _RANDOM_SEEDS: Final = 2**32
 _KEYED_GRACE_S: Final = 10.0
@@ -104,6 +107,7 @@ class Admission:
         self._clock = clock
         self._slo_scale = slo_scale
         self._queue_limit = queue_limit
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def admit(
         self,
@@ -124,26 +128,35 @@ class Admission:
             KeyConflictError: the idempotency key was used for another body.
         """
         try:
-            job = await self._admit(wish, caller, body, terms)
+            wished, new = self._checked(wish, caller, body, terms)
+            entering = asyncio.create_task(self._enter(wished, new, caller, terms), name=new.id)
+            return await asyncio.shield(entering)
         except (GatewayError, InvalidRequestError) as error:
             answer = translate(error)
             self._counts.rejected(answer.code or answer.type)
             raise
+        except asyncio.CancelledError:  # whoever asked has left; the job is written all the same
+            leaving = asyncio.create_task(self._leave(entering, caller, terms), name="leave")
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            raise
+
+    async def _leave(self, entering: asyncio.Task[Job], caller: Caller, terms: Terms) -> None:
+        """See a job in whose caller has left meanwhile, and leave it in the caller's stead."""
         try:
-            await self._jobs.flush()
-        except asyncio.CancelledError:
+            job = await entering
             if terms.waits:
                 await self._jobs.leave(job, grace_s=caller.grace_s)
-            raise
-        return job
+        except Exception as error:  # noqa: BLE001 - there is no job, or it runs to its end
+            _log.warning("job_not_left", reason=repr(error))
 
-    async def _admit(
+    def _checked(
         self,
         wish: Callable[[Origin], Wish],
         caller: Caller,
         body: msgspec.Struct,
         terms: Terms,
-    ) -> Job:
+    ) -> tuple[Wish, NewJob]:
         now_s = self._clock.now()
         origin = Origin(
             job=new_job_id(),
@@ -153,7 +166,15 @@ class Admission:
         )
         wished = wish(origin)
         self._check_pixels(wished.request)
-        new = self._new_job(wished, origin, caller, body, terms)
+        return wished, self._new_job(wished, origin, caller, body, terms)
+
+    async def _enter(self, wished: Wish, new: NewJob, caller: Caller, terms: Terms) -> Job:
+        """Write a job down with its files; a power cut cannot take it back then."""
+        job = await self._submit(wished, new, caller, terms)
+        await self._jobs.flush()
+        return job
+
+    async def _submit(self, wished: Wish, new: NewJob, caller: Caller, terms: Terms) -> Job:
         door, kept = self._door(new, terms, self._thrift(new, wished.least_steps)), False
         try:
             for name, content in wished.files.items():

@@ -249,6 +249,18 @@ class DeadlineError(OverloadedError):
         )
 
 
+class UnreadableJobError(OverloadedError):
+    """A job that another version of the server wrote, and that this one cannot read."""
+
+    def __init__(self, job: JobId) -> None:
+        """Name the job; another process may be able to read it."""
+        message = (
+            f"Job {job} was written by another version of the server, and this process cannot read "
+            "it. It is not lost: ask again, or tell the operator to run one version everywhere."
+        )
+        super().__init__(message, retry_after_s=5.0, code="job_unreadable")
+
+
 class ClosingError(OverloadedError):
     """The server stops while a caller waits."""
 

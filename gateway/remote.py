@@ -105,4 +105,12 @@ class RemoteEngines:
         if specs != self._specs:
             self._specs, self._cost = specs, CostModel(tuple(specs.values()))
         for report in reversed(reports):
-            self._cost.adopt(msgspec.json.decode(report.learnt, type=tuple[Learnt, ...]))
+            self._cost.adopt(_lessons_of(report))
+
+
+def _lessons_of(report: EngineReport) -> tuple[Learnt, ...]:
+    """Return what an engine has learnt; nothing if it is of a version that says it otherwise."""
+    try:
+        return msgspec.json.decode(report.learnt, type=tuple[Learnt, ...])
+    except msgspec.MsgspecError:
+        return ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
+import structlog
 from sqlalchemy import Table, delete, insert, or_, select, update
 
 from engine import PipelineSpec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # A model stays on offer for so long after its last engine died: its jobs wait for the next one.
 REMEMBERED_S: Final = 3600.0
+_log = structlog.get_logger(__name__)
 _ENGINES: Final = cast("Table", EngineRow.__table__)  # typed as anything to select from
 
 
@@ -44,6 +46,7 @@ class EngineRegistry:
     def __init__(self, database: Database) -> None:
         """Use `database` for every call."""
         self._database = database
+        self._unreadable: frozenset[str] = frozenset()
 
     async def announce(self, report: EngineReport) -> None:
         """Write down how an engine is; forget those that have been silent for an hour."""
@@ -71,15 +74,27 @@ class EngineRegistry:
         )
 
     async def remembered(self, *, now_s: float) -> list[EngineReport]:
-        """Return all engines of the last hour, the one last heard of first."""
+        """Return all engines of the last hour, the one last heard of first.
+
+        Those that another version wrote and this one cannot read are left out, and logged once:
+        they must not hide the others.
+        """
         statement = (
             select(_ENGINES)
             .where(_ENGINES.c.seen_s >= now_s - REMEMBERED_S)
             .order_by(_ENGINES.c.seen_s.desc(), _ENGINES.c.owner)
         )
-        return await self._database.read(
-            lambda connection: [_report_of(row) for row in connection.execute(statement)]
-        )
+        rows = await self._database.read(lambda connection: connection.execute(statement).all())
+        reports, unreadable = [], set()
+        for row in rows:
+            try:
+                reports.append(_report_of(row))
+            except msgspec.MsgspecError as error:
+                unreadable.add(row.owner)
+                if row.owner not in self._unreadable:
+                    _log.warning("engine_unreadable", engine=row.owner, reason=str(error))
+        self._unreadable = frozenset(unreadable)
+        return reports
 
 
 def _report_of(row: Row[*tuple[Any, ...]]) -> EngineReport:

@@ -73,6 +73,7 @@ class JobJournal:
 
     async def load(self) -> None:
         """Fetch what an earlier holder has kept; what is gone runs again."""
+        self._finished.clear()
         for stage in self._kept.values():
             with suppress(BlobMissingError):
                 content = await self._blobs.get(stage.blob)

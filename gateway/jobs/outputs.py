@@ -11,22 +11,33 @@ from gateway.storage.blobs import BlobMissingError
 
 if TYPE_CHECKING:
     from engine import Artifact, GenerationResult
+    from gateway.jobs.patience import Patience
     from gateway.storage.blobs import BlobStore
 
 
 VARIANTS = ("thumbnail", "spritesheet")
 
 
-async def publish(blobs: BlobStore, job: Job, result: GenerationResult) -> list[StoredArtifact]:
-    """Store the bytes before the row says so: the table never names a blob that is not there."""
-    published = []
-    for artifact in result.artifacts:
-        stored = _stored(job, artifact)
+async def publish(
+    blobs: BlobStore, job: Job, result: GenerationResult, patience: Patience
+) -> list[StoredArtifact]:
+    """Store the bytes before the row says so: the table never names a blob that is not there.
+
+    Raises:
+        StoreFailedError: the store took them not.
+    """
+    published = [_stored(job, artifact) for artifact in result.artifacts]
+    await patience.bear(lambda: _put(blobs, published, result.artifacts))
+    return published
+
+
+async def _put(
+    blobs: BlobStore, published: Sequence[StoredArtifact], artifacts: Sequence[Artifact]
+) -> None:
+    for stored, artifact in zip(published, artifacts, strict=True):
         await blobs.put(stored.blob, artifact.content)
         for variant in artifact.variants:
             await blobs.put(variant_blob(stored.blob, variant.name), variant.content)
-        published.append(stored)
-    return published
 
 
 async def source_files(blobs: BlobStore, job: Job) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -17,6 +18,7 @@ from sqlalchemy import Row, Table, bindparam, literal, select
 from engine import GenerationRequest, StageTiming
 from gateway.auth.principal import TenantId
 from gateway.db.models import ArtifactRow, JobRow
+from gateway.errors import UnreadableJobError
 from gateway.jobs.record import (
     Job,
     JobError,
@@ -43,6 +45,9 @@ ARTIFACTS: Final = cast("Table", ArtifactRow.__table__)
 _UNREAD: Final = {"created_at", "updated_at", "sa_orm_sentinel"}
 JOB_COLUMNS: Final = tuple(column for column in JOBS.c if column.name not in _UNREAD)
 ARTIFACT_COLUMNS: Final = tuple(column for column in ARTIFACTS.c if column.name not in _UNREAD)
+
+# A field or a value that this version has no word for; the latter of a status or a number.
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError)
 
 _OUTPUTS: Final = (
     select(*ARTIFACT_COLUMNS)
@@ -74,18 +79,31 @@ def readable_jobs_of(connection: Connection, rows: Sequence[Row[*tuple[Any, ...]
 
     One of them must not keep everybody's jobs from being leased or swept.
     """
+    with suppress(*_UNREADABLE):
+        return jobs_of(connection, rows)
     jobs = []
     for row in rows:
         try:
             jobs += jobs_of(connection, [row])
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             _log.error("job_unreadable", job_id=job_id_of(row.id), reason=str(error))
     return jobs
 
 
 def job_of(connection: Connection, row: Row[*tuple[Any, ...]] | None) -> Job | None:
-    """Return the record of a row, if there is one."""
-    return None if row is None else jobs_of(connection, [row])[0]
+    """Return the record of a row, if there is one.
+
+    Raises:
+        UnreadableJobError: another version wrote it, in a way that this one cannot read.
+    """
+    if row is None:
+        return None
+    try:
+        return jobs_of(connection, [row])[0]
+    except _UNREADABLE as error:
+        job = job_id_of(row.id)
+        _log.error("job_unreadable", job_id=job, reason=str(error))
+        raise UnreadableJobError(job) from error
 
 
 def completed_job_of(row: Row[*tuple[Any, ...]], outputs: Sequence[StoredArtifact]) -> Job:

@@ -30,6 +30,7 @@ from gateway.jobs.events import JobEnding, JobEvent, Look, event_of
 from gateway.jobs.journal import JobJournal
 from gateway.jobs.leases import MAX_ATTEMPTS
 from gateway.jobs.outputs import publish, source_files, withdraw
+from gateway.jobs.patience import Patience, StoreFailedError
 from gateway.jobs.previews import PreviewRelay, PreviewStore
 from gateway.jobs.progress import ProgressNotes
 from gateway.jobs.record import JobError
@@ -95,6 +96,7 @@ class Runner:
         self._drain_s = drain_s
         self._draining: asyncio.Task[None] | None = None
         self._closing = False
+        self._patience = Patience()
         self._obstacle: str | None = "The engine is starting."
         self._loop: asyncio.Task[None] | None = None
 
@@ -127,6 +129,7 @@ class Runner:
         if self._draining is not None:
             await self._draining
         self._closing = True
+        self._patience.end()
         self._events.nudge()
         if self._loop is not None:
             if self._obstacle:
@@ -301,14 +304,14 @@ class Runner:
         now_s = self._clock.now
         try:
             result = await self._generate(job, journal, span)
-            artifacts = await publish(self._blobs, job, result)
+            artifacts = await publish(self._blobs, job, result, self._patience)
         except (asyncio.CancelledError, RequestCancelledError):
             if job.id in self._to_cancel:
                 await self._leases.cancel(job, now_s=now_s())
                 return JobEvent(job.id, JobStatus.CANCELLED)
             await self._leases.give_back(job)
             return JobEvent(job.id, JobStatus.QUEUED)
-        except (EngineBusyError, EngineClosedError) as error:
+        except (EngineBusyError, EngineClosedError, StoreFailedError) as error:
             return await self._queue_again(job, journal, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
             _mark(span, type(error).__name__)
@@ -324,10 +327,14 @@ class Runner:
         return JobEvent(job.id, JobStatus.CANCELLED)
 
     async def _queue_again(
-        self, job: Job, journal: JobJournal, error: EngineBusyError | EngineClosedError
+        self,
+        job: Job,
+        journal: JobJournal,
+        error: EngineBusyError | EngineClosedError | StoreFailedError,
     ) -> JobEvent:
-        """Queue a job again; the try counts only if the job may have brought the engine down."""
-        counted = isinstance(error, EngineCrashedError)
+        """Queue a job again; the try counts only if the next one may well end like it."""
+        store_failed = isinstance(error, StoreFailedError) and not self._closing
+        counted = store_failed or isinstance(error, EngineCrashedError)
         if counted and journal.fruitless >= MAX_ATTEMPTS:
             await self._leases.fail(job, error_of(error), now_s=self._clock.now())
             return JobEvent(job.id, JobStatus.FAILED)
@@ -335,8 +342,9 @@ class Runner:
         return JobEvent(job.id, JobStatus.QUEUED)
 
     async def _generate(self, job: Job, journal: JobJournal, span: Span) -> GenerationResult:
-        await journal.load()
-        along = Along(await source_files(self._blobs, job), self._relay.show(job))
+        await self._patience.bear(journal.load)
+        files = await self._patience.bear(lambda: source_files(self._blobs, job))
+        along = Along(files, self._relay.show(job))
         if job.id in self._to_cancel:
             message = f"Job {job.id} was cancelled before the engine got it."
             raise RequestCancelledError(message)
@@ -368,6 +376,8 @@ def error_of(error: Exception) -> JobError:
             return JobError(error.code, str(error), caller_can_fix=True)
         case EngineError():
             return JobError(error.code, str(error))
+        case StoreFailedError():
+            return JobError("artifact_store_failed", str(error))
         case _:
             return JobError("internal_error", f"{type(error).__name__}: {error}")
 

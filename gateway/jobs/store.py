@@ -23,15 +23,16 @@ from gateway.jobs.rows import (
     JOBS,
     artifact_of,
     job_of,
-    jobs_of,
     json_of,
     new_job_of,
+    readable_jobs_of,
     values_of,
 )
 from gateway.jobs.state import ACTIVE, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from sqlalchemy import ColumnElement, Connection, Select
 
@@ -160,21 +161,28 @@ class JobStore:
     async def page(self, query: PageQuery) -> list[Job]:
         """Return jobs in the order they were made, which is the order of their keys.
 
-        `after` need not exist any more: a caller may delete what it lists.
+        `after` need not exist any more: a caller may delete what it lists. What another version
+        wrote and this one cannot read is left out.
         """
         statement = select(*JOB_COLUMNS).where(
             JOBS.c.tenant == query.tenant, *_shown(query.modality)
         )
-        if query.after is not None:
-            key = key_of(query.after)
-            statement = statement.where(JOBS.c.id < key if query.newest_first else JOBS.c.id > key)
         if query.status is not None:
             statement = statement.where(JOBS.c.status == query.status.value)
         order = JOBS.c.id.desc() if query.newest_first else JOBS.c.id.asc()
         statement = statement.order_by(order).limit(query.limit)
-        return await self._database.read(
-            lambda connection: jobs_of(connection, connection.execute(statement).all())
-        )
+
+        def work(connection: Connection) -> list[Job]:
+            jobs: list[Job] = []
+            after = None if query.after is None else key_of(query.after)
+            while True:
+                rows = connection.execute(_beyond(statement, after, query)).all()
+                jobs += readable_jobs_of(connection, rows)
+                if len(rows) < query.limit or len(jobs) >= query.limit:
+                    return jobs[: query.limit]
+                after = rows[-1].id
+
+        return await self._database.read(work)
 
     async def delete(
         self, job: JobId, tenant: TenantId, modality: Modality | None = None, *, now_s: float
@@ -233,6 +241,12 @@ _GET: Final = select(*JOB_COLUMNS).where(
     JOBS.c.id == bindparam("job"), JOBS.c.tenant == bindparam("owner")
 )
 _WAITING: Final = JOBS.c.status == JobStatus.QUEUED
+
+
+def _beyond(statement: Select[Any], after: UUID | None, query: PageQuery) -> Select[Any]:
+    if after is None:
+        return statement
+    return statement.where(JOBS.c.id < after if query.newest_first else JOBS.c.id > after)
 
 
 def _request_cancel(
