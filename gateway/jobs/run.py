@@ -85,6 +85,7 @@ class Runner:
         self._max_concurrent = max_concurrent
         self._generations: dict[JobId, asyncio.Task[GenerationResult]] = {}
         self._jobs: dict[JobId, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # those of jobs, and of their cleaning up
         self._journals: dict[JobId, JobJournal] = {}
         self._to_cancel: set[JobId] = set()
         self._progress = ProgressNotes(engine, leases)
@@ -140,7 +141,7 @@ class Runner:
             await self._engine.suspend(_SAVE_WITHIN_S)
         for generation in self._generations.values():
             generation.cancel()
-        await asyncio.gather(*self._jobs.values())
+        await asyncio.gather(*self._tasks)
         for job in await self._leases.give_all_back():
             self._events.publish(JobEvent(job, JobStatus.QUEUED))
         await self._registry.withdraw(self._leases.owner)
@@ -241,7 +242,9 @@ class Runner:
         self._events.publish(event_of(job))
         if job.cancel_requested:  # its last holder was told, but stopped before it could obey
             self._to_cancel.add(job.id)
-        self._jobs[job.id] = asyncio.create_task(self._carry_out(job), name=job.id)
+        self._jobs[job.id] = task = asyncio.create_task(self._carry_out(job), name=job.id)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _carry_out(self, job: Job) -> None:
         with (

@@ -281,6 +281,27 @@ async def test_no_job_is_leased_while_the_engine_is_down(
         assert (await call).status_code == 200
 
 
+async def test_a_server_that_stops_first_removes_what_it_kept_of_jobs_that_are_over(
+    serve: Serve, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "encode.safetensors"
+    file.write_bytes(b"embeddings")
+    engine.hand_offs[StageKind.ENCODE] = HandoffRef(NodeId("encode"), str(file), 10)
+    removing, may, delete_folder = asyncio.Event(), asyncio.Event(), BlobStore.delete_folder
+
+    async def slow(blobs: BlobStore, folder: str) -> None:
+        removing.set()
+        await may.wait()
+        await delete_folder(blobs, folder)
+
+    monkeypatch.setattr(BlobStore, "delete_folder", slow)
+    async with serve() as client:
+        assert (await draw(client)).status_code == 200
+        await removing.wait()
+        asyncio.get_running_loop().call_later(1.0, may.set)
+    assert not list((tmp_path / "artifacts").rglob("encode-*"))
+
+
 async def test_what_a_dead_holder_had_finished_is_not_done_again(
     database: Database, tmp_path: Path
 ) -> None:
