@@ -1,7 +1,8 @@
 """Simulate what docs/benchmarks.md reports: `python -m benchmarks.scheduling.run EXPERIMENT`.
 
 Every cell is written down as soon as it is done; a run that is started again goes on from there.
-`all` runs every experiment (hours), `report` writes tables and plots from what is on disk.
+`all` runs every experiment (hours), `refresh` simulates anew what older code has left, the quickest
+first, and `report` writes tables and plots from what is on disk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.scheduling.experiments import (
     plans,
     policy_name,
 )
+from benchmarks.scheduling.refresh import refresh
 from benchmarks.scheduling.store import Results
 
 NOMINAL_SLO = 2.5
@@ -101,7 +103,7 @@ def outcome(figures: Figures) -> str:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiment", choices=(*EXPERIMENTS, "all", "report"))
+    parser.add_argument("experiment", choices=(*EXPERIMENTS, "all", "refresh", "report"))
     parser.add_argument("--jobs", type=int, default=1, help="simulations at a time")
     parser.add_argument("--only", nargs="+", default=MODELS, metavar="MODEL")
     parser.add_argument("--policies", nargs="+", default=(), metavar="NAME")
@@ -132,8 +134,11 @@ def main() -> int:
         trace=args.trace is not None,
         quick=args.quick,
     )
-    names = EXPERIMENTS if args.experiment == "all" else (args.experiment,)
     until = time.monotonic() + 60 * args.minutes
+    if args.experiment == "refresh":
+        refresh(EXPERIMENTS, scope, trace=args.trace, until=until)
+        return 0
+    names = EXPERIMENTS if args.experiment == "all" else (args.experiment,)
     for name in QUICK if args.quick and args.experiment == "all" else names:
         results = Results(name, keep_stale=args.keep_stale)
         runner = Runner(results, jobs=args.jobs, trace=args.trace, until=until)
