@@ -18,6 +18,7 @@ from engine.errors import LedgerError
 from engine.handoff_buffer import HandoffBuffer, handoff_name
 from engine.types import HandoffRef, NodeId, TaskId
 
+WINDOW_BYTES = 128 << 20  # of each GPU, for hand-offs that others of the node read there
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
 _LEAST_FREE_BYTES = 256 << 20  # containers often get 64 MiB, too little for latents of videos
 _PREFIX = "trident-engine-"

@@ -24,6 +24,7 @@ import torch
 import zmq
 
 from engine.executors.slot import BEAT_SUFFIX
+from engine.handoff import WINDOW_BYTES
 from engine.messages import (
     BreakGroup,
     CancelTask,
@@ -44,6 +45,7 @@ from engine.messages import (
 )
 from engine.stages.groups import Groups
 from engine.stages.loader_thread import LoaderThread
+from engine.stages.peers import windows_of
 from engine.stages.running import Ending, Said, TaskRunner
 from engine.stages.shelf import StageShelf
 from engine.stages.transport import FileTransport
@@ -227,7 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loader = LoaderThread(args.endpoint, args.identity, shelf)
     _start(loader.load_all, args.threads)
     _start(loader.serve)
-    transport = FileTransport(Path(args.handoff_folder), device)
+    folder = Path(args.handoff_folder)
+    windows = windows_of(device, folder.with_name("windows"), WINDOW_BYTES)
+    transport = FileTransport(folder, device, windows=windows)
     saving = Saving(int(args.save_every[0]), args.save_every[1]) if args.save_every else None
     try:
         Worker(socket, device, transport, groups, shelf, saving=saving).serve()

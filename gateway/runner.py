@@ -17,6 +17,7 @@ from engine import EngineCore, PipelineError, open_pipeline
 from engine.executors.local import NODE, LocalExecutor
 from engine.executors.watching import WatchedExecutor
 from engine.fingerprint import fingerprint
+from engine.handoff import WINDOW_BYTES
 from engine.messages import Saving
 from engine.ports import Clock, Executor
 from engine.types import DeviceId
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from observability.monitor import StageMonitor
 
 _REVIVAL_PAUSE_S: Final = 10.0
-_CUDA_RESERVE_BYTES: Final = 1 << 30  # context, cuDNN and fragmentation, which no profile sees
+# Context, cuDNN and fragmentation, which no profile sees; and the window for hand-offs.
+_CUDA_RESERVE_BYTES: Final = (1 << 30) + WINDOW_BYTES
 _DTYPE_BYTES: Final = {"cpu": 4, "cuda": 2}  # float32 and bfloat16, as workers load weights
 
 _log = structlog.get_logger(__name__)

@@ -22,12 +22,13 @@ import torch
 from benchmarks.environment import environment
 from benchmarks.gpu.checks import described, profiled, served, stages
 from benchmarks.gpu.sizes import architectures
+from benchmarks.gpu.windows import windows
 from engine.stages.random_model import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "diffusers", "transformers")
 BATCHES = (1, 2, 4)
-PARTS = ("stages", "engine")
+PARTS = ("handoffs", "stages", "engine")
 
 
 class Report:
@@ -143,9 +144,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return report
 
 
+def _shared_memory() -> str | None:
+    """Return where hand-offs lie when they are served; None where there is no such folder."""
+    folder = Path("/dev/shm")  # noqa: S108 - a memory file system, not a shared temp folder
+    return str(folder) if folder.is_dir() else None
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run the parts that are asked for."""
     report, device = Report(args.minutes), torch.device(args.device)
+    if "handoffs" in args.parts:
+        with tempfile.TemporaryDirectory(dir=_shared_memory()) as scratch:
+            report.check("hand-offs by window", lambda: windows(device, Path(scratch)))
     if "stages" in args.parts:
         for model in architectures(tiny=args.tiny):
             if args.only in (None, model.name):

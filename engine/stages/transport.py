@@ -1,7 +1,8 @@
 """Tensors as safetensors files: `TensorTransport` between processes and between nodes.
 
 In one process the tensors themselves are handed on, in one node a file in shared memory (on disk
-beyond the buffer's bound), between nodes the bytes of such a file over TCP.
+beyond the buffer's bound), between nodes the bytes of such a file over TCP. Between GPUs of a node
+tensors also lie in a window of the one that made them (`windows`), and are copied from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from engine.handoff_buffer import HandoffBuffer, handoff_name
 from engine.handoff_client import HandoffClient
 from engine.stages.base import Snapshot
 from engine.stages.flat import CACHE_LINE_BYTES
+from engine.stages.windows import Windows
 from engine.types import HandoffRef, NodeId, TaskId
 
 _OUTLINE = "outline"
@@ -31,19 +33,25 @@ class FileTransport:
     Args:
         folder: the node's hand-off folder.
         client: fetches what lies on other nodes; None where there are none.
+        windows: of this device and its neighbours; None where memory is as near (CPU devices).
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, client: HandoffClient | None = None
+        self,
+        folder: Path,
+        device: torch.device,
+        client: HandoffClient | None = None,
+        windows: Windows | None = None,
     ) -> None:
         """Know where hand-offs lie and where tensors should go."""
         self._buffer, self._device, self._client = HandoffBuffer(folder), device, client
+        self._windows = windows
         self._latest: tuple[str, dict[str, Tensor]] | None = None
 
     def put(self, node: NodeId, task: TaskId, tensors: Mapping[str, Tensor]) -> HandoffRef:
         """Write the tensors of a finished node; the next `get` here has them without reading."""
         laid_out = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        ref = self._write(node, task, laid_out)
+        ref = self._write(node, task, laid_out, windows=self._windows)
         self._latest = (handoff_name(task), laid_out)
         return ref
 
@@ -57,9 +65,12 @@ class FileTransport:
         task: TaskId,
         tensors: Mapping[str, Tensor],
         metadata: dict[str, str] | None = None,
+        windows: Windows | None = None,
     ) -> HandoffRef:
         size = sum(tensor.nbytes for tensor in tensors.values()) + _header_bytes(tensors, metadata)
         with self._buffer.place(task, size) as path:
+            if windows is not None:
+                metadata = windows.keep(path, tensors)
             save_file(dict(tensors), path, metadata=metadata)
             return HandoffRef(node, str(path), path.stat().st_size)
 
@@ -95,6 +106,10 @@ class FileTransport:
         path = self._buffer.find(ref.path)
         try:
             with safe_open(path, framework="pt", device=str(self._device)) as file:
+                if self._windows is not None:
+                    near = self._windows.read(path, file.metadata() or {}, fields)
+                    if near is not None:
+                        return near
                 names = file.keys() if fields is None else fields
                 tensors = {name: _aligned(file.get_tensor(name)) for name in names}
         except FileNotFoundError as error:
@@ -115,4 +130,4 @@ def _chosen(tensors: dict[str, Tensor], fields: Collection[str] | None) -> dict[
 def _header_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> int:
     """Return at least what the header of a safetensors file takes."""
     texts = sum(len(json.dumps(text)) for text in (metadata or {}).values())
-    return 1024 + texts + sum(256 + len(name) for name in tensors)
+    return 2048 + texts + sum(512 + 2 * len(name) for name in tensors)  # a window's spot as well

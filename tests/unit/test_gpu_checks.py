@@ -30,6 +30,15 @@ def test_a_tiny_model_goes_through_every_stage_check(tmp_path: Path) -> None:
     assert found["copies"]["of_limit"] > 0
 
 
+def test_hand_offs_go_through_a_window_of_another_process_and_survive_it(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--tiny", "--parts", "handoffs"]
+    report = run.main([*arguments, "--out", str(tmp_path / "gpu.json")])
+    found = report["checks"]["hand-offs by window"]["result"]
+    assert found["by_window"]
+    assert found["survives_a_kill"]
+    assert all(row["equal"] and row["window_s"] > 0 for row in found["sizes"])
+
+
 def test_a_check_that_fails_or_comes_too_late_is_told_and_hides_no_other() -> None:
     report = run.Report(minutes=1.0)
     assert report.check("broken", lambda: 1 / 0) is None
