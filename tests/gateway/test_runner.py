@@ -295,11 +295,18 @@ async def test_a_server_that_stops_first_removes_what_it_kept_of_jobs_that_are_o
         await delete_folder(blobs, folder)
 
     monkeypatch.setattr(BlobStore, "delete_folder", slow)
+    engine.gate.clear()
     async with serve() as client:
-        assert (await draw(client)).status_code == 200
+        call = asyncio.create_task(draw(client))
+        async with asyncio.timeout(10):
+            while rows(tmp_path, "checkpoint") in ([], [(None,)]):
+                await asyncio.sleep(0.02)
+        kept = list((tmp_path / "artifacts").rglob("encode-*"))
+        engine.gate.set()
+        assert (await call).status_code == 200
         await removing.wait()
         asyncio.get_running_loop().call_later(1.0, may.set)
-    assert not list((tmp_path / "artifacts").rglob("encode-*"))
+    assert [file.exists() for file in kept] == [False]
 
 
 async def test_what_a_dead_holder_had_finished_is_not_done_again(
