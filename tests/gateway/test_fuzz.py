@@ -34,6 +34,7 @@ FIELDS = (
     *("partial_images", "seed", "strength", "image", "images", "mask", "seconds", "frames", "fps"),
     *("input_reference", "video", "deadline_ms", "slo_class", "priority", "negative_prompt"),
     *("num_inference_steps", "guidance_scale", "background", "user", "response_format"),
+    "min_inference_steps",
 )
 KINDS = (
     *("application/json", "multipart/form-data; boundary=b", "multipart/form-data", "text/plain"),
