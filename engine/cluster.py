@@ -28,7 +28,7 @@ class Cluster:
     """What is where, and who works on what.
 
     Args:
-        configured: ids of all devices of the deployment.
+        configured: ids of all devices of the deployment that are known; others may come up.
         weight_bytes: what each stage's weights take on a device.
         reserve_bytes: memory of each device that is never promised.
     """
@@ -63,6 +63,8 @@ class Cluster:
 
     def add(self, info: DeviceInfo) -> None:
         """Open an empty ledger for a device that came up."""
+        if info.id not in self.configured:
+            self.configured = (*self.configured, info.id)
         memory = DeviceMemory(info, self._reserve_bytes, self._changed)
         self.memories[info.id] = memory
         self._views[info.id] = self._view_of(memory)

@@ -252,12 +252,12 @@ class EngineCore:
         """Return why a request would not succeed now; empty if it would."""
         if self._closed is not None:
             return (self._closed,)
-        return obstacles(self.specs.values(), self._loader, self._dispatcher, self.view())
+        found = obstacles(self.specs.values(), self._loader, self._dispatcher, self.view())
+        return (*found, *self._executor.notices()) if found else ()
 
     def notices(self) -> tuple[str, ...]:
         """Return what an operator should look at although requests succeed."""
-        now_s = self._clock.now()
-        return notices(self.cluster.quarantine.devices(now_s), now_s)
+        return (*self._executor.notices(), *notices(self.cluster.quarantine, self._clock.now()))
 
     def check_integrity(self) -> None:
         """Raise if any ledger, team or graph contradicts itself."""

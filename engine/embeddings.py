@@ -119,6 +119,12 @@ class EmbeddingCache:
         entry.users -= 1
         self._free_if_unused(entry)
 
+    def forget(self, ref: HandoffRef) -> None:
+        """Keep no more what is gone: nobody may find it from now on."""
+        entry = self._by_path.get(ref.path)
+        if entry is not None and entry.key is not None:
+            self._evict(entry)
+
     def clear(self) -> None:
         """Forget everything that no request uses now."""
         for entry in list(self._entries.values()):

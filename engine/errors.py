@@ -13,7 +13,8 @@ EngineError
 ├── StageFailedError         a stage failed on a live worker (out of memory, bad weights, bug)
 │   └── NotFiniteError           its result holds NaN or infinite numbers
 ├── WorkerLostError          the worker process died while it held the task
-│   └── TeamBrokenError          the team broke under a member that did nothing wrong
+│   ├── TeamBrokenError          the team broke under a member that did nothing wrong
+│   └── HandoffLostError         what the task was to begin with went with another node
 └── LedgerError              an accounting invariant broke: a bug, never a user's mistake
 
 Every error carries a stable `code`; messages are sentences a stranger can act on.
@@ -24,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.types import DeviceId
+    from engine.types import DeviceId, HandoffRef
 
 
 class EngineError(Exception):
@@ -143,6 +144,21 @@ class TeamBrokenError(WorkerLostError):
     """A member of a team lost its peers in mid-launch; the cause is told by another member."""
 
     code = "team_broken"
+
+
+class HandoffLostError(WorkerLostError):
+    """Inputs of a launch lay on a node that is gone; what made them has to run again.
+
+    Attributes:
+        lost: the hand-offs that are no more.
+    """
+
+    code = "handoff_lost"
+
+    def __init__(self, message: str, lost: tuple[HandoffRef, ...]) -> None:
+        """Nobody has begun with the task."""
+        super().__init__(message, began=False)
+        self.lost = lost
 
 
 class LedgerError(EngineError):

@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 
 _LENGTH_BYTES = 8  # of a safetensors header, before it
+_SAMPLES, _SAMPLE_BYTES = 16, 4096  # of each file's numbers
 
 
 def fingerprint(folder: Path) -> str:
@@ -35,3 +36,28 @@ def _add(digest: hashlib._Hash, folder: Path, path: Path, content: bytes) -> Non
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little"))
+
+
+def identity(folder: Path) -> str:
+    """Return 16 hexadecimal digits that only copies of the same weights have in common.
+
+    Beside what `fingerprint` reads, some of the numbers count: a few thousand of every file. That
+    tells two trainings apart in milliseconds, where reading everything would take minutes.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256(fingerprint(folder).encode())
+    for path in sorted(folder.rglob("*.safetensors")):
+        _add(digest, folder, path, _samples(path))
+    return digest.hexdigest()[:16]
+
+
+def _samples(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        taken = [size.to_bytes(_LENGTH_BYTES, "little")]
+        for place in range(_SAMPLES):
+            file.seek(size * place // _SAMPLES)
+            taken.append(file.read(_SAMPLE_BYTES))
+    return b"".join(taken)

@@ -126,7 +126,7 @@ class GraphRun:
 
     Attributes:
         attempts: executions begun per node.
-        outputs: hand-off of every finished node that some child still needs.
+        outputs: hand-off of every finished node that some child still needs, unless it was lost.
     """
 
     def __init__(self, graph: StageGraph) -> None:
@@ -135,6 +135,7 @@ class GraphRun:
         self.states: dict[NodeId, NodeState] = dict.fromkeys(graph.nodes, NodeState.PENDING)
         self.attempts: dict[NodeId, int] = dict.fromkeys(graph.nodes, 0)
         self.outputs: dict[NodeId, HandoffRef] = {}
+        self._lost: set[NodeId] = set()  # nodes whose output is no more and may have to be again
 
     def restore(self, done: Iterable[NodeId], outputs: Mapping[NodeId, HandoffRef]) -> None:
         """Begin with `done` finished; `outputs` are the hand-offs of those that are needed."""
@@ -154,7 +155,8 @@ class GraphRun:
 
     def _is_ready(self, node: NodeId) -> bool:
         return self.states[node] is NodeState.PENDING and all(
-            self.states[parent] is NodeState.DONE for parent in self.graph.parents[node]
+            self.states[parent] is NodeState.DONE and parent not in self._lost
+            for parent in self.graph.parents[node]
         )
 
     def inputs(self, node: NodeId) -> tuple[HandoffRef, ...]:
@@ -173,6 +175,31 @@ class GraphRun:
         """Return a running node to pending after a failed attempt; its inputs are kept."""
         self._expect_running(node)
         self.states[node] = NodeState.PENDING
+        self._reopen()
+
+    def lose(self, lost: Container[HandoffRef]) -> tuple[HandoffRef, ...]:
+        """Forget outputs that are no more; what made them runs again if it is needed.
+
+        Returns those that were of this run.
+        """
+        gone = [node for node, ref in self.outputs.items() if ref in lost]
+        refs = tuple(self.outputs.pop(node) for node in gone)
+        self._lost.update(gone)
+        self._reopen()
+        return refs
+
+    def _reopen(self) -> None:
+        """Return finished nodes to pending whose output is lost although a child waits for it.
+
+        While another child still runs, which has read it, that waits until the child ends. What they
+        need in turn may have been freed long ago.
+        """
+        for node in reversed(self.graph.order) if self._lost else ():
+            children = {self.states[child] for child in self.graph.children[node]}
+            needed = NodeState.PENDING in children and NodeState.RUNNING not in children
+            if needed and node in self._lost and self.states[node] is NodeState.DONE:
+                self.states[node] = NodeState.PENDING
+                self._lost.update(p for p in self.graph.parents[node] if p not in self.outputs)
 
     def complete(self, node: NodeId, output: HandoffRef | None) -> tuple[HandoffRef, ...]:
         """Mark a running node as done and return the hand-offs that nobody needs any more."""
@@ -180,8 +207,11 @@ class GraphRun:
         self.states[node] = NodeState.DONE
         if output is not None:
             self.outputs[node] = output
+        self._lost.discard(node)
         spent = [n for n in (*self.graph.parents[node], node) if self._is_spent(n)]
-        return tuple(self.outputs.pop(n) for n in spent)
+        refs = tuple(self.outputs.pop(n) for n in spent)
+        self._reopen()
+        return refs
 
     def abandon(self) -> tuple[HandoffRef, ...]:
         """Give up: return every hand-off that is still alive, and hold none."""
@@ -202,7 +232,12 @@ class GraphRun:
     def check_integrity(self) -> None:
         """Raise `GraphError` if a node ran before its parents or a live hand-off is not needed."""
         for node, state in self.states.items():
-            waiting = [p for p in self.graph.parents[node] if self.states[p] is not NodeState.DONE]
+            waiting = [
+                p
+                for p in self.graph.parents[node]
+                if self.states[p] is not NodeState.DONE
+                and (p not in self._lost or state is NodeState.RUNNING)
+            ]
             if state is not NodeState.PENDING and waiting:
                 message = f"Node {node!r} is {state.name} although {waiting} are not done."
                 raise GraphError(message)

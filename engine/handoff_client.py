@@ -1,4 +1,7 @@
-"""Fetches hand-offs of other nodes over TCP, with a deadline for every piece."""
+"""Fetches hand-offs of other nodes over TCP, with a deadline for every piece.
+
+A node's controller leaves the token of its deployment beside the hand-off folder, for its workers.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from engine.handoff_wire import (
     Release,
     Sending,
     frame,
+    proof_of,
 )
 from engine.types import HandoffRef
 
@@ -42,17 +46,18 @@ class HandoffClient:
             StageFailedError: the node does not answer in time (worth another try), or the hand-off
                 is gone (not).
         """
-        wanted = None if fields is None else tuple(fields)
-        return self._ask(ref, Fetch(self._token, Path(ref.path).name, wanted))
+        wanted, name = None if fields is None else tuple(fields), Path(ref.path).name
+        return self._ask(ref, Fetch(proof_of(self._token, Fetch, name), name, wanted))
 
     def release(self, ref: HandoffRef) -> None:
         """Tell the node that holds a hand-off to free it; harmless if it has."""
-        self._ask(ref, Release(self._token, Path(ref.path).name))
+        name = Path(ref.path).name
+        self._ask(ref, Release(proof_of(self._token, Release, name), name))
 
     def _ask(self, ref: HandoffRef, asked: Asked) -> bytearray:
         host, _, port = ref.host.rpartition(":")
         try:
-            with socket.create_connection((host, int(port)), self._patience_s) as peer:
+            with socket.create_connection((host.strip("[]"), int(port)), self._patience_s) as peer:
                 peer.sendall(frame(asked))
                 answer = self._decoder.decode(_receive(peer, _length(peer)))
                 content = bytearray()
@@ -65,6 +70,22 @@ class HandoffClient:
             message = f"Node {ref.host} refused to hand over {ref.node}: {answer.reason}"
             raise StageFailedError(message, retryable=False)
         return content
+
+
+def leave_token(folder: Path, token: str) -> None:
+    """Let workers that write to `folder` fetch from other nodes; nobody else may read it."""
+    _token_file(folder).touch(mode=0o600)
+    _token_file(folder).write_text(token, encoding="utf-8")
+
+
+def client_beside(folder: Path) -> HandoffClient | None:
+    """Return what fetches from other nodes, if the node that `folder` is of knows any."""
+    path = _token_file(folder)
+    return HandoffClient(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _token_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.token")
 
 
 def _length(peer: socket.socket) -> int:

@@ -28,6 +28,7 @@ from engine.handoff_wire import (
     Sending,
     cut,
     frame,
+    proof_of,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ class HandoffServer:
         token: shared by the nodes of a deployment; who does not have it gets nothing.
         lease_s: how long a hand-off is kept after it was lent or last fetched.
         now_s: a clock that never steps back.
+
+    Attributes:
+        port: on which it listens, once it does.
     """
 
     def __init__(
@@ -58,12 +62,13 @@ class HandoffServer:
         self._server: asyncio.Server | None = None
         self._expiring: asyncio.Task[None] | None = None
         self._address = ""
+        self.port = 0
 
     async def start(self, host: str, port: int = 0) -> None:
         """Listen; port 0 lets the system choose."""
         self._server = await asyncio.start_server(self._serve, host, port)
-        name, number = self._server.sockets[0].getsockname()[:2]
-        self._address = f"{name}:{number}"
+        name, self.port = self._server.sockets[0].getsockname()[:2]
+        self._address = f"{name}:{self.port}"
         self._expiring = asyncio.create_task(self._expire_for_ever())
 
     def lend(self, ref: HandoffRef) -> HandoffRef:
@@ -83,6 +88,10 @@ class HandoffServer:
             log.warning("handoff_lease_expired", node=self._lent[name][0].node)
             self._free(name)
         return len(over)
+
+    def free(self, ref: HandoffRef) -> None:
+        """Free a hand-off that nobody needs any more, whoever had it."""
+        self._free(Path(ref.path).name)
 
     def _free(self, name: str) -> None:
         if (lent := self._lent.pop(name, None)) is not None and self._store.holds(lent[0]):
@@ -111,7 +120,7 @@ class HandoffServer:
 
     async def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
         answer: Answer
-        if not hmac.compare_digest(asked.token.encode(), self._token.encode()):
+        if not hmac.compare_digest(asked.proof, proof_of(self._token, type(asked), asked.name)):
             answer = Refused("The token is wrong.")
         elif isinstance(asked, Release):
             self._free(asked.name)

@@ -2,11 +2,14 @@
 
 A node serves its own hand-offs (`handoff_server`), any worker fetches from it (`handoff_client`).
 Every frame is a length and a msgpack message; a `Sending` is followed by its bytes, a safetensors
-file with only the fields that were asked for.
+file with only the fields that were asked for. Who asks proves that it has the deployment's token,
+which itself never travels.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -21,7 +24,7 @@ _HEADER_LENGTH_BYTES = 8
 class Fetch(msgspec.Struct, frozen=True, tag=True):
     """Send the hand-off `name`, all of it or only `fields`; its lease begins anew."""
 
-    token: str
+    proof: bytes
     name: str
     fields: tuple[str, ...] | None = None
 
@@ -29,7 +32,7 @@ class Fetch(msgspec.Struct, frozen=True, tag=True):
 class Release(msgspec.Struct, frozen=True, tag=True):
     """The hand-off `name` is not needed here any more."""
 
-    token: str
+    proof: bytes
     name: str
 
 
@@ -70,6 +73,14 @@ class Part(msgspec.Struct, frozen=True):
     def size_bytes(self) -> int:
         """Bytes of the whole."""
         return len(self.header) + sum(span.size_bytes for span in self.spans)
+
+
+def proof_of(token: str, asked: type[Asked], name: str) -> bytes:
+    """Return what shows that whoever asks for `name` has the token.
+
+    Whoever overhears it can ask for the same again, which they have overheard as well.
+    """
+    return hmac.digest(token.encode(), f"{asked.__name__} {name}".encode(), hashlib.sha256)
 
 
 def cut(path: Path, fields: Collection[str] | None) -> Part:

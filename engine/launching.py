@@ -72,7 +72,8 @@ class Launcher:
         self._cluster, self._loader, self._executor = cluster, loader, executor
         self._clock, self._spans, self._spawn = clock, spans, spawn
         self._observe, self._saved, self._landed = observe, saved, landed
-        self._recovery, self._embeddings = Recovery(cluster, clock, give_up), embeddings
+        self._recovery = Recovery(cluster, clock, embeddings, give_up)
+        self._embeddings = embeddings
         self._flights: dict[TaskId, Flight] = {}
 
     def running(self) -> tuple[RunningView, ...]:

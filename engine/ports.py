@@ -97,12 +97,13 @@ class Executor(Protocol):
     """Runs stages on devices.
 
     Every method that waits raises `WorkerLostError` if the device's process dies meanwhile, and
-    `StageFailedError` if the worker lives but could not do it.
+    `StageFailedError` if the worker lives but could not do it. `run` raises `HandoffLostError` if an
+    input went with the node that held it.
     """
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
-        """Ids of all devices of the deployment, whether their workers are up or not."""
+        """Ids of all devices that are known, whether their workers are up or not."""
         ...
 
     async def start(self, listener: DeviceListener) -> None:
@@ -149,6 +150,10 @@ class Executor(Protocol):
 
     def release(self, ref: HandoffRef) -> None:
         """Free the shared memory of a hand-off that nobody needs any more."""
+        ...
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what an operator should know of devices that are not there."""
         ...
 
     async def close(self) -> None:

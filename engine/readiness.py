@@ -6,13 +6,12 @@ would the dispatcher ever place it (only the policy knows what activations take)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from engine.pipelines import PipelineSpec
 from engine.types import (
     ClusterView,
-    DeviceId,
     GenerationRequest,
     MediaFormat,
     Modality,
@@ -26,6 +25,7 @@ from engine.types import (
 if TYPE_CHECKING:
     from engine.loading import Loader
     from engine.ports import Dispatcher
+    from engine.quarantine import Quarantine
 
 
 def obstacles(
@@ -33,7 +33,8 @@ def obstacles(
 ) -> tuple[str, ...]:
     """Return one sentence per stage that could not run now; empty if all could."""
     if not view.devices:
-        return (f"None of the {len(view.configured)} workers is up yet.",)
+        known = len(view.configured)
+        return (f"None of the {known} workers is up yet." if known else "No device is there yet.",)
     found: list[str] = []
     for spec in specs:
         for stage in spec.stages:
@@ -43,12 +44,12 @@ def obstacles(
     return tuple(found)
 
 
-def notices(out: Mapping[DeviceId, float], now_s: float) -> tuple[str, ...]:
-    """Return one sentence per device in quarantine, of `out` by the moment it ends."""
+def notices(quarantine: Quarantine, now_s: float) -> tuple[str, ...]:
+    """Return one sentence per device in quarantine."""
     return tuple(
         f"Device {device} is in quarantine for another {max(0.0, until_s - now_s):.0f} s: launches "
         "of several requests failed on it. The others are planned without it."
-        for device, until_s in sorted(out.items())
+        for device, until_s in sorted(quarantine.devices(now_s).items())
     )
 
 

@@ -2,26 +2,35 @@
 
 A task that failed alone has one attempt less; tasks that failed together keep theirs and run
 alone from then on, so that a poisonous one burns nobody else's. One that its worker had not begun
-with when it died simply waits again. A lost worker or numbers that are
+with when it died simply waits again; if its inputs went with a node, what made them runs again,
+`MAX_LOSSES` times. A lost worker or numbers that are
 not finite also leave a mark on the device (`quarantine`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
 
-from engine.errors import EngineError, NotFiniteError, StageFailedError, WorkerLostError
+from engine.errors import (
+    EngineError,
+    HandoffLostError,
+    NotFiniteError,
+    StageFailedError,
+    WorkerLostError,
+)
 from engine.types import DeviceId, RequestId, StageTask
 
 if TYPE_CHECKING:
     from engine.cluster import Cluster
+    from engine.embeddings import EmbeddingCache
     from engine.ports import Clock
     from engine.runs import RequestRun
 
 MAX_ATTEMPTS = 3
+MAX_LOSSES = 10
 log = structlog.get_logger(__name__)
 
 
@@ -33,10 +42,15 @@ class Recovery:
     """
 
     def __init__(
-        self, cluster: Cluster, clock: Clock, give_up: Callable[[RequestRun, EngineError], None]
+        self,
+        cluster: Cluster,
+        clock: Clock,
+        embeddings: EmbeddingCache,
+        give_up: Callable[[RequestRun, EngineError], None],
     ) -> None:
         """Know where marks are kept and who ends requests."""
         self._cluster, self._clock, self._give_up = cluster, clock, give_up
+        self._embeddings = embeddings
 
     def failed(
         self,
@@ -49,6 +63,8 @@ class Recovery:
             for task, run in parts:
                 log.info("stage_not_begun", task=task.id, detail=str(error))
                 run.requeue(task, self._clock.now())
+            if isinstance(error, HandoffLostError):
+                self._lose({run.request.id: run for _task, run in parts}.values(), error)
             return
         alone = len(parts) == 1
         wanted = [(task, run) for task, run in parts if not run.is_over]
@@ -60,6 +76,16 @@ class Recovery:
             self._mark(culprits, task.request.id)
             if alone:
                 self._judge(task, run, error)
+
+    def _lose(self, runs: Iterable[RequestRun], error: HandoffLostError) -> None:
+        """Have what went with a node made again for its requests."""
+        for ref in error.lost:
+            self._embeddings.forget(ref)
+        for run in runs:
+            for ref in run.lose(error.lost):
+                self._embeddings.release(ref)
+            if run.losses > MAX_LOSSES and not run.is_over:
+                self._give_up(run, error)
 
     def _culprits(self, team: Sequence[DeviceId], error: EngineError) -> tuple[DeviceId, ...]:
         """Return the devices of a team that may have caused a failure.

@@ -6,7 +6,7 @@ Knows nothing of devices or policies; the core drives it and the caller awaits `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -58,6 +58,7 @@ class RequestRun:
         outcome: resolves to the result or an `EngineError`; set exactly once.
         running: assignments that a worker holds now, by task.
         mishaps: what has failed.
+        losses: how often inputs of its stages went with a node.
         decided: the last word of the dispatcher per node: how it was launched, or why it waits.
     """
 
@@ -91,6 +92,8 @@ class RequestRun:
         self._artifacts: dict[int, Artifact] = {}
         self._timeline: list[StageTiming] = []
         self._journal: Journal | None = None
+        self._restore: Restore | None = None
+        self.losses = 0
 
     def set_out(
         self, journal: Journal | None, restore: Restore, release: Callable[[HandoffRef], None]
@@ -99,6 +102,7 @@ class RequestRun:
 
         If one cannot be made or a file is missing this raises, and releases those that were made.
         """
+        self._restore = restore
         try:
             self._resume(journal, restore)
             self._lay_down(restore)
@@ -197,6 +201,8 @@ class RequestRun:
 
     def _inputs(self, node: StageNode) -> tuple[HandoffRef, ...]:
         if node.purpose is Purpose.IMAGE_ENCODE:
+            if self._source is None and self._restore is not None:
+                self._lay_down(self._restore)  # its moments went with a node
             assert self._source is not None
             return (self._source,)
         return self.progress.inputs(node.id)
@@ -255,6 +261,15 @@ class RequestRun:
     def requeue(self, task: StageTask, now_s: float) -> None:
         """Offer a task again that no worker has begun with."""
         self._offer_again(task, now_s)
+
+    def lose(self, lost: Container[HandoffRef]) -> tuple[HandoffRef, ...]:
+        """Have made again what is needed of hand-offs that went with their node; return them."""
+        self.losses += 1
+        refs = self.progress.lose(lost)
+        for node in [node for node, saved in self._saved.items() if saved.ref in lost]:
+            refs += self._drop_saved(node)
+        self._ready = None
+        return refs
 
     def drop_preview(self, task: StageTask) -> tuple[HandoffRef, ...]:
         """Give up a preview that failed; return its latent."""

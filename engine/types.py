@@ -332,7 +332,8 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster at a moment.
 
     Attributes:
-        configured: ids of all devices of the deployment, whether they live now or not.
+        configured: ids of all devices of the deployment, whether they live now or not; those of a
+            node that was never reached are not known.
         devices: the live ones that are in service.
         quarantined: live or not, kept out of service because launches failed on them.
         weight_bytes: what each stage's weights take on a device.

@@ -25,6 +25,7 @@ import zmq
 
 from engine.executors.slot import BEAT_SUFFIX
 from engine.handoff import WINDOW_BYTES
+from engine.handoff_client import client_beside
 from engine.messages import (
     BreakGroup,
     CancelTask,
@@ -231,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _start(loader.serve)
     folder = Path(args.handoff_folder)
     windows = windows_of(device, folder.with_name("windows"), WINDOW_BYTES)
-    transport = FileTransport(folder, device, windows=windows)
+    transport = FileTransport(folder, device, client_beside(folder), windows=windows)
     saving = Saving(int(args.save_every[0]), args.save_every[1]) if args.save_every else None
     try:
         Worker(socket, device, transport, groups, shelf, saving=saving).serve()

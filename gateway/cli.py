@@ -23,15 +23,18 @@ from granian.server.mp import MPServer
 from engine import Modality, PipelineError
 from gateway.auth.hosts import is_loopback
 from gateway.auth.keys import OPEN_MODE
+from gateway.bundled import open_served
 from gateway.cli_bench import bench
 from gateway.cli_database import migrate, need_database
 from gateway.cli_keys import keys
+from gateway.cli_node import node
 from gateway.cli_options import need_places
 from gateway.cli_profile import profile
 from gateway.cli_simulate import capacity, simulate
-from gateway.machine import need_engine, need_gpus, need_memory
+from gateway.machine import need_engine
+from gateway.nodes import need_nodes
 from gateway.refusal import RefusalError
-from gateway.runner import capacity_bytes, need_policy, open_models, open_profile
+from gateway.runner import need_policy, open_profile
 from gateway.settings import SOLVERS, Settings, SettingsError
 from gateway.stopping import PARENT_VARIABLE, ignore_further_signals
 from gateway.storage.blobs import BlobStore
@@ -43,7 +46,6 @@ from schedulers.policies import LIVE_POLICIES
 if TYPE_CHECKING:
     from engine import PipelineSpec
 
-BUNDLED: Final = ("shapes", "shapes-128", "shapes-256", "motion", "motion-128")
 _STOP_WITHIN_S: Final = 15  # after the drain: saving, closing the workers
 
 
@@ -59,12 +61,20 @@ main.add_command(bench)
 main.add_command(capacity)
 main.add_command(migrate)
 main.add_command(keys)
+main.add_command(node)
 
 
 @main.command()
 @click.option("--model", "models", multiple=True, metavar="PATH", help="Model folder; repeatable.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What stages run on [cpu].")
 @click.option("--devices", metavar="N", help="Worker processes, one per device [3 on cpu].")
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="Where `trident node` lends the devices of another machine; repeatable.",
+)
 @click.option("--device-memory", metavar="SIZE", help="Limit per device, such as 512MiB or 24GiB.")
 @click.option("--threads", metavar="N", help="CPU threads per device.")
 @click.option("--host", help="Address to listen on [127.0.0.1].")
@@ -93,7 +103,11 @@ main.add_command(keys)
 @click.option("--events", metavar="FILE", help="Write everything that happens, one JSON a line.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]), help="[auto]")
 def serve(
-    models: tuple[str, ...], threads: str | None, switches: tuple[str, ...], **flags: str | None
+    models: tuple[str, ...],
+    nodes: tuple[str, ...],
+    threads: str | None,
+    switches: tuple[str, ...],
+    **flags: str | None,
 ) -> None:
     """Serve models until interrupted.
 
@@ -102,6 +116,7 @@ def serve(
     """
     wanted = {f"TRIDENT_{name.upper()}": value for name, value in flags.items()}
     wanted["TRIDENT_THREADS_PER_DEVICE"] = threads
+    wanted["TRIDENT_NODES"] = ",".join(nodes)
     wanted["TRIDENT_SWITCHES"] = SEPARATOR.join(switches)
     wanted["TRIDENT_MODEL"] = os.pathsep.join(models) or os.environ.get("TRIDENT_MODEL")
     os.environ.update({name: value for name, value in wanted.items() if value})
@@ -111,7 +126,7 @@ def serve(
         BlobStore.at(settings.artifacts_place)
         has_keys = need_database(settings.database_url) or bool(settings.keys)
         _need_keys(settings, has_keys=has_keys)
-        specs = _models(settings)
+        specs = open_served(settings)
         profile = open_profile(settings, specs)
         need_policy(settings, specs, profile)
     except (SettingsError, PipelineError, SchedulerError) as error:
@@ -123,21 +138,9 @@ def serve(
     need_places(settings.events_file)
     _need_port(settings.host, settings.port)
     configure_logging(settings.log_format)
+    need_nodes(settings, specs)
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     _serve(settings, specs, has_keys=has_keys)
-
-
-def _models(settings: Settings) -> tuple[PipelineSpec, ...]:
-    """Open the models of a process that runs jobs, and see that it could run them."""
-    if settings.role == "gateway":
-        return ()
-    folders = settings.models or bundled_models()
-    os.environ["TRIDENT_MODEL"] = os.pathsep.join(map(str, folders))
-    specs = open_models(folders, device=settings.device)
-    need_memory(capacity_bytes(settings), specs)
-    need_engine()
-    need_gpus(settings.device, settings.devices)
-    return specs
 
 
 class _Server(MPServer):
@@ -194,9 +197,15 @@ def _greeting(settings: Settings, specs: Sequence[PipelineSpec], *, has_keys: bo
     if settings.role == "engine":
         return f"TridentServe engine runs jobs (models: {names}); its health is at {url}/readyz."
     return (
-        f"TridentServe listens on {url} (models: {names}; {settings.devices} x {settings.device}). "
+        f"TridentServe listens on {url} (models: {names}; {_devices(settings)}). "
         f"Try:\n{_example(url, specs, has_keys=has_keys)}"
     )
+
+
+def _devices(settings: Settings) -> str:
+    here = f"{settings.devices} x {settings.device}"
+    nodes = ", ".join(map(str, settings.nodes))
+    return f"{here}, and what {nodes} lends" if nodes else here
 
 
 def _example(url: str, specs: Sequence[PipelineSpec], *, has_keys: bool) -> str:
@@ -212,25 +221,6 @@ def _example(url: str, specs: Sequence[PipelineSpec], *, has_keys: bool) -> str:
         "    | python3 -c 'import sys,json,base64; sys.stdout.buffer.write("
         'base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))\' > picture.png'
     )
-
-
-def bundled_models() -> tuple[Path, ...]:
-    """Return the folders of the models that ship with the project.
-
-    Raises:
-        RefusalError: this installation holds none.
-    """
-    package = Path(__file__).resolve().parent
-    for root in (package.parent / "models", package / "bundled"):
-        folders = (root / name for name in BUNDLED)
-        found = tuple(folder for folder in folders if (folder / "model_index.json").is_file())
-        if found:
-            return found
-    message = (
-        "No model to serve: none ships with this installation. Name one with --model PATH, or "
-        "make one to try things with: trident model new my-model."
-    )
-    raise RefusalError(message)
 
 
 def _need_keys(settings: Settings, *, has_keys: bool) -> None:

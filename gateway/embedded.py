@@ -112,8 +112,10 @@ class EmbeddedEngine:
 
     @property
     def devices(self) -> int:
-        """Devices of this engine, whether their workers are up or not."""
-        return self._settings.devices
+        """Devices of this engine that are known, whether their workers are up or not."""
+        if self._engine is None:
+            return self._settings.devices
+        return len(self._engine.core.cluster.configured)
 
     def latency_s(self, request: GenerationRequest) -> float:
         """Return what the cost model expects on idle devices, by what it has learnt so far."""
@@ -208,7 +210,7 @@ class EmbeddedEngine:
         """Return the core's last words with what the cost model says of the alternatives."""
         if self._engine is None:
             return ()
-        now_s, devices = self._bench.clock.now(), self._settings.devices
+        now_s, devices = self._bench.clock.now(), self.devices
         return tuple(
             explain(decision, self._bench.cost, now_s=now_s, devices=devices)
             for decision in self._engine.core.decisions(request)

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from engine import EngineCore, PipelineError, open_pipeline
-from engine.executors.local import NODE, LocalExecutor
+from engine.executors.local import NODE
 from engine.executors.watching import WatchedExecutor
 from engine.fingerprint import fingerprint
 from engine.handoff import WINDOW_BYTES
@@ -23,6 +23,7 @@ from engine.ports import Clock, Executor
 from engine.types import DeviceId
 from gateway.console import ConsoleFeed
 from gateway.measured import EngineGauges, MeasuredDispatcher, MeasuredPlanner
+from gateway.nodes import executor_of
 from observability.tracing import StageSpans
 from schedulers.cost import CostModel
 from schedulers.dispatch.knobs import WORKERS, Knobs
@@ -121,14 +122,9 @@ class Engine(msgspec.Struct, frozen=True):
 
 def build_engine(settings: Settings, bench: Workbench) -> Engine:
     """Wire an engine; must be called on the event loop that will run it."""
-    executor: Executor = LocalExecutor(
+    executor = executor_of(
+        settings,
         bench.specs,
-        devices=settings.devices,
-        device_kind=settings.device,
-        memory_bytes=settings.device_memory_bytes,
-        host_bytes=settings.host_memory_bytes,
-        handoff_bytes=settings.handoff_memory_bytes,
-        threads=settings.threads_per_device,
         saving=_saving(settings),
         widest_team=max(k for spec in bench.specs for k in bench.cost.degrees(spec.id)),
     )

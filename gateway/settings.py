@@ -13,8 +13,11 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from engine.node_keys import NodeSecret
+from gateway.addresses import Address
 from gateway.auth.keys import KeyRing, parse_keys
 from gateway.db.url import DatabaseUrl
+from gateway.node_settings import read_node_secret, read_nodes
 from gateway.sizes import parse_size
 from gateway.switches import parse_switches
 from schedulers.policies import LIVE_POLICIES, SwitchValue
@@ -53,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 30.0
     device: Device = "cpu"
     devices: int = 3
+    nodes: tuple[Address, ...] = ()
+    node_secret: NodeSecret | None = None
     device_memory_bytes: int | None = None
     host_memory_bytes: int | None = None
     handoff_memory_bytes: int | None = None
@@ -100,6 +105,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Build settings from environment variables; an empty variable counts as unset."""
         read = _Reader(env)
         device = read.choice("TRIDENT_DEVICE", _DEVICES, "cpu")
+        try:
+            nodes, secret = read_nodes(env), read_node_secret(env)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        count_devices = read.count if nodes else read.integer
         return cls(
             models=read.paths("TRIDENT_MODEL"),
             data_dir=read.path("TRIDENT_DATA_DIR") or default_data_dir(env),
@@ -110,7 +120,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             role=read.choice("TRIDENT_ROLE", _ROLES, "both"),
             lease_s=read.number("TRIDENT_LEASE_S", 30.0),
             device=device,
-            devices=read.integer("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
+            devices=count_devices("TRIDENT_DEVICES", _DEFAULT_DEVICES[device]),
+            nodes=nodes,
+            node_secret=secret,
             device_memory_bytes=read.size("TRIDENT_DEVICE_MEMORY"),
             host_memory_bytes=read.size("TRIDENT_HOST_MEMORY"),
             handoff_memory_bytes=read.size("TRIDENT_HANDOFF_MEMORY"),

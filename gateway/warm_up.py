@@ -62,6 +62,7 @@ class WarmUp:
     def __init__(self, settings: Settings, specs: Sequence[PipelineSpec], reserve: int) -> None:
         """Read what an earlier start has left; what is not of these circumstances does not count."""
         self._settings, self._specs, self._reserve_bytes = settings, specs, reserve
+        self._devices = max(1, settings.devices)  # of this machine: none, if others lend theirs
         self._place = settings.data_dir / "warm-up.json"
         self._prints = fingerprints(specs)
         self.known = self._read()
@@ -90,10 +91,10 @@ class WarmUp:
     def _is_ours(self, before: Measurement, profile: Profile) -> bool:
         now = self._measurement()
         same = (before.machine, before.versions, before.threads, profile.node.gpus)
-        return same == (now.machine, now.versions, now.threads, self._settings.devices)
+        return same == (now.machine, now.versions, now.threads, self._devices)
 
     def _measurement(self) -> Measurement:
-        share = max(1, (os.cpu_count() or 1) // self._settings.devices)
+        share = max(1, (os.cpu_count() or 1) // self._devices)
         return Measurement(
             machine=machine(self._settings.device),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -156,7 +157,7 @@ class WarmUp:
         """Yield what is to measure, small models first; not what is expected to take long."""
         settings = self._settings
         known = {} if self.known is None else self.known.models
-        most = min(settings.devices, settings.warm_up_degree)
+        most = min(self._devices, settings.warm_up_degree)
         for spec in sorted(self._specs, key=lambda spec: (spec.default_shape.pixels, spec.id)):
             expected_s = 2 * _STEPS * cost.step_s(spec.id, spec.default_shape, 1)
             if spec.id not in known and expected_s <= _LONGEST_S:
@@ -239,7 +240,7 @@ class WarmUp:
             [*self._figures, *loads, node],
             measured,
             device=self._settings.device,
-            devices=self._settings.devices,
+            devices=self._devices,
             reserve_bytes=self._reserve_bytes,
             fingerprints=self._prints,
             measurement=self._measurement(),

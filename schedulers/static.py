@@ -66,12 +66,14 @@ class EverywherePlanner:
     def __init__(self, specs: Sequence[PipelineSpec]) -> None:
         """Place the stages of `specs`."""
         self._stages = frozenset(stage for spec in specs for stage in spec.stages)
-        self._placed = False
+        self._version = 0
+        self._placed_on: tuple[DeviceId, ...] = ()
 
     def place(self, view: ClusterView, snapshot: MonitorSnapshot | None) -> Placement | None:
-        """Return the placement the first time, None ever after."""
+        """Return the placement the first time and when there are more devices, else None."""
         del snapshot
-        if self._placed:
+        if self._version and view.configured == self._placed_on:
             return None
-        self._placed = True
-        return Placement(version=1, stages=dict.fromkeys(view.configured, self._stages))
+        self._version, self._placed_on = self._version + 1, view.configured
+        stages = dict.fromkeys(view.configured, self._stages)
+        return Placement(version=self._version, stages=stages)

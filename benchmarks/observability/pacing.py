@@ -85,6 +85,10 @@ class PacedExecutor:
         """Pass it on."""
         self._inner.release(ref)
 
+    def notices(self) -> tuple[str, ...]:
+        """Pass it on."""
+        return self._inner.notices()
+
     async def close(self) -> None:
         """Pass it on."""
         await self._inner.close()

@@ -340,6 +340,10 @@ class FakeExecutor:
         """Forget a hand-off; raises KeyError if it was released before."""
         del self.alive[ref.path]
 
+    def notices(self) -> tuple[str, ...]:
+        """Return nothing."""
+        return ()
+
     async def close(self) -> None:
         """Stop pending restarts."""
         for restart in self._restarts:

@@ -23,6 +23,7 @@ from engine.errors import (
     StageFailedError,
     WorkerLostError,
 )
+from engine.executors.following import Following
 from engine.executors.forking import Forker, Starter
 from engine.executors.groups import GroupTable
 from engine.executors.launches import Launches
@@ -31,6 +32,7 @@ from engine.executors.loads import Loads
 from engine.executors.slot import WorkerSettings, WorkerSlot, environment
 from engine.executors.supervising import Supervisor
 from engine.handoff import HandoffStore, PrivateFolder, handoff_path, preview_of, saved_of
+from engine.handoff_client import leave_token
 from engine.messages import (
     CancelTask,
     FromWorker,
@@ -69,7 +71,9 @@ class LocalExecutor:
 
     Args:
         specs: the models whose stages may be loaded.
-        devices: number of worker processes; on CUDA, worker i uses GPU i.
+        devices: number of worker processes; on CUDA, worker i uses GPU i. With none it only keeps
+            hand-offs.
+        node: what the machine is called; ids of devices of another one than `local` begin with it.
         memory_bytes: what each device may hold; None: a GPU's memory, or a CPU device's share.
         host_bytes: what host copies of weights may take together; None: what all models weigh, or
             half of the shared memory that is free if that is less.
@@ -79,6 +83,7 @@ class LocalExecutor:
         threads: CPU threads of each worker; None: an equal share of the cores.
         widest_team: teams that are connected before they are first wanted are no larger; a connected
             worker wakes a hundred times a second, which costs it 0.15 % of a core.
+        handoff_token: with which workers fetch hand-offs of other nodes; None: there are none.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class LocalExecutor:
         specs: Sequence[PipelineSpec],
         *,
         devices: int,
+        node: str = NODE,
         device_kind: Literal["cpu", "cuda"] = "cpu",
         memory_bytes: int | None = None,
         host_bytes: int | None = None,
@@ -93,9 +99,10 @@ class LocalExecutor:
         threads: int | None = None,
         saving: Saving | None = None,
         widest_team: int = 8,
+        handoff_token: str | None = None,
     ) -> None:
         """Prepare; no process starts before `start`."""
-        self._specs = {spec.id: spec for spec in specs}
+        self._specs, self._node = {spec.id: spec for spec in specs}, node
         self._memory_bytes, self._device_kind = memory_bytes, device_kind
         self._saves = saving is not None
         self._listener: DeviceListener | None = None
@@ -107,19 +114,22 @@ class LocalExecutor:
         self._handoffs = HandoffStore(
             self._folder.path / "handoff", self._handoff_bytes, self._spill.path
         )
+        if handoff_token is not None:
+            leave_token(self._handoffs.folder, handoff_token)
         group_folder = self._folder.path / "groups"
         group_folder.mkdir(mode=0o700)
         settings = WorkerSettings(
             self._endpoint,
             self._handoffs.folder,
             group_folder,
-            threads or max(1, (os.cpu_count() or 1) // devices),
+            threads or max(1, (os.cpu_count() or 1) // max(1, devices)),
             saving,
         )
         inherited = environment(settings.threads)
         forks = device_kind == "cpu"
         self._spawner = Forker(self._folder.path, inherited) if forks else Starter(inherited)
-        names = [DeviceId(f"{device_kind}:{i}") for i in range(devices)]
+        prefix = "" if node == NODE else f"{node}/"
+        names = [DeviceId(f"{prefix}{device_kind}:{i}") for i in range(devices)]
         self._slots = {name: WorkerSlot(name, settings, self._spawner) for name in names}
         self._lines = Lines(self._endpoint, self._slots, self._accept)
         self._supervisor = Supervisor(self._slots.values(), self._went_down)
@@ -135,13 +145,18 @@ class LocalExecutor:
             tell=self._lines.tell_loader,
         )
         self._pausing: dict[DeviceId, TaskId] = {}
-        self._following: dict[TaskId, asyncio.Event] = {}
+        self._following = Following()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
         """Ids of all devices, whether their workers are up or not."""
         return tuple(self._slots)
+
+    @property
+    def handoffs(self) -> HandoffStore:
+        """What lies on this node between stages."""
+        return self._handoffs
 
     async def start(self, listener: DeviceListener) -> None:
         """Bind the socket and start supervising one process per device."""
@@ -170,19 +185,9 @@ class LocalExecutor:
         await self._loads.unload(device, stage)
 
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
-        """Run a launch on its team and keep what it leaves for the next stages.
-
-        One that makes no output ends after those that were sent to follow it: their tasks may be
-        sent again at once, and a worker must not be asked for the same thing twice.
-        """
-        if assignment.follows is None:
+        """Run a launch on its team and keep what it leaves for the next stages."""
+        with self._following.after(assignment.follows):
             return await self._run(assignment)
-        ended = self._following[assignment.follows] = asyncio.Event()
-        try:
-            return await self._run(assignment)
-        finally:
-            del self._following[assignment.follows]
-            ended.set()
 
     async def _run(self, assignment: Assignment) -> tuple[StageReport, ...]:
         leader = self._groups.in_order(assignment.team)[0]
@@ -194,19 +199,14 @@ class LocalExecutor:
         except (WorkerLostError, StageFailedError, RequestCancelledError):
             for task in assignment.tasks:
                 self._discard(task)
-            await self._refused(assignment.task.id)
+            await self._following.ended(assignment.task.id)
             raise
         for report in reports:
             if report.output is not None:
                 self._handoffs.adopt(report.output)
         if reports[0].paused:
-            await self._refused(assignment.task.id)
+            await self._following.ended(assignment.task.id)
         return reports
-
-    async def _refused(self, task: TaskId) -> None:
-        """Wait until the worker has refused what was to follow a task."""
-        if (ended := self._following.get(task)) is not None:
-            await ended.wait()
 
     def _with_input(self, assignment: Assignment, made_by: TaskId) -> Assignment:
         """Say where the input of an order that is sent ahead will lie."""
@@ -252,6 +252,10 @@ class LocalExecutor:
         """Delete a hand-off file."""
         self._handoffs.release(ref)
 
+    def notices(self) -> tuple[str, ...]:
+        """Return nothing: devices that are down are on their way back."""
+        return ()
+
     def process_ids(self) -> dict[DeviceId, int]:
         """Return the process id of every live worker, for operators and tests."""
         found = {device: slot.process_id for device, slot in self._slots.items()}
@@ -280,7 +284,7 @@ class LocalExecutor:
         if slot.memory_bytes is not None and slot.loader_is_ready:
             slot.is_ready = True
             self._groups.came_up(slot.device)
-            info = DeviceInfo(slot.device, NODE, self._share_of(slot.memory_bytes))
+            info = DeviceInfo(slot.device, self._node, self._share_of(slot.memory_bytes))
             self._tell().device_ready(info)
 
     def _went_down(self, slot: WorkerSlot, reason: str) -> None:

@@ -32,7 +32,10 @@ _QUIET = {
 # glibc only. By default a worker gives back what a step frees and pays for fresh pages in the next:
 # a tenth of a step of `motion` (docs/development.md). `engine.stages.heap` gives it back instead.
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
-_SECRETS = ("TRIDENT_API_KEYS", "TRIDENT_API_KEYS_FILE", "TRIDENT_ADMIN_KEY")
+_SECRETS = (
+    *("TRIDENT_API_KEYS", "TRIDENT_API_KEYS_FILE", "TRIDENT_ADMIN_KEY"),
+    *("TRIDENT_NODE_TOKEN", "TRIDENT_NODE_TOKEN_FILE"),
+)
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
@@ -89,7 +92,8 @@ class WorkerSlot:
         self._process = await self._spawner.spawn(
             [
                 *("--endpoint", self._settings.endpoint, "--identity", self.identity),
-                *("--device", self.device, "--handoff-folder", str(self._settings.handoff_folder)),
+                *("--device", self.device.rpartition("/")[2]),
+                *("--handoff-folder", str(self._settings.handoff_folder)),
                 *("--group-folder", str(self._settings.group_folder)),
                 *("--threads", str(self._settings.threads), *self._saving()),
             ]

@@ -109,6 +109,10 @@ class WatchedExecutor:
         """Pass it on."""
         self._inner.release(ref)
 
+    def notices(self) -> tuple[str, ...]:
+        """Pass it on."""
+        return self._inner.notices()
+
     async def close(self) -> None:
         """Pass it on."""
         await self._inner.close()

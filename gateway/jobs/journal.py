@@ -89,7 +89,7 @@ class JobJournal:
             if artifact.variants:
                 return  # only one file is kept per stage; this decode would run again
             content = artifact.content
-        elif output is not None:
+        elif output is not None and not output.host:  # what lies on another node stays there
             try:
                 # Open now: the engine deletes the file when its last consumer is done.
                 content = open(output.path, "rb")  # noqa: PTH123, SIM115 - `_keep` closes it

@@ -313,6 +313,8 @@ class _Request:
 
     def replay(self, losses: Sequence[DeviceLostEvent]) -> None:
         for run in sorted(self.runs, key=lambda run: (run.start, run.end)):
+            if self._is_past(run, losses):
+                continue
             self._forget_what_was_lost(run, losses)
             self._check(run)
             self._ready_s = max(self._ready_s, run.end)
@@ -328,17 +330,25 @@ class _Request:
 
     def _forget_what_was_lost(self, run: RunEvent, losses: Sequence[DeviceLostEvent]) -> None:
         """Work may be done again only after a device that did it was lost."""
+        if self._decoded or not self._lost_before(run, losses):
+            return
+        if run.stage is StageKind.ENCODE:
+            self._encoded = False  # what a diffuse has saved may lie elsewhere, and count still
+        elif run.stage is StageKind.DIFFUSE:
+            self._steps = min(self._steps, run.step_from)
+
+    def _lost_before(self, run: RunEvent, losses: Sequence[DeviceLostEvent]) -> bool:
+        """Whether a device that made something of the request went before a run began."""
         made_s = self._holders
-        lost = any(
+        return any(
             loss.device in made_s and made_s[loss.device] <= loss.t <= run.start + TOLERANCE_S
             for loss in losses
         )
-        if not lost or self._decoded:
-            return
-        if run.stage is StageKind.ENCODE:
-            self._encoded, self._steps, self._saved = False, 0, range(0)
-        elif run.stage is StageKind.DIFFUSE:
-            self._steps = min(self._steps, run.step_from)
+
+    def _is_past(self, run: RunEvent, losses: Sequence[DeviceLostEvent]) -> bool:
+        """Whether an encode was made again for other outputs of the request: this one is diffused."""
+        again = run.stage is StageKind.ENCODE and len(run.requests) > 1 and self._encoded
+        return again and self._steps == self.arrival.steps and self._lost_before(run, losses)
 
     def _check(self, run: RunEvent) -> None:
         if run.start < self._ready_s - TOLERANCE_S:
