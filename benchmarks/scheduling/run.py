@@ -104,6 +104,14 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", choices=(*EXPERIMENTS, "all", "refresh", "report"))
+    parser.add_argument(
+        "--experiments",
+        nargs="+",
+        default=EXPERIMENTS,
+        choices=EXPERIMENTS,
+        metavar="NAME",
+        help="which ones to refresh",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="simulations at a time")
     parser.add_argument("--only", nargs="+", default=MODELS, metavar="MODEL")
     parser.add_argument("--policies", nargs="+", default=(), metavar="NAME")
@@ -136,7 +144,7 @@ def main() -> int:
     )
     until = time.monotonic() + 60 * args.minutes
     if args.experiment == "refresh":
-        refresh(EXPERIMENTS, scope, trace=args.trace, until=until)
+        refresh(args.experiments, scope, trace=args.trace, until=until)
         return 0
     names = EXPERIMENTS if args.experiment == "all" else (args.experiment,)
     for name in QUICK if args.quick and args.experiment == "all" else names:
