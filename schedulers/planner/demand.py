@@ -26,8 +26,8 @@ class ClassDemand(msgspec.Struct, frozen=True, order=True):
 class Demand(msgspec.Struct, frozen=True):
     """All classes, sorted, each model and shape once.
 
-    `is_relative` says that only the ratios of the rates mean something: the planner then scales
-    them to a target load. A class of rate 0 asks for nothing but must stay servable.
+    `is_relative` says that only the ratios of a model's rates mean something: the planner then scales
+    each model's to its part of a target load. A class of rate 0 asks for nothing but must stay servable.
     """
 
     classes: tuple[ClassDemand, ...]
@@ -38,18 +38,20 @@ class Demand(msgspec.Struct, frozen=True):
         """Requests per second over all classes."""
         return sum(entry.rate_per_s for entry in self.classes)
 
-    def scaled(self, factor: float) -> Demand:
-        """Return the same mix at `factor` times the rate, no longer relative."""
+    def scaled(self, factors: Mapping[ModelId, float]) -> Demand:
+        """Return each model's rates times its factor (none is 0), no longer relative."""
         return Demand(
             tuple(
-                msgspec.structs.replace(entry, rate_per_s=entry.rate_per_s * factor)
+                msgspec.structs.replace(
+                    entry, rate_per_s=entry.rate_per_s * factors.get(entry.model, 0.0)
+                )
                 for entry in self.classes
             )
         )
 
     def silenced(self) -> Demand:
         """Return the same classes at rate 0."""
-        return self.scaled(0.0)
+        return self.scaled({})
 
 
 def uniform(

@@ -8,7 +8,7 @@ more than it costs. It loads nothing: a placement is a wish that the engine foll
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -196,12 +196,19 @@ class Orchestrator:
         return max(tiers, key=lambda tier: len(wanted(loads, tier[1])))
 
     def _absolute(self, memory: Memory, devices: int) -> Demand:
-        """Return the demand; one of unknown rate is scaled to the target load."""
+        """Return the demand; one of unknown rate is scaled to the target load.
+
+        Models are taken to be as busy as one another: that all sizes of all are asked for as often
+        would leave next to nothing for a model whose requests are cheap.
+        """
         if not self._demand.is_relative:
             return self._demand
-        classes = wanted(price_all(self._demand, self._cost), memory, faithful=self._faithful)
-        work = sum(item.work + item.load.rate_per_s * _beside(item) for item in classes)
-        return self._demand.scaled(self._knobs.target_load * devices / work if work > 0 else 0.0)
+        work: defaultdict[ModelId, float] = defaultdict(float)
+        for item in wanted(price_all(self._demand, self._cost), memory, faithful=self._faithful):
+            work[item.load.model] += item.work + item.load.rate_per_s * _beside(item)
+        busy = [model for model, seconds in work.items() if seconds > 0]
+        each = self._knobs.target_load * devices / max(1, len(busy))
+        return self._demand.scaled({model: each / work[model] for model in busy})
 
     def _trigger(self, scene: _Scene, *, changed: bool) -> Trigger | None:
         """Return what asks for a deliberation now, if anything does."""

@@ -194,6 +194,13 @@ class TestSeveralModels:
         models = Counter(next(iter(stages)).model for stages in placement.stages.values())
         assert models == {FLUX: 16, SD3: 16}
 
+    def test_models_of_unknown_rates_begin_with_as_many_devices_however_cheap_their_requests_are(
+        self,
+    ) -> None:
+        placement = placed([FLUX, SD3], merged(even(FLUX, None), even(SD3, None)), 2)
+        models = Counter(next(iter(stages)).model for stages in placement.stages.values())
+        assert models == {FLUX: 8, SD3: 8}
+
     def test_two_videos_share_one_node_of_auxiliaries(self) -> None:
         prior = merged(even(COG, 0.75), even(HUNYUAN, 0.35))
         assert {"C": 7, "E": 1} in nodes_of(placed([COG, HUNYUAN], prior, 16))
