@@ -17,13 +17,14 @@ import msgspec
 from engine.types import RequestId
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.decomposition import Block, blocks_of
+from schedulers.dispatch.horizon import Horizon
 from schedulers.dispatch.ilp import Budget, Program, Solution, relaxation, solve
 from schedulers.dispatch.objective import Prices, Worth
 from schedulers.dispatch.preemption import Preemption
 from schedulers.dispatch.prospects import Prospect
 from schedulers.dispatch.reservations import Reservations
 from schedulers.dispatch.round import Round
-from schedulers.dispatch.starts import Horizon, begin, start_anyhow, start_in_time
+from schedulers.dispatch.starts import begin, start_anyhow, start_in_time
 from schedulers.dispatch.supply import Kind, Room, Supply
 
 

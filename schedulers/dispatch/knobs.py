@@ -22,6 +22,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
         shrink: let running diffuses give back devices that they use wastefully while others wait.
         spill: decode on a primary device when the decode pool is behind.
         reserve: hold a node for a wide request (least degree >= 4) that finds no room.
+        claim: who waits for one device counts as having it, for those that come after it.
         considered: most requests that one decision looks at; the least urgent wait for the next.
         elders_per_16_nodes: background requests older than `elder_age` references that go first.
         elder_age: multiples of a request's reference latency.
@@ -30,6 +31,8 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
             this many times the device-seconds of the cheapest are off.
         scale_up_gain_s: a change of degree must save at least this many seconds.
         spill_wait: spill when the pool's wait exceeds this share of the decode itself.
+        wait_guard: who waits for one device that comes with less to spare than this share of its
+            fastest run lets others be paused now, and not when it would be late.
         attempts: preemptions that are thought through per decision.
         batch: most encodes in one launch.
         step_batch: most diffuses of different requests that share their denoise steps.
@@ -52,6 +55,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     shrink: bool = False
     spill: bool = True
     reserve: bool = False
+    claim: bool = True
     considered: int = 512
     elders_per_16_nodes: int = 0
     elder_age: float = 10.0
@@ -59,6 +63,7 @@ class Knobs(msgspec.Struct, frozen=True, kw_only=True):
     most_waste: float = 1.6
     scale_up_gain_s: float = 0.2
     spill_wait: float = 0.5
+    wait_guard: float = 0.25
     attempts: int = 48
     batch: int = 8
     step_batch: int = 1

@@ -8,14 +8,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from engine.types import Pause, Resize, StageTask, TaskId
+from engine.types import DeviceId, Pause, Resize, StageTask, TaskId
 from schedulers.dispatch.board import Node
 from schedulers.dispatch.elders import elders
 from schedulers.dispatch.prospects import Prospect, Underway
 from schedulers.dispatch.round import Hold, Round
 
 GUARD = 0.1  # of a victim's fastest run, kept as slack when it is judged whether it can wait
+
+
+class Option(NamedTuple):
+    """One way to make room: the better, the less its first four fields.
+
+    Attributes:
+        tier: of the worst victim: 0 is hopeless, 1 can wait.
+        lost_s: device-seconds that stopping costs.
+        until_s: when the last victim has stopped.
+        victims: each with whether it only shrinks.
+    """
+
+    tier: int
+    lost_s: float
+    until_s: float
+    node: Node
+    degree: int
+    victims: Sequence[tuple[Underway, bool]]
 
 
 class Preemption:
@@ -42,9 +61,7 @@ class Preemption:
         ]
         if not options:
             return False
-        best = min(options, key=lambda option: option[:4])
-        _tier, _loss_s, _until, node, victims = best
-        self._carry_out(prospect, node, victims)
+        self._carry_out(prospect, min(options, key=lambda option: option[:4]))
         return True
 
     def _nodes(self) -> dict[Node, list[Underway]]:
@@ -56,13 +73,8 @@ class Preemption:
             self._by_node = by_node
         return self._by_node
 
-    def _option(
-        self, prospect: Prospect, node: Node, degree: int
-    ) -> tuple[int, float, float, Node, list[tuple[Underway, bool]]] | None:
-        """Return (worst victim's tier, seconds lost, when, node, victims) for a node, if any.
-
-        Each victim comes with whether it only shrinks.
-        """
+    def _option(self, prospect: Prospect, node: Node, degree: int) -> Option | None:
+        """Return what would have to stop on a node for a degree, if that would help."""
         decision = self._decision
         if node in decision.holds:
             return None
@@ -90,7 +102,7 @@ class Preemption:
             missing -= underway.degree // 2 if shrinks else underway.degree
             worst, loss_s = max(worst, tier), loss_s + lost_s
             until_s = max(until_s, underway.boundary_s)
-        return (worst, loss_s, until_s, node, victims) if missing <= 0 else None
+        return Option(worst, loss_s, until_s, node, degree, victims) if missing <= 0 else None
 
     def _can_shrink(self, victim: Underway) -> bool:
         """Whether half a victim's team is enough for it, in memory and in time."""
@@ -121,20 +133,29 @@ class Preemption:
             self._elders = elders(self._decision, late)
         return task.id in self._elders
 
-    def _carry_out(
-        self, prospect: Prospect, node: Node, victims: Sequence[tuple[Underway, bool]]
-    ) -> None:
+    def _carry_out(self, prospect: Prospect, option: Option) -> None:
         decision, request = self._decision, prospect.task.request.id
         why = f"makes room for {request}"
-        for victim, shrinks in victims:
+        coming: list[DeviceId] = []
+        for victim, shrinks in option.victims:
             self._stopped.add(id(victim))
             decision.underway.remove(victim)
+            team = victim.view.assignment.team
+            stays = victim.degree // 2 if shrinks else 0
+            coming += team[stays:]
             if shrinks:
-                team = victim.view.assignment.team[: victim.degree // 2]
-                onward = decision.onward(victim, team, why)
+                onward = decision.onward(victim, team[:stays], why)
                 decision.resizes.append(Resize(victim.task.id, onward))
             else:
                 decision.pauses.append(Pause(victim.task.id, why))
-        until_s = max((v.boundary_s for v, _shrinks in victims), default=decision.now_s)
-        decision.holds[node] = Hold(request, node, until_s)
-        decision.hold(prospect.task, f"waits for {len(victims)} stopped on node {node}")
+        decision.holds[option.node] = Hold(
+            request,
+            option.node,
+            option.until_s,
+            stage=prospect.stage,
+            degree=option.degree,
+            coming=coming,
+        )
+        decision.hold(
+            prospect.task, f"waits for {len(option.victims)} stopped on node {option.node}"
+        )

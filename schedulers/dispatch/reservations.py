@@ -14,7 +14,7 @@ from schedulers.dispatch.prospects import Prospect
 from schedulers.dispatch.round import Hold, Round
 
 if TYPE_CHECKING:
-    from schedulers.dispatch.starts import Horizon
+    from schedulers.dispatch.horizon import Horizon
 
 WIDE = 4
 NODES_PER_HOLD = 4

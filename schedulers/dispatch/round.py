@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from engine.types import (
@@ -29,13 +29,39 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """A node kept for one request until a time, so that narrow ones do not slip in before it."""
+    """A node, or some of it, kept for one request until a time: narrow ones do not slip in before."""
 
-    __slots__ = ("node", "request", "until_s")
+    __slots__ = ("coming", "degree", "node", "request", "stage", "until_s")
 
-    def __init__(self, request: RequestId, node: Node, until_s: float) -> None:
-        """Keep `node` for `request`."""
+    def __init__(
+        self,
+        request: RequestId,
+        node: Node,
+        until_s: float,
+        *,
+        stage: StageKey | None = None,
+        degree: int = 0,
+        coming: Iterable[DeviceId] = (),
+    ) -> None:
+        """Keep all of `node` for `request`, or `degree` devices for its `stage`.
+
+        Those that are `coming` are busy still, but will be given up.
+        """
         self.request, self.node, self.until_s = request, node, until_s
+        self.stage, self.degree, self.coming = stage, degree, frozenset(coming)
+
+    def update(self, board: Board) -> None:
+        """Stop counting on devices that have come, or are lost."""
+        self.coming = frozenset(
+            d for d in self.coming if d in board.devices and d not in board.idle
+        )
+
+    def spares(self, board: Board) -> int:
+        """Return how many idle devices others may take however long they need them."""
+        if self.stage is None:
+            return 0
+        idle = board.rooms(self.stage).get(self.node, ())
+        return len(idle) + len(self.coming) - self.degree
 
 
 class Round:
@@ -63,6 +89,8 @@ class Round:
         self.now_s, self.cost, self.curves, self.knobs, self.holds = (
             view.now_s, cost, curves, knobs, holds,
         )  # fmt: skip
+        for hold in holds.values():
+            hold.update(self.board)
         self.contended = False
         self.pool_wait_s: dict[StageKey, float] = {}
         self.launches: list[Assignment] = []
@@ -230,10 +258,12 @@ class Round:
         """Give a request up, because it cannot be on time any more."""
         self.held.append(Held(task, reason, refused=True))
 
-    def is_free_for(self, node: Node, task: StageTask, end_s: float) -> bool:
-        """Whether a node is not held, held for this request, or held until after `end_s`."""
+    def is_free_for(self, node: Node, task: StageTask, degree: int, end_s: float) -> bool:
+        """Whether a node is not held, held for this request, or can spare a team until `end_s`."""
         hold = self.holds.get(node)
-        return hold is None or hold.request == task.request.id or end_s <= hold.until_s
+        if hold is None or hold.request == task.request.id or end_s <= hold.until_s:
+            return True
+        return degree <= hold.spares(self.board)
 
     def plan(self, plan_id: PlanId, next_decision_at_s: float | None) -> DispatchPlan:
         """Return what was decided."""

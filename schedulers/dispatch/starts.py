@@ -8,62 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.types import StageKey
 from schedulers.dispatch.board import Node
+from schedulers.dispatch.horizon import Horizon
 from schedulers.dispatch.preemption import Preemption
 from schedulers.dispatch.prospects import Prospect
 from schedulers.dispatch.reservations import Reservations
 from schedulers.dispatch.round import Round
-
-
-class Horizon:
-    """When each degree becomes possible on some node if all that runs just ends."""
-
-    def __init__(self, decision: Round) -> None:
-        """Look at the expected ends of everything in the air, as far as it is asked."""
-        self._decision = decision
-        self._ends: dict[StageKey, dict[Node, list[float]]] = {}
-        self._earliest: dict[tuple[StageKey, int], float] = {}
-        self._seen = 0
-
-    def _ends_of(self, stage: StageKey) -> dict[Node, list[float]]:
-        """Return when each node's devices that may run a stage become free, soonest first."""
-        if self._seen != len(self._decision.launches):  # what was launched since is not free
-            self._seen = len(self._decision.launches)
-            self._ends.clear()
-            self._earliest.clear()
-        if stage not in self._ends:
-            ends: dict[Node, list[float]] = {}
-            board, taken = self._decision.board, self._decision.taken_until_s
-            for device in board.layout.homes.get(stage, ()):
-                seen = board.devices[device]
-                at_s = taken.get(device) or seen.busy_until_s or board.now_s
-                ends.setdefault(seen.info.node, []).append(at_s)
-            for moments in ends.values():
-                moments.sort()
-            self._ends[stage] = ends
-        return self._ends[stage]
-
-    def earliest_s(self, stage: StageKey, degree: int) -> float:
-        """Return the first moment at which some node has `degree` devices free for a stage."""
-        ends = self._ends_of(stage)
-        if (stage, degree) not in self._earliest:
-            moments = [e[degree - 1] for e in ends.values() if len(e) >= degree]
-            self._earliest[stage, degree] = min(moments, default=float("inf"))
-        return self._earliest[stage, degree]
-
-    def has_room(self, stage: StageKey, degree: int, node: Node) -> bool:
-        """Whether a node has so many devices for a stage at all, idle or not."""
-        return len(self._ends_of(stage).get(node, ())) >= degree
-
-    def node_for(self, stage: StageKey, degree: int) -> tuple[float, Node] | None:
-        """Return the unheld node that first has `degree` devices free, and when."""
-        found = [
-            (ends[degree - 1], node)
-            for node, ends in self._ends_of(stage).items()
-            if len(ends) >= degree and node not in self._decision.holds
-        ]
-        return min(found, default=None)
 
 
 def start_greedily(decision: Round, prospects: Sequence[Prospect]) -> None:
@@ -89,7 +39,7 @@ def begin(decision: Round, prospect: Prospect) -> bool:
     stage = prospect.task.stage
     rooms = decision.rooms(stage, prospect.task, 1)
     end_s = decision.now_s + prospect.lead_s
-    open_nodes = [n for n in rooms if decision.is_free_for(n, prospect.task, end_s)]
+    open_nodes = [n for n in rooms if decision.is_free_for(n, prospect.task, 1, end_s)]
     if not open_nodes:
         return False
     degrees = prospect.curve.degrees
@@ -125,21 +75,41 @@ def start_anyhow(
     """Start late work, or wait or preempt for what could still be on time."""
     if prospect.is_background:
         return _start_background(decision, prospect)
-    reason = _why_wait(decision, prospect, horizon)
-    if reason is not None:
-        decision.hold(prospect.task, reason)
+    if _waits(decision, prospect, horizon, preemption):
         return False
     return not preemption.make_room(prospect) and _start_widest(decision, prospect)
 
 
-def _why_wait(decision: Round, prospect: Prospect, horizon: Horizon) -> str | None:
-    """Return what a request that cannot start in time now should wait for, if for anything."""
-    degrees = prospect.curve.degrees
-    if any(prospect.on_time(k, horizon.earliest_s(prospect.stage, k)) for k in degrees):
-        return "waits: a node will free a sufficient degree in time"
-    if any(hold.request == prospect.task.request.id for hold in decision.holds.values()):
-        return "waits for the node that is kept for it"
+def _waits(decision: Round, prospect: Prospect, horizon: Horizon, preemption: Preemption) -> bool:
+    """Let a request that cannot start in time now wait for what it needs, if that will come."""
+    task = prospect.task
+    is_kept_for = any(hold.request == task.request.id for hold in decision.holds.values())
+    degree = _enough(prospect, horizon)
+    if degree == 1:
+        hurries = not is_kept_for and _is_tight(decision, prospect, horizon)
+        if hurries and preemption.make_room(prospect):
+            return True
+        if decision.knobs.claim:
+            horizon.claim_one(prospect)
+    if degree is not None:
+        decision.hold(task, "waits: a node will free a sufficient degree in time")
+    elif is_kept_for:
+        decision.hold(task, "waits for the node that is kept for it")
+    return degree is not None or is_kept_for
+
+
+def _enough(prospect: Prospect, horizon: Horizon, spare_s: float = 0.0) -> int | None:
+    """Return the least degree that will be free in time, with `spare_s` to spare, if any."""
+    for degree in prospect.curve.degrees:
+        if prospect.on_time(degree, horizon.earliest_s(prospect.stage, degree) + spare_s):
+            return degree
     return None
+
+
+def _is_tight(decision: Round, prospect: Prospect, horizon: Horizon) -> bool:
+    """Whether what it waits for comes so late that nobody more urgent may come between."""
+    spare_s = decision.knobs.wait_guard * prospect.steps * prospect.curve.fastest_s
+    return spare_s > 0 and _enough(prospect, horizon, spare_s) is None
 
 
 def _start_widest(decision: Round, prospect: Prospect) -> bool:
@@ -175,7 +145,7 @@ def best_fit(decision: Round, prospect: Prospect, degree: int) -> Node | None:
         if len(room) < degree or (best is not None and (len(room), node) >= best):
             continue
         end_s = decision.now_s + prospect.run_s(degree)
-        if decision.is_free_for(node, prospect.task, end_s):
+        if decision.is_free_for(node, prospect.task, degree, end_s):
             best = (len(room), node)
     return None if best is None else best[1]
 

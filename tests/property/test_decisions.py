@@ -43,6 +43,8 @@ knobs = st.builds(
     scale_up=st.booleans(),
     spill=st.booleans(),
     reserve=st.booleans(),
+    claim=st.booleans(),
+    wait_guard=st.sampled_from((0.0, 0.25)),
     deadline_order=st.booleans(),
     elders_per_16_nodes=st.sampled_from((0, 16)),
     step_batch=st.sampled_from((1, 4)),
@@ -124,6 +126,30 @@ def check(plan: DispatchPlan, ready: Sequence[StageTask], view: ClusterView) -> 
     assert len(changed) == len(set(changed))
 
 
+def check_holds(dispatcher: TridentDispatcher, plan: DispatchPlan, view: ClusterView) -> None:
+    """Who is held for waits, and no diffuse of another takes for longer what is kept for it."""
+    waiting = {held.task.request.id for held in plan.held}
+    node_of = {seen.info.id: seen.info.node for seen in view.devices}
+    for node, hold in dispatcher._holds.items():
+        assert hold.request in waiting
+        launched = [a for a in plan.assignments if node_of[a.team[0]] == node]
+        foreign = [
+            a
+            for a in launched
+            if a.task.stage.kind is DIFFUSE and view.now_s + a.expected_s > hold.until_s + 1e-6
+        ]
+        if foreign and hold.stage is not None:
+            idle = [
+                seen.info.id
+                for seen in view.devices
+                if seen.busy_until_s is None
+                and seen.info.node == node
+                and hold.stage in seen.desired
+            ]
+            left = set(idle) - {device for a in launched for device in a.team}
+            assert len(left) + len(hold.coming) >= hold.degree
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(wishes, max_size=25),
@@ -145,7 +171,9 @@ def test_every_task_is_decided_once_and_no_device_or_byte_is_promised_twice(
     view = busy_view(nodes, teams, pooled=pooled)
     dispatcher = TridentDispatcher(COST, chosen)
     for _again in range(2):  # the second time with whatever holds the first has made
-        check(dispatcher.plan(ready, view), ready, view)
+        plan = dispatcher.plan(ready, view)
+        check(plan, ready, view)
+        check_holds(dispatcher, plan, view)
 
 
 @settings(max_examples=60, deadline=None)

@@ -178,15 +178,60 @@ class TestPreemption:
         view = running_on(underway(vip, [f"n0g{i}" for i in range(8)]))
         assert decide([a_diffuse("urgent", deadline_s=15.0, sequence=1)], view).pauses == ()
 
-    def test_the_node_is_kept_for_the_beneficiary_until_the_boundary(self) -> None:
+    def a_hold_for_one(self, dispatcher: TridentDispatcher) -> tuple[StageTask, StageTask]:
+        """Let one device be given up for a request, and return who gives and who gets it."""
+        hopeless = a_diffuse("hopeless", deadline_s=2.0)
+        urgent = a_diffuse("urgent", deadline_s=12.9, sequence=1)
+        view = running_on(underway(hopeless, ["n0g0"]))
+        others = [msgspec.structs.replace(d, busy_until_s=99.0) for d in view.devices[1:]]
+        view = msgspec.structs.replace(view, devices=(view.devices[0], *others))
+        assert [p.task for p in dispatcher.plan([urgent], view).pauses] == [hopeless.id]
+        return hopeless, urgent
+
+    def test_what_was_given_up_is_kept_for_the_beneficiary(self) -> None:
+        dispatcher = TridentDispatcher(COST, Knobs(scale_up=False))
+        hopeless, urgent = self.a_hold_for_one(dispatcher)
+        sooner = a_diffuse("sooner", deadline_s=12.5, sequence=2)
+        view = a_cluster(busy=[f"n0g{i}" for i in range(1, 8)], now_s=1.19)
+        assert list(teams(dispatcher.plan([hopeless, urgent, sooner], view))) == ["urgent"]
+
+    def test_what_becomes_idle_beside_it_is_kept_for_nobody(self) -> None:
+        dispatcher = TridentDispatcher(COST, Knobs(scale_up=False))
+        _hopeless, urgent = self.a_hold_for_one(dispatcher)
+        sooner = a_diffuse("sooner", deadline_s=12.5, sequence=2)
+        view = a_cluster(busy=[f"n0g{i}" for i in range(7)], now_s=1.0)
+        assert list(teams(dispatcher.plan([urgent, sooner], view))) == ["sooner"]
+
+    def test_a_wide_team_that_was_stopped_for_one_device_leaves_room_for_others(self) -> None:
         hopeless = a_diffuse("hopeless", LONG, deadline_s=5.0)
         dispatcher = TridentDispatcher(COST, Knobs(scale_up=False))
         urgent = a_diffuse("urgent", deadline_s=15.0, sequence=1)
         dispatcher.plan([urgent], running_on(underway(hopeless, [f"n0g{i}" for i in range(8)])))
-        resumed = msgspec.structs.replace(hopeless, sequence=0)
         other = a_diffuse("other", deadline_s=14.0, sequence=2)
-        plan = dispatcher.plan([resumed, urgent, other], a_cluster(now_s=4.75))
-        assert list(teams(plan)) == ["urgent"]
+        plan = dispatcher.plan([hopeless, urgent, other], a_cluster(now_s=4.75))
+        assert set(teams(plan)) == {"urgent", "other"}
+
+    def full_node(self) -> ClusterView:
+        """A node of which one device is free at 1.14 s, the next at 7.14 s; all can wait."""
+        return running_on(
+            underway(a_diffuse("soon", sequence=90), ["n0g0"], started_s=-6.0, step=5, at_s=-0.05),
+            underway(a_diffuse("short", sequence=91), ["n0g1"]),
+            underway(a_diffuse("two", MIDDLE, sequence=92), ["n0g2", "n0g3"]),
+            underway(a_diffuse("four", MIDDLE, sequence=93), [f"n0g{i}" for i in range(4, 8)]),
+        )
+
+    def test_two_do_not_wait_for_the_same_device(self) -> None:
+        tasks = [a_diffuse(name, deadline_s=10.3, sequence=i) for i, name in enumerate("ab")]
+        for claim in (False, True):
+            plan = decide(tasks, self.full_node(), claim=claim, wait_guard=0.0)
+            assert len(plan.pauses) == claim
+            assert [held.task.request.id for held in plan.held] == ["a", "b"]
+            assert ("stopped" in plan.held[1].reason) is claim
+
+    def test_one_that_waits_with_nothing_to_spare_lets_others_pause_in_good_time(self) -> None:
+        for deadline_s, guard, pauses in ((9.6, 0.25, 1), (9.6, 0.0, 0), (10.3, 0.25, 0)):
+            task = a_diffuse("r", deadline_s=deadline_s)
+            assert len(decide([task], self.full_node(), wait_guard=guard).pauses) == pauses
 
     def test_half_a_team_is_taken_if_that_is_enough_and_allowed(self) -> None:
         running = a_diffuse("running", MIDDLE, deadline_s=300.0)
