@@ -226,6 +226,14 @@ class TestRequests:
     def test_several_outputs_take_no_longer_on_idle_devices(self) -> None:
         assert a_model().latency_s(cog(n=4)) == a_model().latency_s(cog())
 
+    @pytest.mark.parametrize("outputs", [1, 3])
+    def test_what_steps_take_is_a_line_as_admission_takes_for_granted(self, outputs: int) -> None:
+        for cost in (a_model(), CostModel(specs_of(L20))):
+            for ask in (cost.latency_s, cost.work_s):
+                few, some, many = (ask(cog(n=outputs, steps=steps)) for steps in (2, 5, 11))
+                assert (some - few) / 3 == pytest.approx((many - some) / 6)
+                assert few < some
+
 
 class TestTelling:
     def test_a_process_without_the_profile_believes_what_one_with_it_knows(self) -> None:
