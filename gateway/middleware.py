@@ -71,8 +71,9 @@ async def stamp(message: Message, scope: Scope) -> None:
     headers = MutableScopeHeaders.from_message(message)
     headers[REQUEST_ID_HEADER] = request_id_of(scope)
     headers["openai-version"] = "2020-10-01"
-    if (started_s := state.get(_STARTED)) is not None:
-        headers["openai-processing-ms"] = str(round((time.monotonic() - started_s) * 1000))
+    now_s = time.monotonic()
+    taken_s = now_s - state.get(_STARTED, now_s)  # no time at all if it was not even routed
+    headers["openai-processing-ms"] = str(round(taken_s * 1000))
     if _method(scope) == "OPTIONS" and "allow" in headers:
         # Of a path with several handlers, litestar's own answer names the methods of one.
         routes = (route for route in scope["litestar_app"].routes if isinstance(route, HTTPRoute))

@@ -177,6 +177,7 @@ async def test_wrong_routes_answer_in_openais_envelope(
     assert error["message"].startswith(message)
     assert set(error) == {"message", "type", "param", "code"}
     assert response.headers["x-request-id"].startswith("req_")
+    assert response.headers["openai-processing-ms"] == "0"
 
 
 async def test_a_wrong_method_is_told_the_right_ones(client: httpx.AsyncClient) -> None:
