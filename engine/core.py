@@ -211,7 +211,7 @@ class EngineCore:
 
     async def _sleep_until(self, at_s: float | None) -> None:
         now_s = self._clock.now()
-        at_s = self._loader.sooner(self.cluster.sooner(at_s, now_s))
+        at_s = self._loader.shortfall.sooner(self.cluster.sooner(at_s, now_s))
         with suppress(TimeoutError):
             async with asyncio.timeout(None if at_s is None else max(0.0, at_s - now_s)):
                 await self._wake.wait()

@@ -44,7 +44,7 @@ class Listener:
     def device_ready(self, info: DeviceInfo) -> None:
         """Open a ledger for a device whose worker came up."""
         self._cluster.add(info)
-        self._loader.restarted(info.id)
+        self._loader.shortfall.restarted(info.id)
         self._wake()
 
     def device_lost(self, device: DeviceId, reason: str) -> None:

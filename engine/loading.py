@@ -18,7 +18,7 @@ import structlog
 
 from engine.arrivals import Arrival
 from engine.errors import EngineError, StageFailedError, WorkerLostError
-from engine.refusals import Refusals
+from engine.shortfall import Shortfall
 from engine.types import Assignment, DeviceId, StageKey, StageKind, TaskId
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class Loader:
     Args:
         spawn: runs a load to its end beside everything else.
         changed: told whenever a load has ended.
+
+    Attributes:
+        shortfall: what the placement wants and devices lack.
     """
 
     def __init__(
@@ -50,8 +53,7 @@ class Loader:
         """Know the ledgers and who can load."""
         self._cluster, self._executor, self._clock = cluster, executor, clock
         self._spawn, self._changed = spawn, changed
-        self._refusals = Refusals()
-        self._filled: set[DeviceId] = set()
+        self.shortfall = Shortfall(cluster, clock)
         self._arrivals: dict[tuple[DeviceId, StageKey], Arrival] = {}
         self._gates: dict[DeviceId, asyncio.Lock] = {}
 
@@ -93,7 +95,7 @@ class Loader:
             try:
                 memory = self._memory(device)
                 missing = sorted(stages - memory.weights.keys())
-                self._expect_loadable(device, missing)
+                self.shortfall.expect_loadable(device, missing)
                 weights = sum(self._cluster.weight_bytes[stage] for stage in missing)
                 await self._make_room(memory, weights + assignment.peak_activation_bytes, stages)
             except (StageFailedError, WorkerLostError):
@@ -121,11 +123,6 @@ class Loader:
         found = (self._arrivals.get((device, stage)) for stage in sorted(assignment.stages))
         return [arrival for arrival in found if arrival is not None]
 
-    def _expect_loadable(self, device: DeviceId, stages: Sequence[StageKey]) -> None:
-        for stage in stages:
-            if (why := self._refusals.deadly(device, stage, self._clock.now())) is not None:
-                raise StageFailedError(why, retryable=False)
-
     def hand_on(self, assignment: Assignment, heir: Assignment) -> None:
         """Let the launch that follows on the same team keep what it needs of the memory."""
         for device in assignment.team:
@@ -148,7 +145,8 @@ class Loader:
             memory = self._cluster.memories.get(device)
             if memory is None or stage in memory.weights:
                 return
-            if self._why_not(device, stage) or self._refusals.is_dangerous(device, stage):
+            refusals = self.shortfall.refusals
+            if self.shortfall.why_not(device, stage) or refusals.is_dangerous(device, stage):
                 return
             desired = self._cluster.desired(device)
             keep = desired if stage in desired else frozenset(memory.weights)
@@ -163,11 +161,11 @@ class Loader:
 
         One that took the worker down before is loaded while nothing may run beside it.
         """
-        missing = self._missing(device)
+        missing = self.shortfall.stages(device)
         if missing and not self._gate(device).locked():
             stage = min(missing, key=lambda stage: (_PIPELINE_ORDER.index(stage.kind), stage.model))
             arrival = self._begin(self._memory(device), stage)
-            if self._refusals.is_dangerous(device, stage):
+            if self.shortfall.refusals.is_dangerous(device, stage):
                 arrival.alone = TaskId(f"load/{device}")
                 self._cluster.teams.acquire(arrival.alone, (device,), self._clock.now())
 
@@ -202,18 +200,18 @@ class Loader:
             load_s = await self._executor.load(device, stage)
         except StageFailedError as error:
             memory.evict(stage)
-            self._refusals.failed(device, stage, str(error), self._clock.now())
+            self.shortfall.refusals.failed(device, stage, str(error), self._clock.now())
             raise
         except WorkerLostError as error:
             if error.began:
-                self._refusals.died(device, stage, self._clock.now())
+                self.shortfall.refusals.died(device, stage, self._clock.now())
             raise
         except asyncio.CancelledError:  # superseded: the executor has freed what had arrived
             memory.evict(stage)
             log.info("load_superseded", device=device, stage=str(stage))
             raise
         memory.loaded.add(stage)
-        self._refusals.loaded(device, stage)
+        self.shortfall.refusals.loaded(device, stage)
         log.info("stage_loaded", device=device, stage=str(stage), load_s=round(load_s, 3))
 
     def settle(self, assignment: Assignment) -> None:
@@ -235,70 +233,16 @@ class Loader:
                     await self._evict(memory, idle)
 
     def unfilled(self) -> tuple[DeviceId, ...]:
-        """Return live devices that lack stages of the current placement which would fit.
-
-        A device is filled once per placement; what is swapped out later comes back on demand.
-        """
-        memories = self._cluster.memories
-        arriving = {device for device, _stage in self._arrivals}
-        lacking = [d for d in memories if d not in self._filled and self._missing(d)]
-        settled = [d for d in memories if d not in lacking and d not in arriving]
-        now_s = self._clock.now()
-        self._filled |= {d for d in settled if not self._refusals.pauses(d, now_s)}
-        return tuple(device for device in lacking if device not in arriving)
-
-    def sooner(self, at_s: float | None) -> float | None:
-        """Return `at_s`, or the moment before it at which a load may be tried again."""
-        moments = [self._refusals.next_try_s(self._clock.now()), at_s]
-        return min((moment for moment in moments if moment is not None), default=None)
-
-    def _why_not(self, device: DeviceId, stage: StageKey) -> str | None:
-        return self._refusals.why(device, stage, self._clock.now())
-
-    def restarted(self, device: DeviceId) -> None:
-        """Forget what a device held before its worker was restarted."""
-        self._filled.discard(device)
-        self._refusals.restarted(device)
+        """Return live devices to be filled that no load is on its way to."""
+        return self.shortfall.devices({device for device, _stage in self._arrivals})
 
     def start_over(self) -> None:
         """Follow a new placement: forget the old one, and stop loads that only it wanted."""
-        self._filled.clear()
-        self._refusals.clear()
+        self.shortfall.start_over()
         for arrival in list(self._arrivals.values()):
             wanted = arrival.is_wanted or arrival.stage in self._cluster.desired(arrival.device)
             if not wanted and not arrival.is_stopping:
                 arrival.stop()
-
-    def _missing(self, device: DeviceId) -> frozenset[StageKey]:
-        """Return desired stages that a device lacks, that fit and that may be loaded."""
-        memory = self._cluster.memories.get(device)
-        if memory is None:
-            return frozenset()
-        return frozenset(
-            stage
-            for stage in self._cluster.desired(device)
-            if stage not in memory.weights
-            and self._why_not(device, stage) is None
-            and self._cluster.weight_bytes[stage] <= memory.free_bytes
-        )
-
-    def why_not_servable(self, stage: StageKey) -> tuple[str, ...]:
-        """Return why no live device could run `stage` now; empty if one could."""
-        if any(stage in memory.loaded for memory in self._cluster.memories.values()):
-            return ()
-        placed = self._cluster.placement.stages
-        planned = [device for device, stages in placed.items() if stage in stages]
-        live = [device for device in planned if device in self._cluster.memories]
-        if not planned:
-            return (f"{stage}: no device is planned to hold it.",)
-        if not live:
-            return (f"{stage}: no live device holds it; {', '.join(planned)} should and are down.",)
-        refusals = [why for d in live if (why := self._why_not(d, stage)) is not None]
-        if refusals:
-            return (f"{stage}: {refusals[0]}",)
-        if all(device in self._filled for device in live):
-            return ()  # others fill the memory: it is loaded on demand
-        return (f"{stage}: weights are being loaded on {', '.join(live)}.",)
 
     def _gate(self, device: DeviceId) -> asyncio.Lock:
         """Return the lock under which a device's memory is promised, one decision at a time."""

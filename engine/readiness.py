@@ -40,7 +40,9 @@ def obstacles(
         for stage in spec.stages:
             probe = _probe(spec, stage, view.now_s)
             impossible = dispatcher.why_impossible(probe, view)
-            found += loader.why_not_servable(stage) if impossible is None else (impossible,)
+            found += (
+                loader.shortfall.why_not_servable(stage) if impossible is None else (impossible,)
+            )
     return tuple(found)
 
 

@@ -213,9 +213,10 @@ def _entry(spec: PipelineSpec, figure: Figure) -> Entry:
 def _edge(before: Sequence[Figure], after: Sequence[Figure]) -> EdgeProfile:
     """Return the hand-off between two stages: its size by a line through the sizes measured."""
     single = [figure for figure in before if figure.degree == figure.batch == 1]
+    usual = [f for f in after if f.batch == 1 and (f.degree == 1 or f.stage is StageKind.DIFFUSE)]
     fixed, slope = _line([(f.shape.pixels, f.output_bytes) for f in single])
     seconds = median(s for figure in single for s in figure.send_s) + median(
-        s for figure in after if figure.batch == 1 for s in figure.arrival_s
+        s for figure in usual for s in figure.arrival_s
     )
     return EdgeProfile(
         fixed_bytes=round(fixed),
