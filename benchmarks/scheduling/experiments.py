@@ -26,7 +26,15 @@ STATICS: Final = ("b1-sp1", "b1-sp2", "b1-sp4", "b1-sp8")
 DYNAMICS: Final = ("b2", "b3", "b4", "b5", "b6", "edf-best-fit", "deadline-rounds", "trident-paper")
 SEEDS: Final = (1, 2, 3)
 SMALL_SEEDS: Final = tuple(range(1, 11))
-SWITCHES: Final = ("preempt", "scale_up", "resize", "background", "spill", "deadline_order")
+SWITCHES: Final = (
+    "preempt",
+    "claim",
+    "scale_up",
+    "resize",
+    "background",
+    "spill",
+    "deadline_order",
+)
 BARE: Final = dict.fromkeys(("preempt", "scale_up", "background", "spill", "prefetch"), False)
 EXTRAS: Final[tuple[dict[str, bool | int], ...]] = (
     {"demote": True},
@@ -222,7 +230,7 @@ def ablation(scope: Scope) -> Iterator[Cell]:
         sizes = without_pool(model, situation.get("gpus", 128))
         for variant in variants(sizes):
             yield usual(model, **{**situation, **variant})
-    for switches in ({}, {"scale_up": False}, {"resize": False}):
+    for switches in ({}, {"claim": False}, {"scale_up": False}, {"resize": False}):
         yield usual(SD3, workload="light", gpus=16, switches=switches)
 
 
