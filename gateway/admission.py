@@ -139,6 +139,7 @@ class Admission:
             leaving = asyncio.create_task(self._leave(entering, caller, terms), name="leave")
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
+            await asyncio.wait([leaving])  # or a server that stops now would queue it again
             raise
 
     async def _leave(self, entering: asyncio.Task[Job], caller: Caller, terms: Terms) -> None:

@@ -107,7 +107,7 @@ def build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Part
     engines = _engines(base, engine)
     store, signer = JobStore(base.database), Signer()
     artifacts = ArtifactService(store, base.blobs, signer, clock, url_ttl_s=settings.url_ttl_s)
-    jobs = JobService(store, base.events, clock)
+    jobs = JobService(store, base.events, clock, engines.runner)
     admission = _admission(base, engines.catalogue, jobs)
     return Parts(
         database=base.database,

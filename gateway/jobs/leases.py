@@ -20,6 +20,7 @@ from gateway.jobs.record import (
     JobError,
     JobId,
     KeptStage,
+    Lease,
     StageDecision,
     StoredArtifact,
     fruitless,
@@ -73,6 +74,10 @@ class JobLeases:
         self.owner = owner
         self.lease_s = lease_s
         self._retention_s = retention_s
+
+    def lease(self, *, now_s: float) -> Lease:
+        """Return what a job is leased with that begins now."""
+        return Lease(self.owner, now_s, now_s + self.lease_s)
 
     async def take(self, limit: int, *, models: Sequence[str], now_s: float) -> list[Job]:
         """Lease up to `limit` waiting jobs of `models`, earliest deadline first.

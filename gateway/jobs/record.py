@@ -154,6 +154,14 @@ class StoredArtifact(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class Lease(msgspec.Struct, frozen=True):
+    """Which runner holds a job, since when and until when unless it renews."""
+
+    owner: str
+    since_s: float
+    until_s: float
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """Accepted work on its way into the table.
 

@@ -23,6 +23,7 @@ from gateway.jobs.record import (
     Job,
     JobError,
     KeptStage,
+    Lease,
     NewJob,
     StageDecision,
     StoredArtifact,
@@ -116,14 +117,18 @@ def kept_of(row: Row[*tuple[Any, ...]]) -> tuple[KeptStage, ...]:
     return _KEPT.decode(row.checkpoint) if row.checkpoint else ()
 
 
-def values_of(new: NewJob) -> dict[str, Any]:
-    """Return the columns of a job on its way into the table."""
+def values_of(new: NewJob, lease: Lease | None) -> dict[str, Any]:
+    """Return the columns of a job on its way into the table, where it waits unless it is leased."""
     return {
         "id": key_of(new.id),
         "tenant": new.tenant,
         "model": new.request.model,
         "modality": new.request.media.modality.value,
-        "status": JobStatus.QUEUED.value,
+        "status": (JobStatus.QUEUED if lease is None else JobStatus.IN_PROGRESS).value,
+        "attempts": 0 if lease is None else 1,
+        "started_s": None if lease is None else lease.since_s,
+        "lease_owner": None if lease is None else lease.owner,
+        "lease_until_s": None if lease is None else lease.until_s,
         "request": json_of(new.request),
         "request_id": new.request_id,
         "traceparent": new.traceparent,
@@ -175,18 +180,18 @@ def json_of(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def new_job_of(new: NewJob) -> Job:
+def new_job_of(new: NewJob, lease: Lease | None = None) -> Job:
     """Return the record of a job that has just been added."""
     return Job(
         id=new.id,
         tenant=new.tenant,
-        status=JobStatus.QUEUED,
+        status=JobStatus.QUEUED if lease is None else JobStatus.IN_PROGRESS,
         request=new.request,
         request_id=new.request_id,
         traceparent=new.traceparent,
-        attempts=0,
+        attempts=0 if lease is None else 1,
         cancel_requested=False,
-        started_s=None,
+        started_s=None if lease is None else lease.since_s,
         finished_s=None,
         progress=0,
         error=None,

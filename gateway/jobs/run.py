@@ -7,8 +7,9 @@ of its own. A job leaves its hands completed, failed, cancelled, or back in the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from gateway.jobs.engines import EngineRegistry
     from gateway.jobs.events import JobEvents
     from gateway.jobs.leases import JobLeases
-    from gateway.jobs.record import Job, JobId
+    from gateway.jobs.record import Job, JobId, Lease
     from gateway.storage.blobs import BlobStore
 
 _POLL_S: Final = 1.0
@@ -90,6 +91,8 @@ class Runner:
         self._to_cancel: set[JobId] = set()
         self._progress = ProgressNotes(engine, leases)
         self._relay = PreviewRelay(PreviewStore(blobs), events)
+        self._promised = 0  # places for jobs that are on their way into the table
+        self._is_up = False  # whether the engine took jobs when it was last asked
         self._may_wait = True  # whether jobs may be in the queue that were not seen yet
         self._upkeep_due_s = 0.0
         self._glance_due_s = self._explain_due_s = 0.0
@@ -185,13 +188,35 @@ class Runner:
         if now_s >= self._explain_due_s:
             self._explain_due_s = now_s + _EXPLAIN_S
             await self._explain()
-        room = self._max_concurrent - len(self._jobs)
-        if self._may_wait and room > 0 and self._draining is None and await self._engine.revive():
+        room = self._room()
+        if self._may_wait and room > 0 and self._draining is None and await self._revive():
             models, self._may_wait = tuple(self._engine.specs), False
             jobs = await self._leases.take(room, models=models, now_s=self._clock.now())
             self._may_wait |= len(jobs) == room
             for job in jobs:
-                self._begin(job)
+                self.begin(job)
+
+    def _room(self) -> int:
+        return self._max_concurrent - len(self._jobs) - self._promised
+
+    async def _revive(self) -> bool:
+        self._is_up = await self._engine.revive()
+        return self._is_up
+
+    @contextmanager
+    def offer(self) -> Iterator[Lease | None]:
+        """Keep a place for a job that is being added, and yield its lease; None if it must wait.
+
+        If the table takes the lease, `begin` must follow before the context ends.
+        """
+        if not self._is_up or self._room() <= 0 or self._draining is not None:
+            yield None
+            return
+        self._promised += 1
+        try:
+            yield self._leases.lease(now_s=self._clock.now())
+        finally:
+            self._promised -= 1
 
     async def _upkeep(self, now_s: float) -> None:
         """Say that this engine lives, renew its leases, and drop what it lost."""
@@ -236,13 +261,19 @@ class Runner:
         if job in self._generations:
             self._generations[job].cancel()
 
-    def _begin(self, job: Job) -> None:
+    def begin(self, job: Job) -> None:
+        """Run a job in the background whose lease is ours."""
+        if self._closing:
+            return  # it is given back with whatever else is held
         if job.id in self._jobs:
             return  # its lease had run out and is ours again: whoever runs it holds it as before
         self._events.publish(event_of(job))
         if job.cancel_requested:  # its last holder was told, but stopped before it could obey
             self._to_cancel.add(job.id)
-        self._jobs[job.id] = task = asyncio.create_task(self._carry_out(job), name=job.id)
+        # Its own context: not that of the call which may have added it just now.
+        self._jobs[job.id] = task = asyncio.create_task(
+            self._carry_out(job), name=job.id, context=Context()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -315,6 +346,7 @@ class Runner:
             await self._leases.give_back(job)
             return JobEvent(job.id, JobStatus.QUEUED)
         except (EngineBusyError, EngineClosedError, StoreFailedError) as error:
+            self._is_up = False
             return await self._queue_again(job, journal, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
             _mark(span, type(error).__name__)

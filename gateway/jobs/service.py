@@ -6,23 +6,25 @@ Knows no HTTP and no engine internals.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
 from gateway.errors import ClosingError, JobTimeoutError
 from gateway.jobs.events import JobEnding, Look, event_of
-from gateway.jobs.state import TERMINAL
+from gateway.jobs.state import TERMINAL, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from engine import Modality
     from engine.ports import Clock
     from gateway.auth.principal import TenantId
     from gateway.jobs.entry import Backlog
     from gateway.jobs.events import JobEvent, JobEvents
-    from gateway.jobs.record import Job, JobId, NewJob
+    from gateway.jobs.record import Job, JobId, Lease, NewJob
     from gateway.jobs.store import JobStore, PageQuery
 
 _POLL_S: Final = 2.0  # the floor under lost events
@@ -32,11 +34,26 @@ _HEARTBEAT_S: Final = 15.0
 _log = structlog.get_logger(__name__)
 
 
+class RunnerHere(Protocol):
+    """The runner of this process, as far as the one who adds jobs may call it."""
+
+    def offer(self) -> AbstractContextManager[Lease | None]:
+        """Keep a place for as long as the context lasts, if a job could be begun now."""
+        ...
+
+    def begin(self, job: Job) -> None:
+        """Run a job that was added with the lease that was offered."""
+        ...
+
+
 class JobService:
     """Jobs on behalf of callers."""
 
-    def __init__(self, store: JobStore, events: JobEvents, clock: Clock) -> None:
-        """Keep jobs in `store` and tell of them by `events`."""
+    def __init__(
+        self, store: JobStore, events: JobEvents, clock: Clock, runner: RunnerHere | None = None
+    ) -> None:
+        """Keep jobs in `store` and tell of them by `events`; a `runner` may begin them at once."""
+        self._runner = runner
         self._store = store
         self._events = events
         self._clock = clock
@@ -55,17 +72,28 @@ class JobService:
     ) -> Job:
         """Write the job down and wake a runner, or return the job of an equal request.
 
-        Nobody outside may hear of it before `flush` has returned.
+        If its caller waits, there is room for it here and nobody is before it, its row is written
+        with our lease and it begins: that is a transaction less than to queue it. Nobody outside may hear of it before `flush` has returned.
 
         Raises:
             QueueFullError, KeyReusedError: see `JobStore.add`.
         """
-        job = await self._store.add(
-            new, queue_limit=queue_limit, now_s=self._clock.now(), admit=admit
-        )
-        if job.id == new.id:
+        with self._offered(new) as lease:
+            job = await self._store.add(
+                new, queue_limit=queue_limit, now_s=self._clock.now(), admit=admit, lease=lease
+            )
+            if job.id == new.id:
+                self._start(job)
+            return job
+
+    def _offered(self, new: NewJob) -> AbstractContextManager[Lease | None]:
+        return self._runner.offer() if self._runner and new.waiters else nullcontext()
+
+    def _start(self, job: Job) -> None:
+        if self._runner is not None and job.status is JobStatus.IN_PROGRESS:
+            self._runner.begin(job)
+        else:
             self._events.publish(event_of(job))
-        return job
 
     async def flush(self) -> None:
         """Return once a power cut cannot take back what was submitted before."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Select
 
     from gateway.db.session import Database
-    from gateway.jobs.record import ArtifactId
+    from gateway.jobs.record import ArtifactId, Lease
 
 
 class QueueFullError(Exception):
@@ -74,10 +74,11 @@ class JobStore:
         queue_limit: int,
         now_s: float = 0.0,
         admit: Callable[[Backlog], NewJob] | None = None,
+        lease: Lease | None = None,
     ) -> Job:
-        """Write a queued job, or attach its caller to the job of an equal request.
+        """Write a job, or attach its caller to the job of an equal request.
 
-        It may be run at once; a power cut cannot take it back any more once `flush` has returned.
+        It is queued, or held by whoever offers a `lease` if no other job waits. It may be run at once; a power cut cannot take it back any more once `flush` has returned.
         `admit` sees what would be before the job, and returns it as it is to be written, or raises
         to refuse it; it may run in another thread, and more than once.
 
@@ -94,8 +95,9 @@ class JobStore:
             if before.waiting >= queue_limit:
                 raise QueueFullError(before)
             admitted = new if admit is None else admit(before)
-            connection.execute(_ADD, values_of(admitted))
-            return new_job_of(admitted)
+            held = None if before.waiting else lease
+            connection.execute(_ADD, values_of(admitted, held))
+            return new_job_of(admitted, held)
 
         return await self._database.write(work, sync=False)
 

@@ -147,6 +147,30 @@ async def test_a_job_is_leased_once(
     assert await successor.take(9, models=MODELS, now_s=1.0) == []
 
 
+async def test_a_job_is_leased_with_its_row_unless_others_wait(
+    store: JobStore, leases: JobLeases, successor: JobLeases
+) -> None:
+    first = await store.add(a_job(), queue_limit=9, lease=leases.lease(now_s=5.0))
+    assert (first.status, first.attempts, first.started_s) == (JobStatus.IN_PROGRESS, 1, 5.0)
+    assert await store.get(first.id, ACME) == first
+    waiting = await store.add(a_job(), queue_limit=9)
+    later = await store.add(a_job(deadline_s=1.0), queue_limit=9, lease=leases.lease(now_s=6.0))
+    assert (later.status, later.attempts, later.started_s) == (JobStatus.QUEUED, 0, None)
+    taken = await successor.take(9, models=MODELS, now_s=7.0)
+    assert [job.id for job in taken] == [later.id, waiting.id]
+    assert await leases.complete(first, [an_artifact()], (), now_s=8.0)
+
+
+async def test_a_lease_that_came_with_the_row_runs_out_like_any_other(
+    store: JobStore, leases: JobLeases, successor: JobLeases
+) -> None:
+    job = await store.add(a_job(), queue_limit=9, lease=leases.lease(now_s=0.0))
+    (recovered,) = await successor.recover(now_s=LEASE_S + 1)
+    assert (recovered.id, recovered.status) == (job.id, JobStatus.QUEUED)
+    (again,) = await successor.take(9, models=MODELS, now_s=LEASE_S + 2)
+    assert again.attempts == 2
+
+
 async def test_only_jobs_of_served_models_are_leased(store: JobStore, leases: JobLeases) -> None:
     await store.add(a_job(model="other"), queue_limit=9)
     assert await leases.take(9, models=MODELS, now_s=1.0) == []

@@ -63,10 +63,10 @@ class TestLeaving:
         about, may = threading.Event(), threading.Event()
         values_of = gateway.jobs.store.values_of
 
-        def slow(new: Any) -> dict[str, Any]:
+        def slow(*new: Any) -> dict[str, Any]:
             about.set()
             may.wait(10)
-            return values_of(new)
+            return values_of(*new)
 
         monkeypatch.setattr(gateway.jobs.store, "values_of", slow)
         yield about, may
@@ -78,9 +78,10 @@ class TestLeaving:
         about, may = writing
         await asyncio.to_thread(about.wait, 10)
         call.cancel()
+        await asyncio.sleep(0)
+        may.set()
         with suppress(asyncio.CancelledError):
             await call
-        may.set()
 
     async def test_leaves_no_work_behind(
         self, serve: Serve, engine: FakeEngine, writing: tuple[threading.Event, ...]

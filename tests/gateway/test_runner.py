@@ -11,6 +11,7 @@ import httpx
 import pytest
 from msgspec import structs
 from opentelemetry.trace import NoOpTracer
+from sqlalchemy import Engine, event
 
 from engine import EngineCrashedError, Source, StageKind
 from engine.types import DeviceId, HandoffRef, NodeId
@@ -309,6 +310,62 @@ async def test_a_server_that_stops_first_removes_what_it_kept_of_jobs_that_are_o
     assert [file.exists() for file in kept] == [False]
 
 
+async def test_a_picture_that_nobody_is_before_is_added_with_its_lease(
+    serve: Serve, tmp_path: Path
+) -> None:
+    written: list[str] = []
+
+    def note(*call: Any) -> None:
+        verb, table = call[2].replace("INSERT INTO", "INSERT").split()[:2]
+        if verb in {"INSERT", "UPDATE", "WITH"} and table != "engine":
+            written.append(f"{verb} {table}")
+
+    async with serve() as client:
+        await draw(client)  # the runner is up now
+        event.listen(Engine, "before_cursor_execute", note)
+        await draw(client)
+        event.remove(Engine, "before_cursor_execute", note)
+    assert written == ["INSERT job", "UPDATE job", "INSERT artifact"]
+    assert rows(tmp_path, "status, attempts") == [("completed", 1)] * 2
+
+
+async def test_a_runner_offers_no_place_that_it_has_not(database: Database, tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.gate.clear()
+    runner = a_runner(engine, database, tmp_path, drain_s=0.01, max_concurrent=2)
+    store = JobStore(database)
+    with runner.offer() as early:
+        assert early is None  # nobody has asked the engine yet
+    await runner.tick()
+    with runner.offer() as first, runner.offer() as second, runner.offer() as third:
+        assert first is not None
+        assert (second is None, third is None) == (False, True)
+        runner.begin(await store.add(a_job(), queue_limit=9, lease=first))
+    await engine.asked.wait()
+    with runner.offer() as fourth, runner.offer() as fifth:
+        assert (fourth is None, fifth is None) == (False, True)
+    runner.drain(lambda: None)
+    with runner.offer() as late:
+        assert late is None
+    await runner.close()
+    assert (await job_of(store, JobId(engine.requests[0].id))).status is JobStatus.QUEUED
+
+
+async def test_a_job_that_was_leased_while_its_runner_closed_is_given_back(
+    database: Database, tmp_path: Path
+) -> None:
+    engine, store = FakeEngine(), JobStore(database)
+    runner = a_runner(engine, database, tmp_path, drain_s=0.01)
+    await runner.tick()
+    with runner.offer() as lease:
+        job = await store.add(a_job(), queue_limit=9, lease=lease)
+        await runner.close()
+        runner.begin(job)
+    assert engine.requests == []
+    found = await job_of(store, job.id)
+    assert (found.status, found.attempts) == (JobStatus.QUEUED, 0)
+
+
 async def test_what_a_dead_holder_had_finished_is_not_done_again(
     database: Database, tmp_path: Path
 ) -> None:
@@ -449,6 +506,7 @@ def a_runner(
     *,
     drain_s: float,
     events: InProcessEvents | None = None,
+    max_concurrent: int = 9,
 ) -> Runner:
     return Runner(
         engine=engine,
@@ -458,6 +516,6 @@ def a_runner(
         blobs=BlobStore.in_folder(folder / "artifacts"),
         clock=FakeClock(),
         tracer=NoOpTracer(),
-        max_concurrent=9,
+        max_concurrent=max_concurrent,
         drain_s=drain_s,
     )
