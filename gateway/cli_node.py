@@ -66,22 +66,22 @@ async def _serve(settings: Settings, place: NodeSettings, specs: tuple[PipelineS
         )
 
     agent = Agent(terms_of(settings, specs), make, settings.node_secret)
-    serving = asyncio.ensure_future(
-        agent.serve(place.listen.host, place.listen.port, place.handoff_port)
-    )
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, serving.cancel)
+    try:
+        agent.listen(place.listen.host, place.listen.port, place.handoff_port)
+    except OSError as error:
+        message = f"Cannot listen on {place.listen}: {error.strerror}. Choose another --listen."
+        raise RefusalError(message) from error
     names = ", ".join(spec.id for spec in specs)
     click.echo(
         f"TridentServe node: {settings.devices} x {settings.device} (models: {names}), waiting for a "
         f"server at {place.listen}: trident serve --node {place.listen}",
         err=True,
     )
-    try:
-        await serving
-    except asyncio.CancelledError:
-        return
-    except OSError as error:
-        message = f"Cannot listen on {place.listen}: {error.strerror}. Choose another --listen."
-        raise RefusalError(message) from error
+    serving = asyncio.ensure_future(agent.serve())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, serving.cancel)
+    await asyncio.gather(serving, return_exceptions=True)
+    await agent.close()
+    if not serving.cancelled() and (broke := serving.exception()) is not None:
+        raise broke

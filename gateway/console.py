@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from engine.executors.local import node_of
 from engine.types import DeviceId, RequestId
 from gateway.errors import MissingError
 
@@ -228,7 +229,7 @@ def _devices_of(view: ClusterView, origin_s: float, names: Names) -> tuple[Devic
     )
     known = {device.id for device in live}
     lost = (device for device in view.configured if device not in known)
-    return (*live, *(DeviceState(d, "", 0, 0, (), (), None, lost=True) for d in lost))
+    return (*live, *(DeviceState(d, node_of(d), 0, 0, (), (), None, lost=True) for d in lost))
 
 
 def _busy_of(launch: RunningView, origin_s: float, names: Names) -> BusyState:

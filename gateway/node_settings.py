@@ -82,7 +82,7 @@ def _need_secret(name: str, addresses: Sequence[Address], env: Mapping[str, str]
     far = [address for address in addresses if not address.is_loopback]
     if far and read_node_secret(env) is None:
         message = (
-            f"{name} has {far[0]}, which others can reach: set the same {_SECRET} (or {_SECRET}_FILE) "
+            f"{name} has {far[0]}, which is no loopback address: set the same {_SECRET} (or {_SECRET}_FILE) "
             "on both sides; make one with: openssl rand -hex 32"
         )
         raise ValueError(message)

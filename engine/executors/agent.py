@@ -8,6 +8,7 @@ when the next one comes, and nothing runs while there is none. No torch, no poli
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 
 Say: TypeAlias = Callable[[FromNode, Sequence[bytes]], bool]  # whether it was taken
 Make: TypeAlias = Callable[[Hello], "LocalExecutor"]
+_LINGER_MS = 500
 _FOR_EVER = float("inf")  # hand-offs are lent until the server frees them or is gone
 log = structlog.get_logger(__name__)
 
@@ -99,41 +101,43 @@ class Agent:
         self._decoder = msgspec.msgpack.Decoder(ToNode)
         self._session: Session | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
         self._host, self._handoff_port = "", 0
 
-    async def serve(self, host: str, port: int, handoff_port: int) -> None:
-        """Listen until cancelled; raises OSError if that cannot be."""
+    def listen(self, host: str, port: int, handoff_port: int) -> None:
+        """Let servers connect, on the running loop; raises OSError if that cannot be.
+
+        libzmq takes numbers only, so a name is looked up here.
+        """
         self._host, self._handoff_port = host, handoff_port
         if self._doorman is not None:
             self._doorman.start()
+        number = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+        place = f"[{number}]:{port}" if ":" in number else f"{number}:{port}"
         try:
-            self._bind(port)
-            while True:
-                identity, payload, *contents = await self._socket.recv_multipart()
-                await self._hear(identity, payload, contents)
-        finally:
-            await self._part("The node stops.")
-            if self._doorman is not None:
-                self._doorman.stop()
-            self._socket.close(linger=500)
-            await asyncio.to_thread(self._context.term)
-
-    def _bind(self, port: int) -> None:
-        """Listen where the host's name points to: libzmq takes numbers only."""
-        found = socket.getaddrinfo(self._host, port, type=socket.SOCK_STREAM)
-        number = str(found[0][4][0])
-        try:
-            self._socket.bind(
-                f"tcp://[{number}]:{port}" if ":" in number else f"tcp://{number}:{port}"
-            )
+            self._socket.bind(f"tcp://{place}")
         except zmq.ZMQError as error:
-            raise OSError(error.errno, error.strerror) from error
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from error
+
+    async def serve(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            identity, payload, *contents = await self._socket.recv_multipart()
+            await self._hear(identity, payload, contents)
+
+    async def close(self) -> None:
+        """Let a server go, and listen no more."""
+        await self._part("it stops.")
+        if self._doorman is not None:
+            self._doorman.stop()
+        self._socket.close(linger=_LINGER_MS)
+        await asyncio.to_thread(self._context.term)
 
     async def _hear(self, identity: bytes, payload: bytes, contents: Sequence[bytes]) -> None:
         try:
             said = self._decoder.decode(payload)
         except msgspec.MsgspecError as error:
-            reason = f"This node does not understand the server; both need one version: {error}."
+            reason = f"it does not understand us; both need one version of TridentServe: {error}."
             self._say(identity, Refused(reason, for_good=True))
             return
         session = self._session
@@ -152,10 +156,9 @@ class Agent:
         elif isinstance(said, Inspect):
             self._say(identity, Fits())
         elif self._session is not None and self._say(self._session.identity, Beat()):
-            reason = f"Node {said.name} serves another server."
-            self._say(identity, Refused(reason, for_good=False))
+            self._say(identity, Refused("it serves another server.", for_good=False))
         else:
-            await self._part("Another server has come.")
+            await self._part("another server has come.")
             await self._begin(identity, said)
 
     async def _begin(self, identity: bytes, hello: Hello) -> None:
@@ -166,9 +169,7 @@ class Agent:
         try:
             session = Session(identity, hello, self._make(hello), say)
         except OSError as error:
-            self._say(
-                identity, Refused(f"Node {hello.name} cannot begin: {error}.", for_good=False)
-            )
+            self._say(identity, Refused(f"it cannot begin: {error}.", for_good=False))
             return
         self._session = session
         try:
@@ -196,7 +197,7 @@ class Agent:
             reaches = self._say(session.identity, Beat())
             if not reaches or silent_s > SILENCE_S or session.broke:
                 self._watching = None  # or it would cancel this task
-                await self._part(session.broke or "The server is gone.")
+                await self._part(session.broke or "the server is gone.")
                 return
 
     async def _part(self, reason: str) -> None:
@@ -208,7 +209,9 @@ class Agent:
         if session is not None:
             log.info("server_left", name=session.name, reason=reason)
             self._say(session.identity, Bye(reason))
-            await session.close()
+            self._ending = asyncio.ensure_future(session.close())
+        if self._ending is not None:
+            await asyncio.shield(self._ending)  # whoever is cancelled meanwhile
 
     def _say(self, identity: bytes, said: FromNode, contents: Sequence[bytes] = ()) -> bool:
         """Say something to a server; False if it is gone or takes nothing any more."""
@@ -253,7 +256,7 @@ class Session:
 
     def _say(self, said: FromNode, contents: Sequence[bytes] = ()) -> None:
         if not self._is_over and not self._tell(said, contents):
-            self.broke = self.broke or "The server takes no words any more."
+            self.broke = self.broke or "the server takes no words any more."
 
     def take(self, said: ToNode, contents: Sequence[bytes]) -> None:
         """Do what the server wants; calls are begun in the order in which they come."""
@@ -350,7 +353,7 @@ class Session:
     def executor_failed(self, reason: str) -> None:
         """End this session soon: the server may come again."""
         log.critical("node_session_broke", reason=reason)
-        self.broke = f"The node's executor broke: {reason}."
+        self.broke = f"its executor broke: {reason}."
 
     def latent_saved(self, launch: TaskId, task: TaskId, saved: SavedLatent) -> None:
         """Send a saved latent home."""
@@ -375,26 +378,24 @@ class Session:
 
 
 def why_not(server: Terms, node: Terms) -> str | None:
-    """Return why a node cannot serve a server, and what to do; None if it can."""
+    """Return why a node, called `it`, cannot serve a server, and what to do; None if it can."""
     if server.protocol != node.protocol:
-        return "Server and node run versions of TridentServe that do not understand each other."
+        return "it has a version of TridentServe that does not understand this one."
     if server.device_kind != node.device_kind:
         return (
-            f"The node runs stages on {node.device_kind}, the server wants {server.device_kind}; use "
-            "the same --device for both."
+            f"it runs stages on {node.device_kind}, the server wants {server.device_kind}; use the same "
+            "--device for both."
         )
     for package, version in server.versions.items():
         if node.versions.get(package, version) != version:
             other = node.versions[package]
-            return (
-                f"The node has {package} {other}, the server {version}; install the same on both."
-            )
+            return f"it has {package} {other}, the server {version}; install the same on both."
     for model, identity in server.models.items():
         if model not in node.models:
-            return f"The node has no model {model}; give it the same folder with --model."
+            return f"it has no model {model}; give it the same folder with --model."
         if node.models[model] != identity:
             return (
-                f"The node has another version of model {model} ({node.models[model]}) than the server "
+                f"it has another version of model {model} ({node.models[model]}) than the server "
                 f"({identity}); copy the server's folder there."
             )
     return None

@@ -66,6 +66,11 @@ NODE = "local"
 log = structlog.get_logger(__name__)
 
 
+def node_of(device: DeviceId) -> str:
+    """Return the node that the id of an executor's device names."""
+    return device.rpartition("/")[0] or NODE
+
+
 class LocalExecutor:
     """Starts, supervises and talks to the worker processes of one machine.
 

@@ -115,7 +115,8 @@ class NodeLine:
                 self._known = True
                 return said
             case Refused(reason, for_good):
-                raise NodeAwayError(reason, for_good=for_good)
+                message = f"Node {self._address} refuses this server: {reason}"
+                raise NodeAwayError(message, for_good=for_good)
         raise NodeAwayError(f"Node {self._address} answers what nobody asked: {said!r}.")
 
     @property
@@ -154,7 +155,7 @@ class NodeLine:
             except msgspec.MsgspecError as error:
                 return f"Node {self._address} speaks nonsense: {error}."
             if isinstance(said, Bye):
-                return f"Node {self._address} has stopped. {said.reason}".strip()
+                return f"Node {self._address} has let this server go: {said.reason}"
             if not isinstance(said, Beat):
                 hear(said, contents)
 

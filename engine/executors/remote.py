@@ -338,7 +338,7 @@ class RemoteExecutor:
         """Let the node go; idempotent."""
         if self._connecting is not None:
             if self._line is not None:
-                self._line.send(Bye("The server stops."))
+                self._line.send(Bye("it stops."))
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
             self._connecting = None

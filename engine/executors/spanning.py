@@ -18,6 +18,7 @@ from engine.errors import (
     WorkerLostError,
 )
 from engine.executors.following import Following
+from engine.executors.local import node_of
 from engine.executors.remote import inputs_of
 from engine.types import Assignment, DeviceId, HandoffRef, NodeId, StageKey, TaskId
 
@@ -108,8 +109,7 @@ class SpanningExecutor:
         return (self._home, *self._nodes.values())
 
     def _of(self, device: DeviceId) -> Executor | Node:
-        name, slash, _device = device.rpartition("/")
-        return self._nodes[name] if slash else self._home
+        return self._nodes.get(node_of(device), self._home)
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Load a stage on the device's node."""

@@ -149,15 +149,14 @@ class Pair:
         return self.made[-1]
 
     async def start(self) -> None:
-        self.serving = asyncio.create_task(
-            self.agent.serve("127.0.0.1", self.port, self.handoff_port)
-        )
-        await asyncio.sleep(0)  # it listens
+        self.agent.listen("127.0.0.1", self.port, self.handoff_port)
+        self.serving = asyncio.create_task(self.agent.serve())
 
     async def stop(self) -> None:
         assert self.serving is not None
         self.serving.cancel()
         await asyncio.gather(self.serving, return_exceptions=True)
+        await self.agent.close()
 
     async def server(self) -> tuple[SpanningExecutor, Listener]:
         hello = Hello(TERMS, self.name, TOKEN, Saving(1, 0.0), 1)
@@ -280,7 +279,7 @@ async def test_a_node_that_is_gone_loses_its_devices_and_tensors_and_is_found_ag
         running = asyncio.create_task(server.run(a_launch(pair, a_task(StageKind.DIFFUSE, 200))))
         await until(lambda: listener.steps)
         await pair.stop()
-        with pytest.raises(WorkerLostError, match="has stopped") as error:
+        with pytest.raises(WorkerLostError, match="has let this server go: it stops") as error:
             await running
         assert error.value.began
         assert listener.up == set()
@@ -366,7 +365,7 @@ async def test_a_node_that_is_not_there_is_said_to_be_out_of_reach() -> None:
         ({"models": {ModelId("other"): "abc"}}, "no model other"),
         ({"versions": {"torch": "2.12"}}, "has torch 2.13, the server 2.12"),
         ({"device_kind": "cuda"}, "the server wants cuda"),
-        ({"protocol": 99}, "do not understand each other"),
+        ({"protocol": 99}, "does not understand"),
     ],
 )
 async def test_a_node_refuses_who_has_something_else_and_says_what(
