@@ -156,7 +156,7 @@ class RequestRun:
         return self._task(self.progress.graph.nodes[node])
 
     def next_node(self, node: NodeId, stage: StageKey) -> NodeId | None:
-        """Return the first node of a stage that needs a node's output and nothing else.
+        """Return the first node of a stage that waits for a node's output and for nothing else.
 
         None if the request's workers failed in that stage: such tasks are let run one by one.
         """
@@ -167,7 +167,9 @@ class RequestRun:
             (
                 child
                 for child in graph.children[node]
-                if graph.nodes[child].stage == stage and graph.parents[child] == (node,)
+                if graph.nodes[child].stage == stage
+                and graph.parents[child] == (node,)
+                and self.progress.states[child] is NodeState.PENDING
             ),
             None,
         )

@@ -346,9 +346,13 @@ class _Request:
         )
 
     def _is_past(self, run: RunEvent, losses: Sequence[DeviceLostEvent]) -> bool:
-        """Whether an encode was made again for other outputs of the request: this one is diffused."""
+        """Whether an encode was made again for other outputs of the request: this one is diffused.
+
+        They have lost a latent, and the embeddings that all shared were freed before that.
+        """
         again = run.stage is StageKind.ENCODE and len(run.requests) > 1 and self._encoded
-        return again and self._steps == self.arrival.steps and self._lost_before(run, losses)
+        is_over = self._steps == self.arrival.steps
+        return again and is_over and any(loss.t <= run.start + TOLERANCE_S for loss in losses)
 
     def _check(self, run: RunEvent) -> None:
         if run.start < self._ready_s - TOLERANCE_S:

@@ -86,14 +86,15 @@ def test_requests_use_the_devices_of_both_nodes_and_leave_nothing() -> None:
 
 
 @pytest.mark.parametrize("saving", [None, Saving(1, 0.0)])
-@pytest.mark.parametrize("die_at", [0.5, 1.5, 4.0, 7.0, 11.5, 13.0, 16.0, 22.0])
+@pytest.mark.parametrize(("here", "there", "n"), [(1, 1, 3), (1, 2, 2), (2, 1, 4)])
 def test_whatever_lay_on_a_node_that_dies_is_made_again_and_no_request_is_lost(
-    die_at: float, saving: Saving | None
+    here: int, there: int, n: int, saving: Saving | None
 ) -> None:
-    sim = Spanned(saving=saving)
-    results = run_virtual(sim.run(count=2, n=3, die_at=die_at))
-    assert [len(result.artifacts) for result in results] == [3, 3]
-    assert audit(sim.events) == []
+    for moment in range(24):
+        sim = Spanned(here, there, saving)
+        results = run_virtual(sim.run(count=2, n=n, die_at=0.3 + 1.7 * moment))
+        assert [len(result.artifacts) for result in results] == [n, n], moment
+        assert audit(sim.events) == [], moment
 
 
 def test_a_diffuse_on_a_node_that_dies_goes_on_from_what_it_has_saved() -> None:
