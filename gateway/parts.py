@@ -112,7 +112,7 @@ def build(settings: Settings, engine: EngineClient | None, clock: Clock) -> Part
     return Parts(
         database=base.database,
         events=base.events,
-        sweeper=_sweeper(base),
+        sweeper=_sweeper(base, engines.runner),
         catalogue=engines.catalogue,
         jobs=jobs,
         blobs=base.blobs,
@@ -191,12 +191,13 @@ def _admission(base: Foundation, catalogue: Catalogue, jobs: JobService) -> Admi
     )
 
 
-def _sweeper(base: Foundation) -> Sweeper:
+def _sweeper(base: Foundation, runner: Runner | None) -> Sweeper:
     return Sweeper(
         leases=base.leases,
         retention=Retention(base.database, base.blobs, history_s=base.settings.history_s),
         events=base.events,
         clock=base.clock,
+        renew=None if runner is None else runner.renew,
     )
 
 

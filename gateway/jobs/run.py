@@ -219,10 +219,14 @@ class Runner:
             self._promised -= 1
 
     async def _upkeep(self, now_s: float) -> None:
-        """Say that this engine lives, renew its leases, and drop what it lost."""
+        """Say that this engine lives, and renew its leases."""
         await self._announce(now_s)
+        await self.renew()
+
+    async def renew(self) -> None:
+        """Renew the leases of what runs here, and drop what was lost."""
         running = frozenset(self._jobs)
-        renewal = await self._leases.renew(running, now_s=now_s)
+        renewal = await self._leases.renew(running, now_s=self._clock.now())
         for job in renewal.to_cancel:
             self._cancel(job)
         for job in running - renewal.held:

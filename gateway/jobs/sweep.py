@@ -8,7 +8,7 @@ number of sweepers do no harm.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -32,13 +32,20 @@ class Sweeper:
     """Sweeps now and then, in the background."""
 
     def __init__(
-        self, *, leases: JobLeases, retention: Retention, events: JobEvents, clock: Clock
+        self,
+        *,
+        leases: JobLeases,
+        retention: Retention,
+        events: JobEvents,
+        clock: Clock,
+        renew: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Sweep three times per lease."""
+        """Sweep three times per lease, after `renew` has renewed the leases of this process."""
         self._leases = leases
         self._retention = retention
         self._events = events
         self._clock = clock
+        self._renew = renew
         self._interval_s = leases.lease_s / _SWEEPS_PER_LEASE
 
     @asynccontextmanager
@@ -63,6 +70,8 @@ class Sweeper:
 
     async def sweep(self) -> bool:
         """Do what is due, of removals one batch; return whether that was all of them."""
+        if self._renew is not None:  # the machine may have slept: what runs here has no dead holder
+            await self._renew()
         now_s = self._clock.now()
         for changed in await self._leases.recover(now_s=now_s):
             _log.warning("job_recovered", job_id=changed.id, status=changed.status.value)

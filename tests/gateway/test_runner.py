@@ -22,10 +22,12 @@ from gateway.jobs.events import InProcessEvents, JobEvent
 from gateway.jobs.journal import JobJournal
 from gateway.jobs.leases import JobLeases
 from gateway.jobs.record import Candidate, Job, JobId, StageDecision
+from gateway.jobs.retention import Retention
 from gateway.jobs.rows import new_job_of
 from gateway.jobs.run import Runner
 from gateway.jobs.state import JobStatus
 from gateway.jobs.store import JobStore
+from gateway.jobs.sweep import Sweeper
 from gateway.storage.blobs import BlobMissingError, BlobStore
 from tests.gateway.conftest import Serve
 from tests.gateway.test_leases import ACME, a_job
@@ -151,6 +153,41 @@ class FakeClock:
 
     async def sleep(self, duration_s: float) -> None:
         self.now_s += duration_s
+
+
+async def test_a_machine_that_slept_counts_no_job_of_its_own_as_lost(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.gate.clear()
+    clock, database = FakeClock(), Database(DatabaseUrl.in_folder(tmp_path))
+    blobs = BlobStore.in_folder(tmp_path / "artifacts")
+    await database.open()
+    await JobStore(database).add(a_job(), queue_limit=9)
+    leases, events = JobLeases(database, "one", lease_s=30.0), InProcessEvents()
+    runner = Runner(
+        engine=engine,
+        leases=leases,
+        registry=EngineRegistry(database),
+        events=events,
+        blobs=blobs,
+        clock=clock,
+        tracer=NoOpTracer(),
+        max_concurrent=1,
+    )
+    sweeper = Sweeper(
+        leases=leases,
+        retention=Retention(database, blobs, history_s=9e9),
+        events=events,
+        clock=clock,
+        renew=runner.renew,
+    )
+    await runner.tick()
+    await engine.asked.wait()
+    clock.now_s = 40.0
+    await sweeper.sweep()
+    assert rows(tmp_path, "status, lease_owner, attempts") == [("in_progress", "one", 1)]
+    await runner.close()
+    await database.close()
 
 
 async def test_a_runner_that_lost_its_lease_stops_the_work(
