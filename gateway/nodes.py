@@ -90,7 +90,7 @@ def need_nodes(settings: Settings, specs: Sequence[PipelineSpec]) -> None:
     Raises:
         RefusalError: a node has other models, versions or another secret.
     """
-    if settings.nodes:
+    if settings.nodes and settings.role != "gateway":
         asyncio.run(_need_nodes(settings, Inspect(terms_of(settings, specs))))
 
 

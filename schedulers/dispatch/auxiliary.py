@@ -52,7 +52,8 @@ def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
         queue = queues.setdefault(task.stage, PoolQueue(decision, task.stage))
         pool = decision.board.idle_in_pool(task.stage)
         if pool:
-            device = decision.board.pick(task.stage, pool, 1, avoid=task.failed_on)[0]
+            near = _at_home(decision, task, pool)
+            device = decision.board.pick(task.stage, pool, 1, near, task.failed_on)[0]
             decision.launch(task, (device,), f"decode pool: {device} is idle")
             queue.occupy(device, decision.decode_s(task))
             continue
@@ -69,6 +70,12 @@ def place_decodes(decision: Round, tasks: Sequence[StageTask]) -> None:
             decision.pool_wait_s[stage] = queue.wait_s
 
 
+def _at_home(decision: Round, task: StageTask, pool: Sequence[DeviceId]) -> tuple[DeviceId, ...]:
+    """Return those of some devices that a task's input reaches sooner than the others."""
+    home, node_of = decision.home(task), decision.board.layout.node_of
+    return tuple(d for d in pool if home is not None and node_of[d] == home)
+
+
 def _spill(decision: Round, task: StageTask, queue: PoolQueue) -> DeviceId | None:
     """Return an idle primary for a decode that has no pool, or whose pool is behind."""
     if queue.exists:
@@ -80,7 +87,10 @@ def _spill(decision: Round, task: StageTask, queue: PoolQueue) -> DeviceId | Non
 
 
 def _single(decision: Round, task: StageTask) -> DeviceId | None:
-    """Return one idle device: one near the task's input, else on the node with the fewest idle."""
+    """Return one idle device: one near the task's input, else on the node with the fewest idle.
+
+    Of several nodes that have as few, the one where the input lies, if that is nearer.
+    """
     board = decision.board
     rooms = decision.rooms(task.stage, task, 1)
     if not rooms:
@@ -93,7 +103,8 @@ def _single(decision: Round, task: StageTask) -> DeviceId | None:
     if close:
         return min(close)
     free = [node for node in rooms if node not in decision.holds] or list(rooms)
-    node = min(free, key=lambda n: (len(rooms[n]), n))
+    home = decision.home(task)
+    node = min(free, key=lambda n: (len(rooms[n]), n != home, n))
     return board.pick(task.stage, rooms[node], 1, avoid=task.failed_on)[0]
 
 

@@ -166,6 +166,16 @@ class Round:
         """Return a request that waits to begin or to diffuse, with what lies ahead of it."""
         return Prospect(task, self.outlook(task), late=late)
 
+    def home(self, task: StageTask) -> Node | None:
+        """Return the node where a task's input lies, if it takes longer to any other node."""
+        if not task.came_from:
+            return None
+        across_s, within_s = (
+            self.cost.handoff_s(task.stage, task.request, same_device=False, same_node=same)
+            for same in (False, True)
+        )
+        return self.board.layout.node_of.get(task.came_from[0]) if across_s > within_s else None
+
     def lead_s(self, task: StageTask, team: Sequence[DeviceId]) -> float:
         """Return what passes before a launch's first step: hand-off, weights, forming the team."""
         source = task.came_from[0] if task.came_from else None

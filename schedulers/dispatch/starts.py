@@ -138,16 +138,23 @@ def _start_background(decision: Round, prospect: Prospect) -> bool:
 
 
 def best_fit(decision: Round, prospect: Prospect, degree: int) -> Node | None:
-    """Return the node with the fewest idle devices that still has `degree` of them."""
-    rooms = decision.rooms(prospect.stage, prospect.task, degree)
-    best: tuple[int, Node] | None = None
+    """Return the node with the fewest idle devices that still has `degree` of them.
+
+    Of several that have as few, the one where its input lies, if that is nearer.
+    """
+    rooms, home = (
+        decision.rooms(prospect.stage, prospect.task, degree),
+        decision.home(prospect.task),
+    )
+    best: tuple[int, bool, Node] | None = None
     for node, room in rooms.items():
-        if len(room) < degree or (best is not None and (len(room), node) >= best):
+        fit = (len(room), node != home, node)
+        if len(room) < degree or (best is not None and fit >= best):
             continue
         end_s = decision.now_s + prospect.run_s(degree)
         if decision.is_free_for(node, prospect.task, degree, end_s):
-            best = (len(room), node)
-    return None if best is None else best[1]
+            best = fit
+    return None if best is None else best[2]
 
 
 def launch(decision: Round, prospect: Prospect, node: Node, degree: int, why: str) -> None:

@@ -218,11 +218,12 @@ def _edge(before: Sequence[Figure], after: Sequence[Figure]) -> EdgeProfile:
     seconds = median(s for figure in single for s in figure.send_s) + median(
         s for figure in usual for s in figure.arrival_s
     )
+    travels_s = median(figure.output_bytes for figure in single) / ASSUMED_NETWORK_BYTES_PER_S
     return EdgeProfile(
         fixed_bytes=round(fixed),
         bytes_per_pixel=slope,
         within_node_s=seconds,
-        across_node_s=seconds,
+        across_node_s=seconds + travels_s,
         provenance={
             "fixed_bytes": Provenance.MEASURED,
             "bytes_per_pixel": Provenance.MEASURED,

@@ -50,6 +50,18 @@ def batched(times: float, *kinds: StageKind) -> Profile:
     return msgspec.structs.replace(PROFILE, models={**PROFILE.models, COG: model})
 
 
+def far_apart(across_node_s: float) -> Profile:
+    """Return the profile, were nodes so far from each other."""
+    model = PROFILE.models[COG]
+    edges = {
+        kind: msgspec.structs.replace(edge, across_node_s=across_node_s)
+        for kind, edge in model.edges.items()
+    }
+    return msgspec.structs.replace(
+        PROFILE, models={**PROFILE.models, COG: msgspec.structs.replace(model, edges=edges)}
+    )
+
+
 def device_ids(nodes: int, per_node: int = 8) -> list[DeviceId]:
     return [DeviceId(f"n{n}g{g}") for n in range(nodes) for g in range(per_node)]
 
