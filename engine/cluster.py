@@ -106,7 +106,8 @@ class Cluster:
         at_s = self.quarantine.sooner(at_s, now_s)
         if self._bare_since_s is None or now_s >= self._bare_since_s + BARE_S:
             return at_s
-        return min(self._bare_since_s + BARE_S, at_s or float("inf"))
+        until_s = self._bare_since_s + BARE_S
+        return until_s if at_s is None else min(until_s, at_s)
 
     def view(self, now_s: float, running: tuple[RunningView, ...] = ()) -> ClusterView:
         """Return the cluster as policies may see it now; only what changed is looked at anew."""

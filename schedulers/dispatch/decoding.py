@@ -28,7 +28,7 @@ def widen_decodes(decision: Round) -> None:
 
 
 def _wider(decision: Round, launch: Assignment) -> Assignment:
-    """Return the launch on as many devices of its node as there are, in powers of two."""
+    """Return the launch on as many devices of its node as make it shortest, in powers of two."""
     task = launch.task
     is_decode = task.stage.kind is StageKind.DECODE and task.purpose is Purpose.MAIN
     if not is_decode or launch.riders:
@@ -51,12 +51,14 @@ def is_worth_sharing(
 def _team(
     decision: Round, device: DeviceId, stage: StageKey, request: GenerationRequest
 ) -> tuple[DeviceId, ...]:
-    """Return a device with as many idle ones of its node as the parts of a decode can occupy."""
+    """Return a device with as many idle ones of its node as make a decode shortest."""
     parts = decision.cost.decode_parts(stage.model, request.shape)
     room = _room(decision, device, stage) if parts > 1 else []
-    degree, most = 1, min(decision.knobs.decode_degree, 1 + len(room), parts)
-    while 2 * degree <= most:
-        degree *= 2
+    most = min(decision.knobs.decode_degree, 1 + len(room), parts)
+    degree = min(
+        (2**power for power in range(most.bit_length())),
+        key=lambda k: decision.cost.estimate(stage, request, degree=k).duration_s,
+    )
     return tuple(sorted((device, *room[: degree - 1])))
 
 

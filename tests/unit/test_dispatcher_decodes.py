@@ -62,21 +62,30 @@ def test_a_picture_that_is_decoded_whole_is_not_shared_out() -> None:
     assert degree(Shape(1024, 2048), cost(decodes_frames=False, tiling=TILES)) == 1
 
 
-def test_a_profiled_degree_counts_as_measured_and_beyond_it_the_largest_share_does() -> None:
+def profiled(**seconds: float) -> CostModel:
+    """Return a cost model with profiled decodes of the film at degrees `d1`, `d2`, .."""
     decodes = PROFILE.models[COG].stages[DECODE]
-    one = msgspec.structs.replace(decodes.entries[0], shape=FILM, duration_s=8.0)
-    two = msgspec.structs.replace(one, degree=2, duration_s=5.0)
-    entries = (*decodes.entries, one, two)
-    stages = {
-        **PROFILE.models[COG].stages,
-        DECODE: msgspec.structs.replace(decodes, entries=entries),
-    }
+    entries = tuple(
+        msgspec.structs.replace(
+            decodes.entries[0], shape=FILM, degree=int(name[1:]), duration_s=duration_s
+        )
+        for name, duration_s in seconds.items()
+    )
+    stage = msgspec.structs.replace(decodes, entries=(*decodes.entries, *entries))
+    stages = {**PROFILE.models[COG].stages, DECODE: stage}
     models = {COG: msgspec.structs.replace(PROFILE.models[COG], stages=stages)}
-    profile = msgspec.structs.replace(PROFILE, models=models)
     spec = msgspec.structs.replace(SPECS[0], decodes_frames=True)
-    model = CostModel([spec], profile, learn=False)
-    film, stage = a_request(model=COG, shape=FILM), spec.stage(DECODE)
+    return CostModel([spec], msgspec.structs.replace(PROFILE, models=models), learn=False)
+
+
+def test_a_profiled_degree_counts_as_measured_and_beyond_it_the_largest_share_does() -> None:
+    model, stage = profiled(d1=8.0, d2=5.0), SPECS[0].stage(DECODE)
+    film = a_request(model=COG, shape=FILM)
     shares = -(-FILM.frames // 4) / -(-FILM.frames // 2)
-    for degree_, expected_s in ((1, 8.0), (2, 5.0), (4, 5.0 * shares)):
-        estimate = model.estimate(stage, film, degree=degree_)
-        assert estimate.duration_s == pytest.approx(expected_s)
+    for k, expected_s in ((1, 8.0), (2, 5.0), (4, 5.0 * shares)):
+        assert model.estimate(stage, film, degree=k).duration_s == pytest.approx(expected_s)
+
+
+def test_no_more_devices_are_taken_than_make_the_decode_shorter() -> None:
+    assert degree(FILM, profiled(d1=8.0, d2=5.0, d4=5.5, d8=5.0)) == 2
+    assert degree(FILM, profiled(d1=8.0, d2=9.0, d4=8.1, d8=8.0)) == 1
