@@ -53,6 +53,12 @@ class LendStage(msgspec.Struct, frozen=True, tag=True):
     stage: StageKey
 
 
+class ReclaimStage(msgspec.Struct, frozen=True, tag=True):
+    """Count `segments`, that a `StageLent` told of, as closed: who was to read them has died."""
+
+    segments: bytes
+
+
 class StopLoad(msgspec.Struct, frozen=True, tag=True):
     """Stop loading `stage` between two chunks and free what has arrived; harmless if it is over."""
 
@@ -293,7 +299,7 @@ class TaskCancelled(msgspec.Struct, frozen=True, tag=True):
     steps_done: int
 
 
-ToLoader = LoadStage | StopLoad | LendStage | UnloadStage | ForgetHostCopy
+ToLoader = LoadStage | StopLoad | LendStage | ReclaimStage | UnloadStage | ForgetHostCopy
 ToWorker = JoinGroup | LeaveGroup | RunStage | PauseTask | CancelTask | Shutdown
 FromWorker = (
     WorkerReady

@@ -19,6 +19,7 @@ from engine.messages import (
     FromWorker,
     LendStage,
     LoadStage,
+    ReclaimStage,
     StageLent,
     StageLoaded,
     StageLoadStopped,
@@ -130,7 +131,13 @@ class Loads:
                 order = msgspec.structs.replace(order, peer=reply.segments)
             except WorkerLostError:  # the host copy is still there
                 self._lending.went(lender, order.stage)
-            yield order
+            was_read = False
+            try:
+                yield order
+                was_read = True
+            finally:  # it may have died without closing what it read
+                if order.peer and not was_read:
+                    self._tell(lender, ReclaimStage(order.peer))
 
     async def _stop(
         self, device: DeviceId, stage: StageKey, asking: asyncio.Future[FromWorker], loan: Loan

@@ -23,6 +23,7 @@ from engine.messages import (
     LendStage,
     LoaderReady,
     LoadStage,
+    ReclaimStage,
     StageLent,
     StageLoaded,
     StageLoadFailed,
@@ -32,6 +33,7 @@ from engine.messages import (
     ToLoader,
     UnloadStage,
 )
+from engine.stages.peers import reclaim_segments
 from engine.stages.running import describe, is_for_memory
 from engine.stages.shelf import StageShelf
 from engine.types import StageKey
@@ -83,6 +85,8 @@ class LoaderThread:
                 self._stopped.add(stage)
             case LendStage(stage):
                 return StageLent(stage, self._shelf.lend(stage))
+            case ReclaimStage(segments):
+                reclaim_segments(segments)
             case UnloadStage(stage):
                 self._shelf.unload(stage)
                 return StageUnloaded(stage)

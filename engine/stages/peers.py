@@ -3,7 +3,8 @@
 A copy from a peer's device goes over NVLink or PCIe without the host's memory. It is opened in the
 borrower's own context: in one on the lender's device it would take some 400 MB there that no ledger
 knows. Nothing else of it is the borrower's, so nothing is booked: the bytes are the lender's, who
-keeps them until the borrower has closed them (torch counts the references between the processes).
+keeps them until the borrower has closed them (torch counts the references between the processes;
+what a borrower that died had open is counted as closed when the controller says so).
 A CPU device has no peers: the node's host memory is as near.
 """
 
@@ -60,6 +61,17 @@ def open_segments(lent: bytes) -> list[Tensor]:
         empty = torch.empty(0, dtype=torch.uint8, device=f"cuda:{here}")
         opened.append(empty.set_(storage))
     return opened
+
+
+def reclaim_segments(lent: bytes) -> None:
+    """Count lent segments as closed by a process that died, or their memory would never be freed.
+
+    To be called before they are dropped; harmless if they were closed in time.
+    """
+    for segment in msgspec.msgpack.decode(lent, type=list[CudaSegment]):
+        torch.UntypedStorage._release_ipc_counter_cuda(  # noqa: SLF001 - as torch.multiprocessing does
+            segment.ref_counter_handle, segment.ref_counter_offset
+        )
 
 
 def windows_of(device: torch.device, folder: Path, size_bytes: int) -> Windows | None:

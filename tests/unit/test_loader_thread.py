@@ -16,6 +16,7 @@ from engine.messages import (
     LoaderReady,
     LoadSource,
     LoadStage,
+    ReclaimStage,
     StageLoaded,
     StageLoadStopped,
     StageUnloaded,
@@ -24,6 +25,7 @@ from engine.messages import (
     UnloadStage,
 )
 from engine.stages.loader_thread import LoaderThread
+from engine.stages.peers import CudaSegment
 from engine.stages.shelf import Loaded, StageShelf
 from engine.types import StageKey, StageKind
 from tests.support.builders import MODEL
@@ -95,6 +97,19 @@ def test_an_eviction_does_not_wait_for_the_load_under_way(controller: Controller
     loaded = controller.hear()
     assert isinstance(loaded, StageLoaded)
     assert loaded.stage == DIFFUSE
+
+
+def test_what_a_dead_reader_had_open_is_counted_as_closed(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = list[tuple[bytes, int]]()
+    release = "_release_ipc_counter_cuda"
+    monkeypatch.setattr(torch.UntypedStorage, release, lambda *counter: closed.append(counter))
+    segment = CudaSegment(0, b"handle", 256, 0, b"counter", 7, b"event", event_sync_required=True)
+    controller.say(ReclaimStage(msgspec.msgpack.encode([segment])))
+    controller.say(UnloadStage(ENCODE))
+    assert controller.hear() == StageUnloaded(ENCODE)
+    assert closed == [(b"counter", 7)]
 
 
 def test_a_load_is_stopped_while_others_wait_their_turn(controller: Controller) -> None:

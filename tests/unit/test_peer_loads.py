@@ -15,6 +15,7 @@ from engine.messages import (
     LendStage,
     LoadSource,
     LoadStage,
+    ReclaimStage,
     StageLent,
     StageLoaded,
     StageUnloaded,
@@ -151,6 +152,19 @@ async def test_a_load_that_waits_for_a_host_copy_ends_with_its_device(tmp_path: 
     await fills
     assert [device for device, _order in workers.heard] == [FIRST]
     await workers.loads.load(SECOND, STAGE)  # its next process is asked again
+
+
+async def test_a_lender_hears_of_a_reader_that_died_before_it_gives_its_copy_up(
+    tmp_path: Path,
+) -> None:
+    workers = Workers(tmp_path)
+    await workers.loads.load(FIRST, STAGE)
+    workers.dead.add(SECOND)
+    with pytest.raises(WorkerLostError):
+        await workers.loads.load(SECOND, STAGE)
+    await workers.loads.unload(FIRST, STAGE)
+    told = [order for device, order in workers.heard if device == FIRST]
+    assert told[-2:] == [ReclaimStage(b"segments of cuda:0"), UnloadStage(STAGE)]
 
 
 async def test_a_lender_that_died_is_passed_over_for_one_that_lives(tmp_path: Path) -> None:
