@@ -101,7 +101,8 @@ def main(device_name: str, folder: str) -> None:
     windows_ = Windows(device, lambda lent: _open(lent, device), own)
     transport = FileTransport(scratch / "handoff", device, windows=windows_)
     refs = {
-        name: transport.put(NodeId("n"), TaskId(name), {"x": _made(name, device)}) for name in SIZES
+        name: transport.put(NodeId("n"), TaskId(name), {"x": _made(name, device)}, near=True)
+        for name in SIZES
     }
     print(json.dumps({name: msgspec.to_builtins(ref) for name, ref in refs.items()}), flush=True)
     sys.stdin.read()

@@ -32,7 +32,7 @@ from engine.stages.groups import Groups
 from engine.stages.stopwatch import Stopwatch
 from engine.stages.team import Team
 from engine.stages.transport import FileTransport
-from engine.types import HandoffRef, SavedLatent, StageKey, StageTask, TaskId
+from engine.types import HandoffRef, SavedLatent, StageKey, StageKind, StageTask, TaskId
 from observability.logging import ids_of
 
 _CPU_OUT_OF_MEMORY = "DefaultCPUAllocator"
@@ -169,7 +169,10 @@ class TaskRunner:
     def _hand_off(self, task: StageTask, result: StageResult) -> HandoffRef | None:
         if result.snapshot is not None:
             return self._transport.put_snapshot(task.node, task.id, result.snapshot)
-        return self._transport.put(task.node, task.id, result.tensors) if result.tensors else None
+        if not result.tensors:
+            return None
+        near = task.stage.kind is StageKind.DIFFUSE
+        return self._transport.put(task.node, task.id, result.tensors, near=near)
 
 
 class TaskBoundary:

@@ -48,10 +48,16 @@ class FileTransport:
         self._windows = windows
         self._latest: tuple[str, dict[str, Tensor]] | None = None
 
-    def put(self, node: NodeId, task: TaskId, tensors: Mapping[str, Tensor]) -> HandoffRef:
-        """Write the tensors of a finished node; the next `get` here has them without reading."""
+    def put(
+        self, node: NodeId, task: TaskId, tensors: Mapping[str, Tensor], *, near: bool = False
+    ) -> HandoffRef:
+        """Write the tensors of a finished node; the next `get` here has them without reading.
+
+        With `near` they also lie in the device's window. That is for what is read soon and once:
+        embeddings, which are kept across requests, would fill it.
+        """
         laid_out = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        ref = self._write(node, task, laid_out, windows=self._windows)
+        ref = self._write(node, task, laid_out, windows=self._windows if near else None)
         self._latest = (handoff_name(task), laid_out)
         return ref
 

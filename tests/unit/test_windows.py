@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.messages import LaunchDone, RunStage
+from engine.stages.base import Job, StageResult
+from engine.stages.groups import Groups
+from engine.stages.running import Said, TaskRunner
+from engine.stages.team import Team
 from engine.stages.transport import FileTransport
 from engine.stages.windows import Window, Windows
-from engine.types import HandoffRef, NodeId, TaskId
+from engine.types import HandoffRef, NodeId, StageKey, StageKind, StageTask, TaskId
+from tests.support.builders import MODEL, a_request
 
 CPU, NODE = torch.device("cpu"), NodeId("diffuse-0")
 SIZE_BYTES = 4096
@@ -42,7 +49,7 @@ class Device:
         return mapped(path, path.stat().st_size)
 
     def put(self, task: str, **tensors: Tensor) -> HandoffRef:
-        ref = self.transport.put(NODE, TaskId(task), tensors)
+        ref = self.transport.put(NODE, TaskId(task), tensors, near=True)
         self.transport.put(NODE, TaskId("other"), {})  # the latest is handed on without either
         return ref
 
@@ -122,6 +129,54 @@ def test_what_finds_no_room_is_read_from_its_file(device: Callable[[str], Device
     only_in_window(maker, 5.0)
     assert torch.equal(taker.transport.get(spilled)["latents"], small)
     assert torch.equal(taker.transport.get(kept)["latents"], torch.full((900,), 5.0))
+
+
+def test_embeddings_which_are_kept_across_requests_take_no_room(
+    device: Callable[[str], Device],
+) -> None:
+    maker, taker = device("a"), device("b")
+    ref = maker.transport.put(NodeId("encode"), TaskId("t"), {"prompt_embeds": torch.ones(4)})
+    maker.put("latest")
+    only_in_window(maker, 5.0)
+    assert torch.equal(taker.transport.get(ref)["prompt_embeds"], torch.ones(4))
+    assert taker.opened == []
+
+
+class Making:
+    """A stage that makes something."""
+
+    def run(self, jobs: Sequence[Job], _team: Team) -> list[StageResult]:
+        return [StageResult({"made": torch.ones(4)}) for _job in jobs]
+
+
+class NoOrders:
+    def hear(self, _launch: TaskId, _task: TaskId) -> Said:
+        return Said.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_near"), [(StageKind.ENCODE, False), (StageKind.DIFFUSE, True)]
+)
+def test_what_a_worker_leaves_lies_near_if_it_is_a_latent(
+    device: Callable[[str], Device],
+    tmp_path: Path,
+    kind: StageKind,
+    is_near: bool,  # noqa: FBT001 - a parameter of pytest's
+) -> None:
+    maker, taker = device("a"), device("b")
+    stages: dict[StageKey, Any] = {StageKey(MODEL, kind): Making()}
+    orders: Any = NoOrders()
+    runner = TaskRunner(stages, maker.transport, CPU, Groups(tmp_path, CPU), orders)
+    task = StageTask(
+        id=TaskId("t"), request=a_request(), node=NODE, stage=StageKey(MODEL, kind), image_index=0,
+        inputs=(), sequence=0, attempt=1, ready_s=0.0,
+    )  # fmt: skip
+    ending = runner.run(RunStage((task,), launch=1))
+    assert isinstance(ending, LaunchDone)
+    ref = ending.reports[0].output
+    assert ref is not None
+    assert torch.equal(taker.transport.get(ref)["made"], torch.ones(4))
+    assert bool(taker.opened) is is_near
 
 
 def test_room_is_free_again_when_the_controller_has_released_the_hand_off(
