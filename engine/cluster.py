@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Protocol
 
 import structlog
 
@@ -24,23 +25,37 @@ BARE_S = 30.0  # without a device in service; then one in quarantine is better t
 log = structlog.get_logger(__name__)
 
 
+class Fleet(Protocol):
+    """What an executor says of its devices."""
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        """See `Executor.devices`."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """See `Executor.is_whole`."""
+        ...
+
+
 class Cluster:
     """What is where, and who works on what.
 
     Args:
-        configured: ids of all devices of the deployment that are known; others may come up.
+        fleet: knows the devices of the deployment; more may become known.
         weight_bytes: what each stage's weights take on a device.
         reserve_bytes: memory of each device that is never promised.
     """
 
     def __init__(
         self,
-        configured: Sequence[DeviceId],
+        fleet: Fleet,
         weight_bytes: Mapping[StageKey, int],
         reserve_bytes: int = 0,
     ) -> None:
         """Begin with no live device and an empty placement."""
-        self.configured = tuple(configured)
+        self._fleet = fleet
         self.weight_bytes = dict(weight_bytes)
         self.memories: dict[DeviceId, DeviceMemory] = {}
         self._changed: set[DeviceId] = set()
@@ -50,6 +65,11 @@ class Cluster:
         self._reserve_bytes = reserve_bytes
         self._views: dict[DeviceId, DeviceView] = {}
         self._bare_since_s: float | None = None
+
+    @property
+    def configured(self) -> tuple[DeviceId, ...]:
+        """Ids of all devices that are known, whether they live now or not."""
+        return self._fleet.devices
 
     @property
     def placement(self) -> Placement:
@@ -63,8 +83,6 @@ class Cluster:
 
     def add(self, info: DeviceInfo) -> None:
         """Open an empty ledger for a device that came up."""
-        if info.id not in self.configured:
-            self.configured = (*self.configured, info.id)
         memory = DeviceMemory(info, self._reserve_bytes, self._changed)
         self.memories[info.id] = memory
         self._views[info.id] = self._view_of(memory)
@@ -118,6 +136,7 @@ class Cluster:
         out = self._out_of_service(now_s)
         return ClusterView(
             configured=self.configured,
+            is_whole=self._fleet.is_whole,
             devices=tuple(view for device, view in self._views.items() if device not in out),
             weight_bytes=self.weight_bytes,
             now_s=now_s,

@@ -89,7 +89,7 @@ class EngineCore:
         self._requests: dict[RequestId, RequestRun] = {}
         self._max_requests, self._sequence = max_requests, 0
         weights = {spec.stage(k): size for spec in specs for k, size in spec.weight_bytes.items()}
-        self.cluster = Cluster(executor.devices, weights, reserve_bytes)
+        self.cluster = Cluster(executor, weights, reserve_bytes)
         self._wake, self._suspended = asyncio.Event(), False
         self._background = Background(self._crash)
         self._kept = KeptLatents(kept, specs, self._background.spawn)

@@ -106,6 +106,11 @@ class Executor(Protocol):
         """Ids of all devices that are known, whether their workers are up or not."""
         ...
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all devices are known; not while a node was never reached."""
+        ...
+
     async def start(self, listener: DeviceListener) -> None:
         """Start the workers; each reports itself through `listener` when it is up."""
         ...

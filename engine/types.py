@@ -332,8 +332,8 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster at a moment.
 
     Attributes:
-        configured: ids of all devices of the deployment, whether they live now or not; those of a
-            node that was never reached are not known.
+        configured: ids of all devices of the deployment that are known, whether they live now or not.
+        is_whole: whether all are known; not while a node was never reached.
         devices: the live ones that are in service.
         quarantined: live or not, kept out of service because launches failed on them.
         weight_bytes: what each stage's weights take on a device.
@@ -348,6 +348,12 @@ class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
     running: tuple[RunningView, ...] = ()
     placement_version: int = 0
     quarantined: frozenset[DeviceId] = frozenset()
+    is_whole: bool = True
+
+    @property
+    def lacks_devices(self) -> bool:
+        """Whether devices are missing, which may come or come back."""
+        return not self.is_whole or len(self.devices) < len(self.configured)
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -37,6 +37,11 @@ class PacedExecutor:
         """Those of the executor."""
         return self._inner.devices
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the executor's are all."""
+        return self._inner.is_whole
+
     async def run(self, assignment: Assignment) -> tuple[StageReport, ...]:
         """Run it, and return when it is over on a device of this pace."""
         now_s, team = self._clock.now(), assignment.team

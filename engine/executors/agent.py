@@ -256,7 +256,7 @@ class Session:
 
     def _say(self, said: FromNode, contents: Sequence[bytes] = ()) -> None:
         if not self._is_over and not self._tell(said, contents):
-            self.broke = self.broke or "the server takes no words any more."
+            self.broke = self.broke or "the server is gone, or takes no words any more."
 
     def take(self, said: ToNode, contents: Sequence[bytes]) -> None:
         """Do what the server wants; calls are begun in the order in which they come."""

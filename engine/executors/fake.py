@@ -160,6 +160,11 @@ class FakeExecutor:
         return tuple(self._infos)
 
     @property
+    def is_whole(self) -> bool:
+        """Always: they are all of this process."""
+        return True
+
+    @property
     def busy(self) -> int:
         """Devices that work now."""
         return sum(len(work.team) for work in self._running.values())

@@ -159,6 +159,11 @@ class LocalExecutor:
         return tuple(self._slots)
 
     @property
+    def is_whole(self) -> bool:
+        """Always: they are all of this process."""
+        return True
+
+    @property
     def handoffs(self) -> HandoffStore:
         """What lies on this node between stages."""
         return self._handoffs

@@ -104,6 +104,11 @@ class RemoteExecutor:
         """Ids of its devices, once it was reached."""
         return self._devices
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was reached once, so that its devices are known."""
+        return bool(self._devices)
+
     def holds(self, ref: HandoffRef) -> bool:
         """Whether a hand-off lies there."""
         return ref.host == self._handoff_host and ref.path in self._alive

@@ -40,6 +40,11 @@ class Node(Protocol):
         """See `Executor.devices`."""
         ...
 
+    @property
+    def is_whole(self) -> bool:
+        """See `Executor.is_whole`."""
+        ...
+
     def holds(self, ref: HandoffRef) -> bool:
         """Whether a hand-off lies there."""
         ...
@@ -98,6 +103,11 @@ class SpanningExecutor:
         """Those of all nodes, as far as they were reached."""
         there = (device for node in self._nodes.values() for device in node.devices)
         return (*self._home.devices, *there)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every node was reached at least once."""
+        return all(node.is_whole for node in self._nodes.values())
 
     async def start(self, listener: DeviceListener) -> None:
         """Start the workers here, and begin to look for the other nodes."""

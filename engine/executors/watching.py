@@ -51,6 +51,11 @@ class WatchedExecutor:
         """Those of the executor."""
         return self._inner.devices
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the executor's are all."""
+        return self._inner.is_whole
+
     async def start(self, listener: DeviceListener) -> None:
         """Start it, with the witness listening first."""
         await self._inner.start(_WatchedListener(listener, self._witness, self._saved))

@@ -67,8 +67,7 @@ class Buckets:
 
     def refusal(self, decision: Round, task: StageTask) -> str | None:
         """Refuse a size that no bucket is wide enough for, unless devices are missing."""
-        view = decision.board.view
-        if len(view.devices) < len(view.configured) or self.degree(decision, task) is not None:
+        if decision.board.view.lacks_devices or self.degree(decision, task) is not None:
             return None
         degrees = decision.curve_of(task).degrees
         least = next((k for k in degrees if width(decision, task, k) >= k), degrees[0])

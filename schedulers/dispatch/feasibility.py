@@ -20,7 +20,7 @@ def why_impossible(
     missing nothing is called impossible: they may come back.
     """
     view = decision.board.view
-    if len(view.devices) < len(view.configured):
+    if view.lacks_devices:
         return None
     for kind in kinds or _PIPELINE[_PIPELINE.index(task.stage.kind) :]:
         stage = sibling(task.stage, kind)

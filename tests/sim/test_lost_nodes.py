@@ -107,3 +107,18 @@ def test_a_diffuse_on_a_node_that_dies_goes_on_from_what_it_has_saved() -> None:
         return run_virtual(scenario())
 
     assert took(Saving(1, 0.0)) < took(None) - 5.0
+
+
+def test_nothing_is_impossible_while_a_node_that_was_never_reached_may_bring_devices() -> None:
+    async def scenario() -> None:
+        sim = Spanned(here=0)
+        sim.node.is_away = True
+        await sim.core.start()
+        waiting = asyncio.create_task(sim.core.generate(a_request("r")))
+        await asyncio.sleep(10)
+        assert not waiting.done()
+        await sim.node.appear()
+        assert len((await waiting).artifacts) == 1
+        await sim.core.close()
+
+    run_virtual(scenario())

@@ -17,6 +17,7 @@ import msgspec
 from engine.executors.fake import HANDOFF_BYTES, FakeExecutor
 from engine.executors.forking import NURSERY_MODULE, SHARED_VARIABLE
 from engine.messages import StageReport
+from engine.ports import DeviceListener
 from engine.types import Assignment, DeviceId, DeviceInfo, HandoffRef, NodeId, TaskId
 from tests.support.builders import MIB
 from tests.support.server import free_port
@@ -36,6 +37,27 @@ class FakeNode(FakeExecutor):
     ) -> None:
         super().__init__(infos, **options)
         self.name, self._home = name, home
+        self.is_away = False  # out of reach so far
+        self._waits_for: DeviceListener | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.is_away
+
+    @property
+    def devices(self) -> tuple[DeviceId, ...]:
+        return () if self.is_away else super().devices
+
+    async def start(self, listener: DeviceListener) -> None:
+        self._waits_for = listener
+        if not self.is_away:
+            await super().start(listener)
+
+    async def appear(self) -> None:
+        """Come into reach."""
+        assert self._waits_for is not None
+        self.is_away = False
+        await super().start(self._waits_for)
 
     def _hand_off(self, name: TaskId) -> HandoffRef:
         if "/saved-" in name:
