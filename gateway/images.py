@@ -118,12 +118,11 @@ class ImageService:
         Raises:
             GatewayError: the job ended in any other way.
         """
-        waiting = asyncio.create_task(self._jobs.wait(job, until_s=self._until_s(job)))
         leaving = asyncio.ensure_future(caller_left)
         try:
-            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done():
-                return _completed(waiting.result())
+            look = await self._jobs.wait(job, until_s=self._until_s(job), leaving=leaving)
+            if look is not None:
+                return _completed(look)
             await self._jobs.leave(job, grace_s=caller.grace_s)
             raise JobCancelledError(job.id)
         except (JobTimeoutError, asyncio.CancelledError) as error:
@@ -131,9 +130,7 @@ class ImageService:
             await self._jobs.leave(job, grace_s=grace_s)
             raise
         finally:
-            waiting.cancel()
             leaving.cancel()
-            await asyncio.gather(waiting, leaving, return_exceptions=True)
 
     def _until_s(self, job: Job) -> float:
         return min(job.request.arrival_s + self._timeout_s, job.expires_at_s)

@@ -7,14 +7,13 @@ poll and nothing else, so implementations over a network may be lossy.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     asynccontextmanager,
     contextmanager,
-    suppress,
 )
 from typing import Final, Protocol
 
@@ -65,6 +64,10 @@ class Watch(Protocol):
         """Return the events that came; none if `timeout_s` seconds passed or after a nudge."""
         ...
 
+    def nudge(self) -> None:
+        """Have `next` return now."""
+        ...
+
 
 class JobEvents(Protocol):
     """Carries events between the API and the runner."""
@@ -90,22 +93,38 @@ class JobEvents(Protocol):
 
 
 class _Mailbox:
-    def __init__(self) -> None:
-        # None is a nudge; a bound, because a watcher may be slow and the table knows better.
-        self._events: asyncio.Queue[JobEvent | None] = asyncio.Queue(_MOST_WAITING)
+    """What one listener has not heard yet; a future and a timer are all that its wait costs."""
 
-    def deliver(self, event: JobEvent | None) -> None:
-        if not self._events.full():
-            self._events.put_nowait(event)
+    def __init__(self) -> None:
+        # A bound, because a watcher may be slow and the table knows better.
+        self._events: deque[JobEvent] = deque(maxlen=_MOST_WAITING)
+        self._nudged = False
+        self._arrival: asyncio.Future[None] | None = None
+
+    def deliver(self, event: JobEvent) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def nudge(self) -> None:
+        self._nudged = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     async def next(self, *, timeout_s: float) -> Sequence[JobEvent]:
-        events: list[JobEvent | None] = []
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                events.append(await self._events.get())
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return [event for event in events if event is not None]
+        if not (self._events or self._nudged):
+            loop = asyncio.get_running_loop()
+            self._arrival = loop.create_future()
+            timer = loop.call_later(timeout_s, self._wake)
+            try:
+                await self._arrival
+            finally:
+                timer.cancel()
+        events, self._nudged = list(self._events), False
+        self._events.clear()
+        return events
 
 
 class InProcessEvents:
@@ -134,7 +153,7 @@ class InProcessEvents:
         """Have everyone look up now."""
         for mailboxes in self._mailboxes.values():
             for mailbox in mailboxes:
-                mailbox.deliver(None)
+                mailbox.nudge()
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:

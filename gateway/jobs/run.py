@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from engine.ports import Clock
     from gateway.engine_client import EngineClient
     from gateway.jobs.engines import EngineRegistry
-    from gateway.jobs.events import JobEvents
+    from gateway.jobs.events import JobEvents, Watch
     from gateway.jobs.leases import JobLeases
     from gateway.jobs.record import Job, JobId, Lease
     from gateway.storage.blobs import BlobStore
@@ -161,10 +161,18 @@ class Runner:
         with self._events.watch() as watch:
             while not self._closing:
                 await self._try_tick()
-                events = await watch.next(timeout_s=_POLL_S)
-                self._may_wait |= not events  # a nudge, or time to look
-                for event in events:
-                    self._heed(event)
+                await self._something_to_do(watch)
+
+    async def _something_to_do(self, watch: Watch) -> None:
+        """Return when a job may wait that was not seen, and once a second; most news need nothing."""
+        until_s = self._clock.now() + _POLL_S
+        is_quiet = True
+        while is_quiet and self._clock.now() < until_s and not self._closing:
+            events = await watch.next(timeout_s=_POLL_S)
+            self._may_wait |= not events  # a nudge, or time to look
+            for event in events:
+                self._heed(event)
+            is_quiet = not self._may_wait
 
     async def _try_tick(self) -> None:
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engine.ports import Clock
     from gateway.auth.principal import TenantId
     from gateway.jobs.entry import Backlog
-    from gateway.jobs.events import JobEvent, JobEvents
+    from gateway.jobs.events import JobEvent, JobEvents, Watch
     from gateway.jobs.record import Job, JobId, Lease, NewJob
     from gateway.jobs.store import JobStore, PageQuery
 
@@ -128,41 +128,48 @@ class JobService:
         if cancelled is not None:
             self._events.publish(event_of(cancelled))
 
-    async def wait(self, job: Job, *, until_s: float) -> Look:
-        """Return the job once it is over.
+    async def wait(self, job: Job, *, until_s: float, leaving: asyncio.Future[None]) -> Look | None:
+        """Return the job once it is over; None once whoever waits is `leaving`.
+
+        The table is not asked because of news that the job has not ended.
 
         Raises:
             JobTimeoutError: it was not over at `until_s`; it still runs unless cancelled.
             ClosingError: the server is shutting down.
         """
-        async for now in self.wakes(job, until_s=until_s, only_ends=True):
-            if now.job.status in TERMINAL:
-                return now
-        raise AssertionError(job.id)  # it ends with a terminal job or an error
+        look = Look(job)
+        with self._events.watch(job.id) as watch:
+            leaving.add_done_callback(lambda _: watch.nudge())
+            while look.job.status not in TERMINAL:
+                news = await self._news(watch, job, until_s)
+                is_over = any(event.status in TERMINAL for event in news)
+                if leaving.done() and not is_over:
+                    return None
+                if is_over or not news:
+                    look = _ending(news) or Look(await self._existing(job))
+        return look
 
-    async def wakes(
-        self, job: Job, *, until_s: float, only_ends: bool = False
-    ) -> AsyncIterator[Look]:
+    async def wakes(self, job: Job, *, until_s: float) -> AsyncIterator[Look]:
         """Yield the job as it is known and whenever something may have happened; its end last.
 
-        With `only_ends` the table is not asked because of news that the job has not ended. Raises
-        as `wait` does.
+        Raises as `wait` does.
         """
         look = Look(job)
         with self._events.watch(job.id) as watch:
             yield look
             while look.job.status not in TERMINAL:
-                if self._closing:
-                    raise ClosingError(job.id)
-                left_s = until_s - self._clock.now()
-                if left_s <= 0:
-                    raise JobTimeoutError(job.id)
-                look_s = min(_POLL_S, left_s)
-                news = await watch.next(timeout_s=look_s)
-                while only_ends and news and not _tell_of_an_end(news):
-                    news = await watch.next(timeout_s=look_s)
+                news = await self._news(watch, job, until_s)
                 look = _ending(news) or Look(await self._existing(job))
                 yield look
+
+    async def _news(self, watch: Watch, job: Job, until_s: float) -> Sequence[JobEvent]:
+        """Return what is told of a job next; nothing if it is time to look for oneself."""
+        if self._closing:
+            raise ClosingError(job.id)
+        left_s = until_s - self._clock.now()
+        if left_s <= 0:
+            raise JobTimeoutError(job.id)
+        return await watch.next(timeout_s=min(_POLL_S, left_s))
 
     async def _existing(self, job: Job) -> Job:
         found = await self._store.get(job.id, job.tenant)
@@ -216,10 +223,6 @@ class JobService:
         if job is not None:
             self._events.publish(event_of(job))
         return job
-
-
-def _tell_of_an_end(news: Sequence[JobEvent]) -> bool:
-    return any(event.status in TERMINAL for event in news)
 
 
 def _ending(news: Sequence[JobEvent]) -> Look | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -68,9 +69,9 @@ async def test_pictures_of_this_process_are_answered_without_asking_table_and_st
 ) -> None:
     is_waiting, wait = asyncio.Event(), JobService.wait
 
-    async def waiting(self: JobService, job: Job, *, until_s: float) -> Look:
+    async def waiting(self: JobService, job: Job, **terms: Any) -> Look | None:
         is_waiting.set()
-        return await wait(self, job, until_s=until_s)
+        return await wait(self, job, **terms)
 
     async def never(*_args: object) -> None:
         raise AssertionError
