@@ -63,6 +63,7 @@ PAIR_SIZES: Final = ((22, 8, 1), (16, 8, 7), (14, 16, 1), (8, 16, 7), (6, 24, 1)
 ENCODERS: Final = {COG: 1, HUNYUAN: 1, FLUX: 0}
 WEEK_S: Final = 7 * 86_400.0
 QUICK: Final = ("published", "robustness")
+NOMINAL_SLO: Final = 2.5
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +99,19 @@ def policy_name(cell: Cell) -> str:
     if cell.sizes is not None:
         parts += [f"{name} {count}" for name, count in sorted(cell.sizes.items())]
     return " ".join(parts)
+
+
+def describe(cell: Cell) -> str:
+    """Return a cell in a line."""
+    extra = "".join(
+        [
+            f" slo {cell.slo_scale:g}" if cell.slo_scale != NOMINAL_SLO else "",
+            f" noise {cell.noise:g}" if cell.noise else "",
+            f" failing {','.join(cell.failures)}" if cell.failures else "",
+        ]
+    )
+    where = f"{cell.model} {cell.workload} x{cell.rate_scale:g} seed {cell.seed} on {cell.gpus}"
+    return f"{policy_name(cell)} | {where}{extra}"
 
 
 def once(cell: Cell) -> Plan:

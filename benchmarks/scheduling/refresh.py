@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.scheduling.cells import BOUND, Cell, fingerprint, run_cell
-from benchmarks.scheduling.experiments import Scope, policy_name
+from benchmarks.scheduling.cells import fingerprint, run_cell
+from benchmarks.scheduling.experiments import Scope, describe
 from benchmarks.scheduling.store import Entry, Results
 
 TOLD: Final = ("slo_attainment", "mean_s", "p95_s", "rejected")
@@ -31,7 +31,7 @@ def refresh(names: Sequence[str], scope: Scope, *, trace: Path | None, until: fl
                     book.keep(old.cell, figures)
             done += 1
             changed += (told := difference(old.figures, figures)) != ""
-            print(f"{title(old.cell)}: {told or 'as before'}", flush=True)
+            print(f"{describe(old.cell)}: {told or 'as before'}", flush=True)
     print(f"{done} of {len(waiting)} stale cells simulated anew, {changed} of them changed")
 
 
@@ -50,10 +50,3 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return what is told of a simulation and has changed; nothing if it is the same."""
     pairs = [(name, before.get(name), after.get(name)) for name in TOLD]
     return ", ".join(f"{name} {old} to {new}" for name, old, new in pairs if old != new)
-
-
-def title(cell: Cell) -> str:
-    """Return a cell in a few words."""
-    name = "the bound" if cell.policy == BOUND else policy_name(cell)
-    where = f"{cell.model} {cell.workload} x{cell.rate_scale:g} seed {cell.seed} on {cell.gpus}"
-    return f"{name} | {where}"

@@ -23,13 +23,11 @@ from benchmarks.scheduling.experiments import (
     Figures,
     Plan,
     Scope,
+    describe,
     plans,
-    policy_name,
 )
 from benchmarks.scheduling.refresh import refresh
 from benchmarks.scheduling.store import Results
-
-NOMINAL_SLO = 2.5
 
 
 class Runner:
@@ -73,19 +71,6 @@ class Runner:
             self._results.keep(cell, figures)
         print(f"{describe(cell)}: {outcome(figures)}", flush=True)
         return figures
-
-
-def describe(cell: Cell) -> str:
-    """Return a cell in a line."""
-    extra = "".join(
-        [
-            f" slo {cell.slo_scale:g}" if cell.slo_scale != NOMINAL_SLO else "",
-            f" noise {cell.noise:g}" if cell.noise else "",
-            f" failing {','.join(cell.failures)}" if cell.failures else "",
-        ]
-    )
-    where = f"{cell.model} {cell.workload} x{cell.rate_scale:g} seed {cell.seed} on {cell.gpus}"
-    return f"{policy_name(cell)} | {where}{extra}"
 
 
 def outcome(figures: Figures) -> str:
