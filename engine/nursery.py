@@ -179,6 +179,15 @@ def _rename() -> None:
         path.write_bytes(NAME)
 
 
+def listen_at(path: str) -> socket.socket:
+    """Listen at a path, which is there only once somebody can connect."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(f"{path}.new")
+    listening.listen()
+    Path(f"{path}.new").rename(path)
+    return listening
+
+
 def main() -> None:
     """Import, listen at the path that is given, and serve."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,9 +195,7 @@ def main() -> None:
     path = parser.parse_args().socket
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach whole groups; we obey stdin
         signal.signal(number, signal.SIG_IGN)
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(path)
-    listening.listen()
+    listening = listen_at(path)
     gc.collect()
     gc.freeze()  # forks share these pages as long as no collection touches them
     Nursery(listening).serve()

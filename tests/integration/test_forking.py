@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest_asyncio
 
 from engine.executors.forking import SHARED_VARIABLE, Forker
 from engine.executors.slot import environment
+from engine.nursery import listen_at
 
 
 @pytest_asyncio.fixture
@@ -41,3 +43,18 @@ async def test_a_fork_that_fails_costs_no_worker_that_lives(forker: Forker, tmp_
     for worker in (lives, second):
         worker.end()
         await worker.wait()
+
+
+def test_a_nursery_is_not_to_be_seen_before_it_can_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, listen = tmp_path / "nursery.sock", socket.socket.listen
+
+    def late(listening: socket.socket) -> None:
+        assert not path.exists()
+        listen(listening)
+
+    monkeypatch.setattr(socket.socket, "listen", late)
+    with listen_at(str(path)), socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(path))
+        assert list(tmp_path.iterdir()) == [path]
