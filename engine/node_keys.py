@@ -24,7 +24,7 @@ class NodeSecret:
     """What `TRIDENT_NODE_TOKEN` holds; printing it shows nothing.
 
     Raises:
-        ValueError: it is too short to keep anybody out.
+        ValueError: it is too short to keep anybody out, or libzmq cannot encrypt.
     """
 
     def __init__(self, token: str) -> None:
@@ -33,6 +33,8 @@ class NodeSecret:
         if len(self._token) < LEAST_CHARACTERS:
             message = f"must have at least {LEAST_CHARACTERS} characters; make one with: openssl rand -hex 32"
             raise ValueError(message)
+        if not zmq.has("curve"):
+            raise ValueError("is of no use: this libzmq has no CURVE; install pyzmq as a wheel")
 
     def __repr__(self) -> str:
         return "NodeSecret(...)"

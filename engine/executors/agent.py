@@ -175,9 +175,7 @@ class Agent:
         try:
             port = await session.open(self._host, self._handoff_port)
         except OSError as error:
-            reason = (
-                f"Node {hello.name} cannot serve tensors on port {self._handoff_port}: {error}."
-            )
+            reason = f"it cannot serve tensors on port {self._handoff_port}: {error}."
             self._say(identity, Refused(reason, for_good=False))
             await self._part(reason)
             return

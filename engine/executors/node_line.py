@@ -81,7 +81,7 @@ class NodeLine:
             secret.protect_server(socket)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED | _REFUSALS | _GONE)
         self._decoder = msgspec.msgpack.Decoder(FromNode)
-        self._connected = self._known = self._is_stuck = False
+        self._connected = self._is_stuck = False
         self._heard_s = time.monotonic()
         try:
             socket.connect(f"tcp://{address}")
@@ -106,33 +106,32 @@ class NodeLine:
         try:
             await asyncio.wait({answer, lost}, timeout=ANSWER_S, return_when="FIRST_COMPLETED")
             if not answer.done():
-                raise NodeAwayError(self._why_silent(), for_good=self._is_stranger)
+                raise self._silence(was_sent_away=lost.done())
             said, _contents = answer.result()
         finally:
             await _end(answer, lost)
         match said:
             case Welcome() | Fits():
-                self._known = True
                 return said
             case Refused(reason, for_good):
                 message = f"Node {self._address} refuses this server: {reason}"
                 raise NodeAwayError(message, for_good=for_good)
         raise NodeAwayError(f"Node {self._address} answers what nobody asked: {said!r}.")
 
-    @property
-    def _is_stranger(self) -> bool:
-        """Whether somebody listens there who does not speak with us."""
-        return self._connected and not self._known
-
-    def _why_silent(self) -> str:
-        if self._connected:
-            return (
-                f"Node {self._address} is reached but does not understand this server: both must have "
-                "the same secret in TRIDENT_NODE_TOKEN, or none; or no `trident node` listens there."
+    def _silence(self, *, was_sent_away: bool) -> NodeAwayError:
+        """Return why there is no answer, as far as the connection tells."""
+        node = f"Node {self._address}"
+        if not self._connected:
+            return NodeAwayError(
+                f"{node} cannot be reached: is `trident node` running there, and may this machine "
+                "connect to it?"
             )
-        return (
-            f"Node {self._address} cannot be reached: is `trident node` running there, and may this "
-            "machine connect to it?"
+        if not was_sent_away:
+            return NodeAwayError(f"{node} is reached but does not answer: it may hang.")
+        return NodeAwayError(
+            f"{node} is reached but does not understand this server: both must have the same secret "
+            "in TRIDENT_NODE_TOKEN, or none; or no `trident node` listens there.",
+            for_good=True,
         )
 
     async def attend(self, hear: Hear, beside: Coroutine[Any, Any, NoReturn]) -> str:

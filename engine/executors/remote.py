@@ -226,7 +226,7 @@ class RemoteExecutor:
     def _free_outputs(self, done: Done) -> None:
         for report in done.reports:
             if report.output is not None and not report.paused:
-                self._order(Free(report.output))
+                self.release(self._tagged(report.output))
 
     async def load(self, device: DeviceId, stage: StageKey) -> float:
         """Load a stage's weights there."""

@@ -6,6 +6,7 @@ The agent's executor is the fake one, but its hand-offs are real files.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -350,6 +351,15 @@ async def test_who_has_no_secret_or_another_is_told_so(tmp_path: Path) -> None:
             with pytest.raises(NodeAwayError, match="TRIDENT_NODE_TOKEN") as error:
                 await inspect(pair.name, secret, Inspect(TERMS))
             assert error.value.for_good
+
+
+async def test_a_node_that_hangs_is_said_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_line, "ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        with pytest.raises(NodeAwayError, match="may hang") as error:
+            await inspect(address, SECRET, Inspect(TERMS))
+    assert not error.value.for_good
 
 
 async def test_a_node_that_is_not_there_is_said_to_be_out_of_reach() -> None:
