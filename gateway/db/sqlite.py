@@ -7,15 +7,14 @@ its own, so a failure takes nothing of the others with it. Nobody hears of a pie
 transaction that holds it is committed.
 
 Everything committed survives the death of the process. What is to survive a power cut, too, waits
-for `flush`, which waits for the disk beside both threads, so commits never do. The rest is on the
-disk with the next flush at the latest; what a power cut takes of it must be such that it can be done
-again.
+for `flush`, which waits for the disk beside both threads, so commits never do (`write_ahead_log.py`).
+The rest is on the disk with the next flush at the latest; what a power cut takes of it must be such
+that it can be done again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.pool import NullPool
+
+from gateway.db.write_ahead_log import WriteAheadLog
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -157,50 +158,12 @@ def _tell_all(pieces: Sequence[_Piece[Any]]) -> None:
         piece.tell()
 
 
-class _Log:
-    """The write-ahead log of a database: the file that every commit is written to first.
-
-    Waiting for it is what SQLite itself does at each commit with `synchronous=FULL`. A checkpoint
-    empties it only when the disk has all of it.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: int | None = None
-        self._now: asyncio.Task[None] | None = None
-        self._next: asyncio.Task[None] | None = None
-
-    async def flush(self) -> None:
-        """Return once the disk has all that it holds now; who asks meanwhile shares the next wait."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._wait(self._now), name="flush")
-        await asyncio.shield(self._next)
-
-    async def _wait(self, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
-        self._now, self._next = self._next, None
-        await asyncio.to_thread(self._sync)
-
-    def _sync(self) -> None:
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR)
-        os.fsync(self._file)
-
-    async def close(self) -> None:
-        if (last := self._next or self._now) is not None:
-            await asyncio.wait([last])
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
 class SqliteThreads:
     """The two lanes of one database file, and its log."""
 
     def __init__(self, url: str) -> None:
         """Open nothing yet."""
-        self._log = _Log(f"{make_url(url).database}-wal")
+        self._log = WriteAheadLog(str(make_url(url).database))
         # Errors are logged, and the values of a job hold its prompt.
         self.engine = create_engine(url, hide_parameters=True, poolclass=NullPool)
         _tune(self.engine)
@@ -213,7 +176,9 @@ class SqliteThreads:
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Do work in a transaction that writes."""
-        return await self._writing.do(work)
+        result = await self._writing.do(work)
+        self._log.written()
+        return result
 
     async def flush(self) -> None:
         """Return once the disk has all that was committed before."""
@@ -244,6 +209,7 @@ def _tune(engine: Engine) -> None:
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         _expect_log(cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0])
         cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA wal_autocheckpoint=0")  # see write_ahead_log.py
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import Connection, Engine, event, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -120,7 +121,7 @@ async def test_a_power_cut_takes_nothing_that_was_written_before_a_flush(
         for part in ("", "-wal"):
             shutil.copy(tmp_path / f"trident.db{part}", disk)
 
-    monkeypatch.setattr("gateway.db.sqlite.os.fsync", sync)
+    monkeypatch.setattr("gateway.db.write_ahead_log.os.fsync", sync)
     database = Database(DatabaseUrl.in_folder(tmp_path))
     await database.open()
     await database.write(write("a"), sync=False)
@@ -144,7 +145,7 @@ async def test_those_who_wait_for_the_disk_wait_together(
         is_in.set()
         assert may_go_on.wait(10)
 
-    monkeypatch.setattr("gateway.db.sqlite.os.fsync", sync)
+    monkeypatch.setattr("gateway.db.write_ahead_log.os.fsync", sync)
     database = Database(DatabaseUrl.in_folder(tmp_path))
     await database.open()
     first = asyncio.create_task(database.write(write("first")))
@@ -165,7 +166,7 @@ async def test_a_disk_that_fails_is_told_to_everyone_who_waits_for_it(
     def sync(_file: int) -> None:
         raise OSError(5, "the disk is broken")
 
-    monkeypatch.setattr("gateway.db.sqlite.os.fsync", sync)
+    monkeypatch.setattr("gateway.db.write_ahead_log.os.fsync", sync)
     database = Database(DatabaseUrl.in_folder(tmp_path))
     await database.open()
     done = await asyncio.gather(
@@ -173,6 +174,64 @@ async def test_a_disk_that_fails_is_told_to_everyone_who_waits_for_it(
     )
     assert [type(outcome) for outcome in done] == [OSError, OSError]
     await database.close()
+
+
+async def write_many(database: Database, count: int, *, prefix: str = "n") -> None:
+    for number in range(count):
+        await database.write(write(f"{prefix}{number:04}"), sync=False)
+
+
+def log_pages(folder: Path) -> int:
+    return (folder / "trident.db-wal").stat().st_size // 4096
+
+
+async def test_the_log_begins_anew_beside_those_who_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.db.write_ahead_log._WRITES_PER_CHECKPOINT", 10)
+    monkeypatch.setattr("gateway.db.write_ahead_log._MOST_PAGES", 100)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    await write_many(database, 200)
+    before, now, rounds = 0, log_pages(tmp_path), 1
+    async with asyncio.timeout(60):
+        while now > before:  # else it had room for 200 pages again
+            await write_many(database, 200, prefix=f"{rounds}-")
+            before, now, rounds = now, log_pages(tmp_path), rounds + 1
+    assert len(await names(database)) == 200 * rounds
+    await database.close()
+
+
+async def test_no_commit_moves_the_log_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.db.write_ahead_log._WRITES_PER_CHECKPOINT", 10_000)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+    await write_many(database, 600)
+    assert log_pages(tmp_path) > 1000  # where SQLite would have begun anew
+    await database.close()
+
+
+async def test_a_checkpoint_that_fails_is_logged_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.db.write_ahead_log._WRITES_PER_CHECKPOINT", 1)
+    database = Database(DatabaseUrl.in_folder(tmp_path))
+    await database.open()
+
+    def broken(_path: str, **_options: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
+        patch.setattr("gateway.db.write_ahead_log.sqlite3.connect", broken)
+        await database.write(write("a"), sync=False)
+        while not logs:
+            await asyncio.sleep(0.01)
+    assert logs[0]["event"] == "checkpoint_failed"
+    await write_many(database, 50)
+    await database.close()
+    assert not (tmp_path / "trident.db-wal").exists()  # all connections were closed
 
 
 async def test_a_caller_who_leaves_neither_stops_nor_breaks_what_was_begun(

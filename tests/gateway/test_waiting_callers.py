@@ -28,7 +28,7 @@ BODY = {"prompt": "x", "seed": 1}
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A disk that has nothing for sure until the event is set."""
     has_all = threading.Event()
-    monkeypatch.setattr("gateway.db.sqlite.os.fsync", lambda _file: has_all.wait(30))
+    monkeypatch.setattr("gateway.db.write_ahead_log.os.fsync", lambda _file: has_all.wait(30))
     yield has_all
     has_all.set()
 
