@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from granian.constants import Interfaces
+from granian.constants import Interfaces, Loops
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
@@ -162,6 +162,7 @@ def _serve(settings: Settings, specs: tuple[PipelineSpec, ...], *, has_keys: boo
         interface=Interfaces.ASGI,
         address=settings.host,
         port=settings.port,
+        loop=Loops.asyncio,  # uvloop, if it were installed, hides what `on_stop_signal` must call
         workers=1,  # the engine is embedded: a second worker would start a second engine
         websockets=False,
         log_level=LogLevels.warning,

@@ -254,6 +254,27 @@ def test_the_greeting_has_the_url_and_a_line_to_try(tmp_path: Path) -> None:
     assert "OPEN" not in cli.greeting(settings, [spec_of("shapes")], has_keys=True)
 
 
+def test_a_server_runs_on_the_loop_that_it_can_be_stopped_on_whatever_else_is_installed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: dict[str, object] = {}
+
+    class Server:
+        def __init__(self, _target: str, **options: object) -> None:
+            wanted.update(options)
+
+        def on_startup(self, greet: object) -> None: ...
+
+        def serve(self) -> None: ...
+
+    monkeypatch.setattr(cli, "_Server", Server)
+    monkeypatch.setattr(cli, "need_engine", lambda: None)
+    monkeypatch.setattr(cli, "_need_port", lambda _host, _port: None)
+    result = serve("--model", str(model))
+    assert result.exit_code == 0, result.output
+    assert wanted["loop"] == "asyncio"
+
+
 def test_the_greeting_of_a_server_that_only_makes_videos_shows_a_video(tmp_path: Path) -> None:
     settings = Settings(models=(), data_dir=tmp_path, port=8123)
     text = cli.greeting(settings, [video_spec_of("motion")])
