@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ import structlog
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from engine import ALONE, Along, RequestId, SystemClock
+from engine.executors.local import node_of
 from gateway.console import EngineState, state_of
 from gateway.explaining import explain
 from gateway.measured import EngineGauges
@@ -210,7 +212,9 @@ class EmbeddedEngine:
         """Return the core's last words with what the cost model says of the alternatives."""
         if self._engine is None:
             return ()
-        now_s, devices = self._bench.clock.now(), self.devices
+        now_s = self._bench.clock.now()
+        nodes = Counter(map(node_of, self._engine.core.cluster.configured))
+        devices = max(nodes.values(), default=1)  # no team is wider
         return tuple(
             explain(decision, self._bench.cost, now_s=now_s, devices=devices)
             for decision in self._engine.core.decisions(request)

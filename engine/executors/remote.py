@@ -169,12 +169,15 @@ class RemoteExecutor:
         self._handoff_host, self._line = f"{host}:{welcome.handoff_port}", line
 
     def _left(self, reason: str) -> None:
-        """Let everything go that was there."""
-        self._line = None
-        self._alive.clear()
+        """Let everything go that was there, and say so."""
         lost, self._up = sorted(self._up), set()
         for device in lost:
             self._tell().device_lost(device, reason)
+        self._let_go(reason)
+
+    def _let_go(self, reason: str) -> None:
+        self._line = None
+        self._alive.clear()
         for number, (order, _reply) in list(self._calls.items()):
             self._fail(number, WorkerLostError(reason, began=isinstance(order, Run)))
 
@@ -347,8 +350,7 @@ class RemoteExecutor:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
             self._connecting = None
-            if self._line is not None:
-                self._left("The server stops.")
+            self._let_go("The server stops.")
         await asyncio.to_thread(self._context.term)
 
 
