@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
-from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from engine import (
     Along,
@@ -35,9 +34,9 @@ from gateway.jobs.patience import Patience, StoreFailedError
 from gateway.jobs.previews import PreviewRelay, PreviewStore
 from gateway.jobs.progress import ProgressNotes
 from gateway.jobs.record import JobError
+from gateway.jobs.span import job_span, mark_completed, mark_failed
 from gateway.jobs.state import TERMINAL, JobStatus
-from observability import semconv
-from observability.tracing import context_of, traceparent_of
+from observability.tracing import traceparent_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -294,7 +293,7 @@ class Runner:
             structlog.contextvars.bound_contextvars(
                 job_id=job.id, request_id=job.request_id, tenant=job.tenant
             ),
-            self._span(job) as span,
+            job_span(self._tracer, job, now_s=self._clock.now()) as span,
         ):
             journal = self._journals[job.id] = JobJournal(
                 job, engine=self._engine, blobs=self._blobs, leases=self._leases
@@ -303,7 +302,7 @@ class Runner:
                 event = await self._settle(job, journal, span)
             except Exception as error:  # noqa: BLE001 - the lease runs out and the job is retried
                 _log.exception("job_not_settled")
-                _mark(span, type(error).__name__)
+                mark_failed(span, error)
                 event = event_of(job)
         # Make room first: the event wakes this runner's own loop, too.
         del self._journals[job.id]
@@ -318,32 +317,6 @@ class Runner:
             await journal.remove()
         except Exception as error:  # noqa: BLE001 - the sweep removes it later
             _log.warning("stages_not_removed", job_id=job.id, reason=repr(error))
-
-    def _span(self, job: Job) -> AbstractContextManager[Span]:
-        waited_s = self._clock.now() - job.request.arrival_s
-        how = job.request.degraded
-        fewer = {} if how is None else {semconv.ATTR_STEPS_WISHED: how.wished_steps}
-        return self._tracer.start_as_current_span(
-            semconv.job_span_name(job.request.model),
-            context=context_of(job.traceparent),
-            kind=SpanKind.INTERNAL,
-            attributes={
-                semconv.ATTR_OPERATION: semconv.GEN_AI_OPERATION,
-                semconv.ATTR_PROVIDER: semconv.SERVICE_NAME,
-                semconv.ATTR_REQUEST_MODEL: job.request.model,
-                semconv.ATTR_REQUEST_SEED: job.request.seed,
-                semconv.ATTR_CHOICE_COUNT: job.request.n,
-                semconv.ATTR_OUTPUT_TYPE: job.request.media.modality.value,
-                semconv.ATTR_JOB_ID: job.id,
-                semconv.ATTR_REQUEST_ID: job.request_id,
-                semconv.ATTR_TENANT: job.tenant,
-                semconv.ATTR_MODEL: job.request.model,
-                semconv.ATTR_ATTEMPT: job.attempts,
-                semconv.ATTR_QUEUE_WAIT_S: waited_s,
-                semconv.ATTR_STEPS: job.request.steps,
-                **fewer,
-            },
-        )
 
     async def _settle(self, job: Job, journal: JobJournal, span: Span) -> JobEvent:
         """Run a job to its end, write the end down, and return what to tell of it."""
@@ -361,13 +334,13 @@ class Runner:
             self._is_up = False
             return await self._queue_again(job, journal, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
-            _mark(span, type(error).__name__)
+            mark_failed(span, error)
             _log.warning("job_failed", error_type=type(error).__name__, reason=str(error))
             await self._leases.fail(job, error_of(error), now_s=now_s())
             return JobEvent(job.id, JobStatus.FAILED)
         done = await self._leases.complete(job, artifacts, result.timeline, now_s=now_s())
         if done is not None:
-            span.set_attribute(semconv.ATTR_SLO, _slo_of(job, now_s()))
+            mark_completed(span, job, now_s=now_s())
             return JobEnding(done.id, done.status, look=Look(done, _contents(result)))
         await withdraw(self._blobs, artifacts)
         await self._leases.cancel(job, now_s=now_s())  # deleted; or not ours, and nothing happens
@@ -431,12 +404,3 @@ def error_of(error: Exception) -> JobError:
 
 def _contents(result: GenerationResult) -> tuple[bytes, ...]:
     return tuple(artifact.content for artifact in result.artifacts)
-
-
-def _slo_of(job: Job, ended_s: float) -> str:
-    return semconv.SLO_MET if ended_s <= job.request.deadline_s else semconv.SLO_MISSED
-
-
-def _mark(span: Span, error_type: str) -> None:
-    span.set_attribute(semconv.ATTR_ERROR_TYPE, error_type)
-    span.set_status(Status(StatusCode.ERROR, error_type))
