@@ -15,6 +15,7 @@ from engine.types import DeviceId, RequestId
 MARKS = 3
 SUCCESSES_PER_MARK = 4
 FIRST_S, LONGEST_S = 30.0, 1800.0
+_MOST_DOUBLINGS = 10  # beyond the longest stay; a float has room for a thousand
 
 
 class _Record:
@@ -65,7 +66,8 @@ class Quarantine:
         if spare:
             record.marks = record.marks[1 - MARKS :]
             return False
-        record.until_s = now_s + min(LONGEST_S, FIRST_S * 2**record.stays)
+        doublings = min(record.stays, _MOST_DOUBLINGS)
+        record.until_s = now_s + min(LONGEST_S, FIRST_S * 2**doublings)
         record.stays += 1
         return True
 

@@ -11,6 +11,7 @@ from engine.types import DeviceId, StageKey
 DEATHS_ALLOWED = 3  # of a worker while it loads one stage; then the stage is to blame
 FIRST_S, LONGEST_S = 30.0, 1800.0
 AFTER_DEATHS_S = 300.0  # a worker that dies loses everything else that it held
+_MOST_DOUBLINGS = 10  # beyond the longest pause; a float has room for a thousand
 
 
 class _Record:
@@ -24,7 +25,7 @@ class _Record:
         self.until_s = 0.0
 
     def pause(self, now_s: float, first_s: float, times: int) -> None:
-        self.until_s = now_s + min(LONGEST_S, first_s * 2 ** (times - 1))
+        self.until_s = now_s + min(LONGEST_S, first_s * 2 ** min(times - 1, _MOST_DOUBLINGS))
 
 
 class Refusals:

@@ -35,7 +35,7 @@ def test_one_request_that_fails_twice_puts_a_device_away_until_it_fails_elsewher
 def test_on_probation_one_more_failure_doubles_the_stay_up_to_a_bound() -> None:
     quarantine, now_s, stays = Quarantine(), 0.0, []
     marked(quarantine, "1", "2")
-    for number in range(10):
+    for number in range(1100):  # more doublings than a float has room for
         assert marked(quarantine, f"n{number}", now_s=now_s)
         stays.append(quarantine.devices(now_s)[A] - now_s)
         now_s += stays[-1]
