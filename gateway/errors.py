@@ -35,6 +35,7 @@ from litestar.exceptions import HTTPException
 from engine import EngineBusyError, InvalidRequestError, RequestImpossibleError
 from gateway.jobs.state import JobStatus
 from gateway.request_id import request_id_of
+from gateway.storage.blobs import StoreAwayError
 
 if TYPE_CHECKING:
     from litestar.types import ExceptionHandlersMap
@@ -303,12 +304,19 @@ def translate(error: Exception) -> GatewayError:
             return RequestError(str(error), code=error.code, param=error.param)
         case RequestImpossibleError():
             return RequestError(str(error), code=error.code)
-        case EngineBusyError():
-            return OverloadedError("The server is overloaded. Please retry.", retry_after_s=2.0)
+        case EngineBusyError() | StoreAwayError():
+            return _come_again(error)
         case HTTPException():
             return _translate_http(error)
         case _:
             return ServerFault(f"{type(error).__name__}: {error}")
+
+
+def _come_again(error: EngineBusyError | StoreAwayError) -> OverloadedError:
+    if isinstance(error, EngineBusyError):
+        return OverloadedError("The server is overloaded. Please retry.", retry_after_s=2.0)
+    message = "The artifact store does not answer. Nothing is lost; please retry."
+    return OverloadedError(message, retry_after_s=5.0, code="artifact_store_unavailable")
 
 
 def _translate_http(error: HTTPException) -> GatewayError:
@@ -341,13 +349,14 @@ def error_body(request: Request[Any, Any, Any], error: Exception) -> tuple[Error
     translated = translate(error)
     request_id = request_id_of(request.scope)
     message = translated.message
-    if isinstance(translated, ServerFault):
+    if isinstance(translated, ServerFault) or isinstance(error, StoreAwayError):
         _log.error(
             "request_failed",
             request_id=request_id,
             reason=message,
             exc_info=error if translated is not error else None,
         )
+    if isinstance(translated, ServerFault):
         message = (
             "The server had an error while processing your request. If it happens again, tell "
             f"the operator the request id {request_id}."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,8 +23,12 @@ class BlobMissingError(LookupError):
     """No blob has this key: it was removed, or never written."""
 
 
+class StoreAwayError(Exception):
+    """The object store did not do what it was asked: out of reach, out of space, not allowed."""
+
+
 class BlobStore:
-    """Immutable bytes by key."""
+    """Immutable bytes by key. Every method that waits raises `StoreAwayError` if the store fails."""
 
     def __init__(self, store: ObjectStore) -> None:
         """Wrap any obstore store."""
@@ -53,10 +57,11 @@ class BlobStore:
 
     async def put(self, key: str, content: bytes) -> None:
         """Store bytes under a key; a reader sees all of them or none."""
-        if isinstance(self._store, LocalStore):  # in a thread of ours: half of what `async` costs
-            await asyncio.to_thread(obstore.put, self._store, key, content)
-        else:
-            await obstore.put_async(self._store, key, content)
+        with _failures(key):
+            if isinstance(self._store, LocalStore):  # in our thread: half of what `async` costs
+                await asyncio.to_thread(obstore.put, self._store, key, content)
+            else:
+                await obstore.put_async(self._store, key, content)
 
     async def get(self, key: str) -> bytes:
         """Return a blob's bytes.
@@ -64,13 +69,11 @@ class BlobStore:
         Raises:
             BlobMissingError: there is no such blob.
         """
-        try:
+        with _failures(key):
             if isinstance(self._store, LocalStore):
                 return await asyncio.to_thread(self._read, key)
             result = await obstore.get_async(self._store, key)
-        except FileNotFoundError as error:
-            raise _missing(key) from error
-        return bytes(await result.bytes_async())
+            return bytes(await result.bytes_async())
 
     def _read(self, key: str) -> bytes:
         return bytes(obstore.get(self._store, key).bytes())
@@ -81,11 +84,8 @@ class BlobStore:
         Raises:
             BlobMissingError: there is no such blob.
         """
-        try:
-            content = await obstore.get_range_async(self._store, key, start=start, end=end)
-        except FileNotFoundError as error:
-            raise _missing(key) from error
-        return bytes(content)
+        with _failures(key):
+            return bytes(await obstore.get_range_async(self._store, key, start=start, end=end))
 
     def sign(self, key: str, *, ttl_s: float) -> str | None:
         """Return a URL that gives a blob to whoever has it; None if the store has no such URLs."""
@@ -96,12 +96,13 @@ class BlobStore:
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove blobs; what is not there is no error."""
         for key in keys:
-            with suppress(FileNotFoundError):
+            with suppress(BlobMissingError), _failures(key):
                 await obstore.delete_async(self._store, key)
 
     async def keys(self, folder: str) -> list[str]:
         """Return the keys that begin with `folder` and a slash."""
-        found = await obstore.list(self._store, folder).collect_async()
+        with _failures(folder):
+            found = await obstore.list(self._store, folder).collect_async()
         return [entry["path"] for entry in found]
 
     async def delete_folder(self, folder: str) -> None:
@@ -110,9 +111,19 @@ class BlobStore:
 
     async def check_writable(self) -> None:
         """Write and remove a probe; raises if the store cannot be written."""
-        await obstore.put_async(self._store, _PROBE, b"")
+        with _failures(_PROBE):
+            await obstore.put_async(self._store, _PROBE, b"")
         await self.delete([_PROBE])  # which another probe may have done meanwhile
 
 
-def _missing(key: str) -> BlobMissingError:
-    return BlobMissingError(f"Blob {key} is not in the artifact store; it may have been removed.")
+@contextmanager
+def _failures(key: str) -> Iterator[None]:
+    """Raise what the store raises as what our callers know."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        message = f"Blob {key} is not in the artifact store; it may have been removed."
+        raise BlobMissingError(message) from error
+    except (BaseError, OSError) as error:
+        cause = str(error).partition("\n")[0]  # then its own debugging notes follow
+        raise StoreAwayError(f"The artifact store failed with blob {key}: {cause}") from error

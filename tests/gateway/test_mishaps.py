@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -153,6 +154,20 @@ class TestStore:
             job = (await client.get("/v1/jobs")).json()["data"][0]
         assert (answer.status_code, len(engine.requests)) == (500, 3)
         assert job["error"]["code"] == "artifact_store_failed"
+
+    async def test_lets_a_caller_with_a_picture_come_again_and_leaves_no_job(
+        self, serve: Serve, tmp_path: Path
+    ) -> None:
+        files = {"input_reference": ("x.png", png(), "image/png")}
+        async with serve() as client:
+            shutil.rmtree(tmp_path / "artifacts", ignore_errors=True)
+            (tmp_path / "artifacts").write_bytes(b"a file where a folder should be")
+            answer = await client.post("/v1/videos", data=BODY, files=files)
+            jobs = (await client.get("/v1/jobs")).json()["data"]
+        assert (answer.status_code, jobs) == (503, [])
+        assert answer.json()["error"]["code"] == "artifact_store_unavailable"
+        assert "retry-after" in answer.headers
+        assert str(tmp_path) not in answer.text
 
 
 class TestVersions:
