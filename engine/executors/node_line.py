@@ -95,7 +95,7 @@ class NodeLine:
         self._is_stuck |= not sent_at_once(self._socket, frames)
 
     async def ask(self, question: Hello | Inspect) -> Welcome | Fits:
-        """Return the node's answer.
+        """Return the node's answer: `Welcome` to `Hello`, `Fits` to `Inspect`.
 
         Raises:
             NodeAwayError: it refuses, or there is no answer in time.
@@ -108,15 +108,24 @@ class NodeLine:
             if not answer.done():
                 raise self._silence(was_sent_away=lost.done())
             said, _contents = answer.result()
+        except msgspec.MsgspecError as error:
+            raise self._misunderstood(str(error)) from error
         finally:
             await _end(answer, lost)
-        match said:
-            case Welcome() | Fits():
-                return said
-            case Refused(reason, for_good):
+        match question, said:
+            case (Hello(), Welcome() as granted) | (Inspect(), Fits() as granted):
+                return granted
+            case _, Refused(reason, for_good):
                 message = f"Node {self._address} refuses this server: {reason}"
                 raise NodeAwayError(message, for_good=for_good)
-        raise NodeAwayError(f"Node {self._address} answers what nobody asked: {said!r}.")
+        raise self._misunderstood(f"nobody asked for {type(said).__name__}")
+
+    def _misunderstood(self, detail: str) -> NodeAwayError:
+        return NodeAwayError(
+            f"Node {self._address} answers what this server does not understand ({detail}); both need "
+            "one version of TridentServe.",
+            for_good=True,
+        )
 
     def _silence(self, *, was_sent_away: bool) -> NodeAwayError:
         """Return why there is no answer, as far as the connection tells."""

@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 
 from engine.errors import HandoffLostError, WorkerLostError
 from engine.executors import agent as agents
@@ -27,7 +29,7 @@ from engine.handoff import HandoffStore, PrivateFolder
 from engine.handoff_client import HandoffClient
 from engine.messages import Saving, StageReport
 from engine.node_keys import NodeSecret
-from engine.node_wire import Hello, Inspect, Terms
+from engine.node_wire import Fits, Hello, Inspect, Terms
 from engine.types import (
     Assignment,
     DeviceId,
@@ -360,6 +362,25 @@ async def test_a_node_that_hangs_is_said_to_hang(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(NodeAwayError, match="may hang") as error:
             await inspect(address, SECRET, Inspect(TERMS))
     assert not error.value.for_good
+
+
+@pytest.mark.parametrize("answer", [b"hello", msgspec.msgpack.encode(Fits())])
+async def test_what_answers_but_is_no_node_is_a_node_that_is_away(
+    tmp_path: Path, answer: bytes
+) -> None:
+    pair = Pair(tmp_path, None)
+    context = zmq.asyncio.Context()
+    with context.socket(zmq.ROUTER) as stranger:
+        stranger.bind(f"tcp://{pair.name}")
+        server, listener = await pair.server()
+        identity, _hello = await stranger.recv_multipart()
+        await stranger.send_multipart([identity, answer])
+        await until(lambda: "version" in server.notices()[0])
+        await stranger.recv_multipart()  # it is asked again
+        assert listener.lost == []
+        await server.close()
+        await pair.agent.close()
+    context.term()
 
 
 async def test_a_node_that_is_not_there_is_said_to_be_out_of_reach() -> None:
