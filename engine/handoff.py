@@ -68,7 +68,7 @@ class HandoffStore:
         self._alive[ref.path] = ref.size_bytes
 
     def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
-        """Write a hand-off that was kept elsewhere, and account for it."""
+        """Write a hand-off that was kept elsewhere, and account for it; in any thread."""
         with self._buffer.place(task, len(content)) as path:
             try:
                 path.write_bytes(content)

@@ -80,7 +80,7 @@ def executor_of(
         return home
     terms = terms_of(settings, specs)
     hellos = (Hello(terms, str(node), token, saving, widest_team) for node in settings.nodes)
-    nodes = [RemoteExecutor(hello, settings.node_secret, home.restore) for hello in hellos]
+    nodes = [RemoteExecutor(hello, settings.node_secret, home) for hello in hellos]
     return SpanningExecutor(home, nodes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import msgspec
@@ -43,7 +43,7 @@ _REFUSALS = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
 _GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-Hear: TypeAlias = Callable[[FromNode, Sequence[bytes]], None]
+Hear: TypeAlias = Callable[[FromNode, Sequence[bytes]], Awaitable[None]]
 
 
 class NodeAwayError(Exception):
@@ -81,7 +81,7 @@ class NodeLine:
             secret.protect_server(socket)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED | _REFUSALS | _GONE)
         self._decoder = msgspec.msgpack.Decoder(FromNode)
-        self._connected = self._is_stuck = False
+        self._connected = self._is_stuck = self._is_hearing = False
         self._heard_s = time.monotonic()
         try:
             socket.connect(f"tcp://{address}")
@@ -144,7 +144,7 @@ class NodeLine:
         )
 
     async def attend(self, hear: Hear, beside: Coroutine[Any, Any, NoReturn]) -> str:
-        """Pass on what the node says until the line is lost; return why it was.
+        """Pass on what the node says, one after another, until the line is lost; return why it was.
 
         `beside` goes on as long as the line is there.
         """
@@ -165,7 +165,9 @@ class NodeLine:
             if isinstance(said, Bye):
                 return f"Node {self._address} has let this server go: {said.reason}"
             if not isinstance(said, Beat):
-                hear(said, contents)
+                self._is_hearing = True
+                await hear(said, contents)
+                self._is_hearing = False
 
     async def _receive(self) -> tuple[FromNode, Sequence[bytes]]:
         payload, *contents = await self._socket.recv_multipart()
@@ -193,7 +195,7 @@ class NodeLine:
                 return f"Node {self._address} takes no orders any more."
             if slept_s > LONG_SLEEP_S:  # it was us who did not listen
                 self._heard_s = time.monotonic()
-            elif silent_s > SILENCE_S:
+            elif silent_s > SILENCE_S and not self._is_hearing:
                 return f"Node {self._address} gave no sign of life for {silent_s:.0f} s."
 
     def close(self) -> None:

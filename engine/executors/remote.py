@@ -15,13 +15,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol
 
 import msgspec
 import structlog
 import zmq.asyncio
 
-from engine.errors import EngineError, HandoffLostError, StageFailedError, WorkerLostError
+from engine.errors import (
+    EngineError,
+    HandoffLostError,
+    LedgerError,
+    StageFailedError,
+    WorkerLostError,
+)
 from engine.executors.node_line import NodeAwayError, NodeLine
 from engine.handoff import saved_of
 from engine.node_keys import NodeSecret
@@ -65,8 +71,19 @@ if TYPE_CHECKING:
     from engine.ports import DeviceListener
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
-Restore = Callable[[TaskId, NodeId, bytes], HandoffRef]
 log = structlog.get_logger(__name__)
+
+
+class Home(Protocol):
+    """Who keeps hand-offs on this machine."""
+
+    def restore(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+        """Make a hand-off; raises `OSError` if there is no room."""
+        ...
+
+    def release(self, ref: HandoffRef) -> None:
+        """Free it."""
+        ...
 
 
 class _Waiting(NamedTuple):
@@ -79,13 +96,13 @@ class RemoteExecutor:
 
     Args:
         hello: what is said to it on every connection.
-        restore: makes a hand-off here of what comes home.
+        home: where what comes home becomes a hand-off; `restore` is called in threads.
     """
 
-    def __init__(self, hello: Hello, secret: NodeSecret | None, restore: Restore) -> None:
+    def __init__(self, hello: Hello, secret: NodeSecret | None, home: Home) -> None:
         """Connect to nobody yet."""
         self.name, self._hello, self._secret = hello.name, hello, secret
-        self._restore = restore
+        self._at_home = home
         self._context = zmq.asyncio.Context()
         self._line: NodeLine | None = None
         self._listener: DeviceListener | None = None
@@ -247,21 +264,34 @@ class RemoteExecutor:
         order = Run(next(self._numbers), self._as_there(assignment), carried)
         done, contents = await self._call(order)
         paused = iter(contents)
-        return tuple(
-            self._home(report, next(paused))
+        reports = [
+            await self._home(report, next(paused))
             if report.paused and report.output is not None
             else self._from_there(report)
             for report in done.reports
-        )
+        ]
+        return tuple(reports)
 
-    def _home(self, report: StageReport, content: bytes) -> StageReport:
+    async def _home(self, report: StageReport, content: bytes) -> StageReport:
         assert report.output is not None
         try:
-            ref = self._restore(report.task, report.output.node, content)
+            ref = await self._restored(report.task, report.output.node, content)
         except OSError as error:
             message = f"Where {report.task} was paused could not be kept here: {error}."
             raise StageFailedError(message, retryable=True) from error
         return msgspec.structs.replace(report, output=ref)
+
+    async def _restored(self, task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+        """Make a hand-off here, beside the event loop; whoever is cancelled leaves none."""
+        writing = asyncio.ensure_future(
+            asyncio.to_thread(self._at_home.restore, task, node, content)
+        )
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            with suppress(OSError, LedgerError):  # no room, or everything was freed meanwhile
+                self._at_home.release(await writing)
+            raise
 
     def _from_there(self, report: StageReport) -> StageReport:
         if report.output is None:
@@ -299,7 +329,7 @@ class RemoteExecutor:
             self._alive.remove(ref.path)
             self._order(Free(msgspec.structs.replace(ref, host="")))
 
-    def _hear(self, said: FromNode, contents: Sequence[bytes]) -> None:
+    async def _hear(self, said: FromNode, contents: Sequence[bytes]) -> None:
         """Take what the node says to whom it concerns."""
         tell = self._tell()
         match said:
@@ -315,7 +345,7 @@ class RemoteExecutor:
                 tell.device_lost(device, reason)
             case Saved(launch, task, node, step):
                 try:
-                    latent = self._restore(saved_of(task, step), node, contents[0])
+                    latent = await self._restored(saved_of(task, step), node, contents[0])
                 except OSError as error:  # the diffuse goes on, and the save before it counts
                     log.warning("latent_not_brought_home", task=task, detail=str(error))
                 else:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
@@ -163,7 +164,7 @@ class Pair:
 
     async def server(self) -> tuple[SpanningExecutor, Listener]:
         hello = Hello(TERMS, self.name, TOKEN, Saving(1, 0.0), 1)
-        node = RemoteExecutor(hello, self.secret, self.home.restore)
+        node = RemoteExecutor(hello, self.secret, self.home)
         here = FakeExecutor([], clock=LoopClock(), duration_s=lambda _a: 0.0)
         here.release = self.home.release  # type: ignore[method-assign]
         server, listener = SpanningExecutor(here, [node]), Listener()
@@ -255,6 +256,32 @@ async def test_what_a_diffuse_has_saved_comes_home_and_so_does_a_paused_one(
             assert ref.host == ""
             assert b"made by r/diffuse/1" in content_of(ref)
         assert pair.made[0].handoffs.used_bytes == 0
+
+
+async def test_a_latent_that_is_slow_to_come_home_stops_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_pair(tmp_path) as pair:
+        server, listener = await pair.server()
+        await until(lambda: listener.up)
+        began, may_end, restore = Event(), Event(), pair.home.restore
+
+        def slow(task: TaskId, node: NodeId, content: bytes) -> HandoffRef:
+            began.set()
+            assert may_end.wait(20)
+            return restore(task, node, content)
+
+        monkeypatch.setattr(pair.home, "restore", slow)
+        running = asyncio.create_task(server.run(a_launch(pair, a_task(StageKind.DIFFUSE, 50))))
+        await until(began.is_set)  # which this loop could not see if it were the one that waits
+        closing = asyncio.create_task(server.close())
+        for _ in range(20):  # until whoever brings it home has heard of that
+            await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(WorkerLostError):
+            await running
+        await closing
+        assert pair.home.used_bytes == 0
 
 
 async def test_a_load_that_nobody_wants_any_more_is_stopped_there(tmp_path: Path) -> None:
