@@ -3,7 +3,7 @@
 A task that failed alone has one attempt less; tasks that failed together keep theirs and run
 alone from then on, so that a poisonous one burns nobody else's. One that its worker had not begun
 with when it died simply waits again; if its inputs went with a node, what made them runs again,
-`MAX_LOSSES` times. A lost worker or numbers that are
+`MAX_LOSSES` times per output. A lost worker or numbers that are
 not finite also leave a mark on the device (`quarantine`).
 """
 
@@ -84,7 +84,7 @@ class Recovery:
         for run in runs:
             for ref in run.lose(error.lost):
                 self._embeddings.release(ref)
-            if run.losses > MAX_LOSSES and not run.is_over:
+            if run.losses > MAX_LOSSES * run.request.n and not run.is_over:
                 self._give_up(run, error)
 
     def _culprits(self, team: Sequence[DeviceId], error: EngineError) -> tuple[DeviceId, ...]:

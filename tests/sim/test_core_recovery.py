@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from engine.errors import NotFiniteError, StageFailedError, WorkerLostError
+from engine.errors import HandoffLostError, NotFiniteError, StageFailedError, WorkerLostError
 from engine.messages import StageReport
-from engine.types import Assignment, DeviceId, StageKind
+from engine.types import Assignment, DeviceId, NodeId, StageKind
 from schedulers.dispatch.knobs import Knobs
 from schedulers.sim.clock import run_virtual
 from schedulers.static import EverywherePlanner
@@ -31,7 +32,7 @@ def disturbed(fate: Fate, count: int = 4, batch: int = 1) -> SimulatedEngine:
         if error is None:
             return await run(assignment)
         await asyncio.sleep(0.5)
-        if isinstance(error, WorkerLostError):
+        if isinstance(error, WorkerLostError) and not isinstance(error, HandoffLostError):
             sim.executor.kill(assignment.team[0])
         raise error
 
@@ -86,6 +87,44 @@ def test_a_launch_that_its_worker_had_not_begun_with_costs_no_attempt() -> None:
         await sim.core.generate(a_request())
         assert not unlucky
         assert sim.core.notices() == ()  # no device is blamed either
+        sim.core.check_integrity()
+        await sim.core.close()
+
+    run_virtual(scenario())
+
+
+def losing_latents(times: int) -> Fate:
+    """Have each latent go with its node so many times, just before it is decoded."""
+    losses: Counter[NodeId] = Counter()
+
+    def fate(assignment: Assignment) -> Exception | None:
+        task = assignment.task
+        if task.stage.kind is not StageKind.DECODE or losses[task.node] == times:
+            return None
+        losses[task.node] += 1
+        return HandoffLostError("It went with its node.", task.inputs)
+
+    return fate
+
+
+def test_two_nodes_that_go_with_latents_of_all_pictures_of_a_request_do_not_end_it() -> None:
+    async def scenario() -> int:
+        sim = disturbed(losing_latents(times=2))
+        await sim.core.start()
+        result = await sim.core.generate(a_request(n=10))
+        sim.core.check_integrity()
+        await sim.core.close()
+        return len(result.artifacts)
+
+    assert run_virtual(scenario()) == 10
+
+
+def test_a_request_whose_latents_always_go_with_a_node_is_given_up() -> None:
+    async def scenario() -> None:
+        sim = disturbed(losing_latents(times=1000))
+        await sim.core.start()
+        with pytest.raises(HandoffLostError):
+            await sim.core.generate(a_request(n=2))
         sim.core.check_integrity()
         await sim.core.close()
 
