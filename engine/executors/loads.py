@@ -126,9 +126,7 @@ class Loads:
             return
         with self._lending.lent(lender, order.stage):
             try:
-                reply = await self._ask(lender, f"lend {order.stage}", LendStage(order.stage))
-                assert isinstance(reply, StageLent)
-                order = msgspec.structs.replace(order, peer=reply.segments)
+                order = msgspec.structs.replace(order, peer=await self._lent(lender, order.stage))
             except WorkerLostError:  # the host copy is still there
                 self._lending.went(lender, order.stage)
             was_read = False
@@ -138,6 +136,20 @@ class Loads:
             finally:  # it may have died without closing what it read
                 if order.peer and not was_read:
                     self._tell(lender, ReclaimStage(order.peer))
+
+    async def _lent(self, lender: DeviceId, stage: StageKey) -> bytes:
+        """Have a stage lent; what nobody reads because the load was cancelled is reclaimed."""
+        asking = asyncio.ensure_future(self._ask(lender, f"lend {stage}", LendStage(stage)))
+        try:
+            reply = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            with suppress(EngineError):
+                unread = await asking
+                assert isinstance(unread, StageLent)
+                self._tell(lender, ReclaimStage(unread.segments))
+            raise
+        assert isinstance(reply, StageLent)
+        return reply.segments
 
     async def _stop(
         self, device: DeviceId, stage: StageKey, asking: asyncio.Future[FromWorker], loan: Loan

@@ -31,12 +31,13 @@ FIRST, SECOND, THIRD = (DeviceId(f"cuda:{i}") for i in range(3))
 
 
 class Workers:
-    """Loaders that do at once what they are told, but for loads that are `held`."""
+    """Loaders that do at once what they are told, but for loads that are `held`, and `lending`."""
 
     def __init__(self, folder: Path, *, has_peers: bool = True) -> None:
         self.heard: list[tuple[DeviceId, ToLoader]] = []
         self.dead: set[DeviceId] = set()
         self.held: asyncio.Event | None = None
+        self.lending: asyncio.Event | None = None
         self.loads = Loads(
             {SPEC.id: SPEC},
             (FIRST, SECOND, THIRD),
@@ -54,6 +55,8 @@ class Workers:
             raise WorkerLostError("gone")
         match order:
             case LendStage(stage):
+                if self.lending is not None:
+                    await self.lending.wait()
                 return StageLent(stage, f"segments of {device}".encode())
             case UnloadStage(stage):
                 return StageUnloaded(stage)
@@ -106,6 +109,22 @@ async def test_while_one_reads_from_a_peer_the_next_reads_from_the_host(tmp_path
     workers.held.set()
     await asyncio.gather(*both)
     assert sorted(workers.sources()) == [b"", b"", b"segments of cuda:0"]
+
+
+async def test_what_was_lent_to_a_load_that_nobody_wants_any_more_is_reclaimed(
+    tmp_path: Path,
+) -> None:
+    workers = Workers(tmp_path)
+    await workers.loads.load(FIRST, STAGE)
+    workers.lending = asyncio.Event()
+    load = asyncio.create_task(workers.loads.load(SECOND, STAGE))
+    await asyncio.sleep(0.01)
+    load.cancel()
+    await asyncio.sleep(0.01)
+    workers.lending.set()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert workers.heard[-1] == (FIRST, ReclaimStage(b"segments of cuda:0"))
 
 
 async def test_a_lender_keeps_its_copy_until_the_borrower_has_read_it(tmp_path: Path) -> None:
