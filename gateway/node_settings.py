@@ -32,7 +32,8 @@ class NodeSettings(msgspec.Struct, frozen=True):
         listen = _address(env.get("TRIDENT_LISTEN", "").strip() or DEFAULT_LISTEN, "TRIDENT_LISTEN")
         _need_secret("TRIDENT_LISTEN (--listen)", [listen], env)
         port = env.get("TRIDENT_HANDOFF_PORT", "").strip() or str(listen.port + 1)
-        return cls(listen, _address(f"{listen.host}:{port}", "TRIDENT_HANDOFF_PORT").port)
+        host = str(listen).rpartition(":")[0]  # an IPv6 one in its brackets
+        return cls(listen, _address(f"{host}:{port}", "TRIDENT_HANDOFF_PORT").port)
 
 
 def read_nodes(env: Mapping[str, str]) -> tuple[Address, ...]:

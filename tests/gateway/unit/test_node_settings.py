@@ -44,6 +44,7 @@ def test_another_machine_needs_a_secret_on_either_side() -> None:
 
 def test_hand_offs_are_served_on_the_next_port_unless_told_otherwise() -> None:
     assert NodeSettings.from_env({}).handoff_port == 7411
+    assert NodeSettings.from_env({"TRIDENT_LISTEN": "[::1]:7420"}).handoff_port == 7421
     assert NodeSettings.from_env({"TRIDENT_HANDOFF_PORT": "9000"}).handoff_port == 9000
     with pytest.raises(ValueError, match="TRIDENT_HANDOFF_PORT"):
         NodeSettings.from_env({"TRIDENT_HANDOFF_PORT": "x"})
