@@ -34,9 +34,9 @@ from gateway.jobs.rows import (
     completed_job_of,
     is_one_of,
     json_of,
-    kept_of,
     output_values,
     readable_jobs_of,
+    readable_kept_of,
 )
 from gateway.jobs.state import JobStatus, lost_its_holder, sources
 
@@ -286,7 +286,7 @@ def _recovered(row: Row[*tuple[Any, ...]], now_s: float, *, retention_s: float) 
         status = JobStatus.EXPIRED
     else:
         status = lost_its_holder(
-            attempts=fruitless(row.attempts, kept_of(row)),
+            attempts=fruitless(row.attempts, readable_kept_of(row)),
             max_attempts=MAX_ATTEMPTS,
             cancel_requested=row.cancel_requested,
         )

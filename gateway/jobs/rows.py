@@ -117,6 +117,13 @@ def kept_of(row: Row[*tuple[Any, ...]]) -> tuple[KeptStage, ...]:
     return _KEPT.decode(row.checkpoint) if row.checkpoint else ()
 
 
+def readable_kept_of(row: Row[*tuple[Any, ...]]) -> tuple[KeptStage, ...]:
+    """Return which finished stages a row names, none if another version wrote them unreadably."""
+    with suppress(*_UNREADABLE):
+        return kept_of(row)
+    return ()
+
+
 def values_of(new: NewJob, lease: Lease | None) -> dict[str, Any]:
     """Return the columns of a job on its way into the table, where it waits unless it is leased."""
     return {

@@ -319,3 +319,16 @@ async def test_a_job_that_this_version_cannot_read_stops_no_others_and_ends(
         assert await leases.recover(now_s=attempt * (LEASE_S + 1)) == []
         assert await leases.take(9, models=MODELS, now_s=attempt * (LEASE_S + 1)) == []
     assert await store.census() == {JobStatus.IN_PROGRESS: 0, JobStatus.QUEUED: 0}
+
+
+async def test_kept_stages_that_this_version_cannot_read_keep_no_job_from_being_recovered(
+    database: Database, store: JobStore, leases: JobLeases
+) -> None:
+    odd = await store.add(a_job(), queue_limit=9)
+    other = await store.add(a_job(), queue_limit=9)
+    await leases.take(9, models=MODELS, now_s=0.0)
+    newer = update(JOBS).where(JOBS.c.id == key_of(odd.id)).values(checkpoint='[{"of": "newer"}]')
+    await database.execute(newer)
+    (recovered,) = await leases.recover(now_s=LEASE_S + 1)
+    assert (recovered.id, recovered.status) == (other.id, JobStatus.QUEUED)
+    assert await store.census() == {JobStatus.IN_PROGRESS: 0, JobStatus.QUEUED: 2}
