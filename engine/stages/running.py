@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 import torch
 
-from engine.errors import NotFiniteError
+from engine.errors import NotFiniteError, StageFailedError
 from engine.handoff import preview_of, saved_of
 from engine.messages import (
     LaunchDone,
@@ -112,6 +112,8 @@ class TaskRunner:
             return TeamBroke(order.id, str(error))
         except NotFiniteError as error:
             return TaskFailed(order.id, str(error), retryable=True, not_finite=True)
+        except StageFailedError as error:  # an input is gone, or its node does not answer
+            return TaskFailed(order.id, str(error), retryable=error.retryable)
         except Exception as error:  # process boundary: reported, not swallowed
             log.exception("stage_run_failed", task=order.id)
             if self._device.type == "cuda":

@@ -76,6 +76,18 @@ def test_wanting_memory_may_be_tried_again(tmp_path: Path, fail: Callable[[], No
     assert (report.retryable, report.not_finite) == (True, False)
 
 
+@pytest.mark.parametrize("is_retryable", [True, False])
+def test_what_knows_whether_it_may_be_tried_again_is_believed(
+    tmp_path: Path,
+    is_retryable: bool,  # noqa: FBT001 - a parameter of pytest's
+) -> None:
+    def unreachable() -> None:
+        raise StageFailedError("Node b did not hand over diffuse-0.", retryable=is_retryable)
+
+    report = outcome(tmp_path, unreachable)
+    assert (report.error, report.retryable) == ("Node b did not hand over diffuse-0.", is_retryable)
+
+
 class FailingShelf(StageShelf):
     def __init__(self, fail: Callable[[], None]) -> None:
         super().__init__(torch.device("cpu"))
