@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -29,6 +29,7 @@ from gateway.jobs.entry import Backlog, KeyReusedError
 from gateway.jobs.record import Job, NewJob, new_job_id
 from gateway.jobs.store import QueueFullError
 from gateway.resolve import Origin, Wish, with_schedule
+from gateway.storage.blobs import StoreAwayError
 
 if TYPE_CHECKING:
     from engine import GenerationRequest
@@ -196,7 +197,14 @@ class Admission:
             return job
         finally:
             if not kept:
-                await self._blobs.delete(list(wished.files))
+                await self._remove(list(wished.files))
+
+    async def _remove(self, files: Sequence[str]) -> None:
+        """Remove files that belong to no job; that they are left changes no answer."""
+        try:
+            await self._blobs.delete(files)
+        except StoreAwayError as error:
+            _log.warning("files_not_removed", files=len(files), reason=str(error))
 
     def _count(self, job: Job, door: Door) -> None:
         self._counts.let_in(job.request.model, is_met=door.is_met)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ from gateway.errors import OverloadedError
 from gateway.jobs.carriers import PostgresEvents
 from gateway.jobs.engines import EngineRegistry, EngineReport
 from gateway.remote import RemoteEngines
-from gateway.storage.blobs import BlobStore
+from gateway.storage.blobs import BlobStore, StoreAwayError
 from gateway.uploads import Darkroom, Size, checked
 from tests.gateway.conftest import Serve
 from tests.support.fake_engine import FakeEngine, spec_of, video_spec_of
@@ -168,6 +169,20 @@ class TestStore:
         assert answer.json()["error"]["code"] == "artifact_store_unavailable"
         assert "retry-after" in answer.headers
         assert str(tmp_path) not in answer.text
+
+    async def test_that_removes_nothing_changes_no_answer(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refuse = AsyncMock(side_effect=StoreAwayError("not allowed"))
+        monkeypatch.setattr(BlobStore, "delete", refuse)
+        files, key = {"input_reference": ("x.png", png(), "image/png")}, {"idempotency-key": "k"}
+        async with serve() as client:
+            first, again, other = [
+                await client.post("/v1/videos", data=body, files=files, headers=key)
+                for body in (BODY, BODY, {"prompt": "y"})
+            ]
+        assert (first.status_code, again.status_code, other.status_code) == (200, 200, 422)
+        assert again.json()["id"] == first.json()["id"]
 
 
 class TestVersions:
