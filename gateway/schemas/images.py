@@ -29,8 +29,12 @@ ResponseFormat = Literal["url", "b64_json"]
 SloClass = Literal["interactive", "standard", "relaxed"]
 
 
-class Extensions(msgspec.Struct, frozen=True, kw_only=True):
-    """What we take besides OpenAI's fields, on every route that makes something."""
+class Extensions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What we take besides OpenAI's fields, on every route that makes something.
+
+    Written out (for the fingerprint of a request) without what was not said, so that a body stays
+    equal to itself when a later version knows more fields.
+    """
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] | None = None
     negative_prompt: Annotated[str, msgspec.Meta(max_length=MAX_PROMPT)] | None = None

@@ -14,6 +14,13 @@ from gateway.db.session import Database
 from gateway.jobs.entry import KEY_LIFE_S, RETRY_LIFE_S, KeyReusedError
 from gateway.jobs.record import NewJob, new_job_id
 from gateway.jobs.store import JobStore
+from gateway.schemas.images import (
+    Extensions,
+    ImageEditBody,
+    ImageGenerationBody,
+    ImageVariationBody,
+)
+from gateway.schemas.videos import VideoBody, VideoEditBody
 from tests.gateway.conftest import Serve
 from tests.gateway.test_leases import ACME, GLOBEX, a_job
 from tests.support.fake_engine import FakeEngine, spec_of, video_spec_of
@@ -38,6 +45,16 @@ async def test_the_same_key_and_body_give_the_same_answer(
     assert again.json() == first.json()
     assert again.headers["x-job-id"] == first.headers["x-job-id"]
     assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [ImageGenerationBody, ImageEditBody, ImageVariationBody, VideoBody, VideoEditBody]
+)
+def test_what_a_body_does_not_say_is_no_part_of_it_so_a_version_with_more_fields_knows_it_again(
+    body: type[Extensions],
+) -> None:
+    sent = msgspec.json.decode(b'{"prompt": "x", "model": null}', type=body)
+    assert msgspec.json.encode(sent, order="deterministic") == b'{"prompt":"x"}'
 
 
 async def test_another_body_with_the_same_key_is_refused_and_not_to_be_sent_again(
