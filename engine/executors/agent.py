@@ -124,6 +124,7 @@ class Agent:
         while True:
             identity, payload, *contents = await self._socket.recv_multipart()
             await self._hear(identity, payload, contents)
+            await asyncio.sleep(0)  # a call begins before what follows may stop or cancel it
 
     async def close(self) -> None:
         """Let a server go, and listen no more."""

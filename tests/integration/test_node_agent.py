@@ -18,7 +18,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from engine.errors import HandoffLostError, WorkerLostError
+from engine.errors import HandoffLostError, RequestCancelledError, WorkerLostError
 from engine.executors import agent as agents
 from engine.executors import node_line, remote
 from engine.executors.agent import Agent
@@ -154,12 +154,18 @@ class Pair:
 
     async def start(self) -> None:
         self.agent.listen("127.0.0.1", self.port, self.handoff_port)
-        self.serving = asyncio.create_task(self.agent.serve())
+        self.resume()
 
-    async def stop(self) -> None:
+    async def pause(self) -> None:
         assert self.serving is not None
         self.serving.cancel()
         await asyncio.gather(self.serving, return_exceptions=True)
+
+    def resume(self) -> None:
+        self.serving = asyncio.create_task(self.agent.serve())
+
+    async def stop(self) -> None:
+        await self.pause()
         await self.agent.close()
 
     async def server(self) -> tuple[SpanningExecutor, Listener]:
@@ -296,6 +302,28 @@ async def test_a_load_that_nobody_wants_any_more_is_stopped_there(tmp_path: Path
         with pytest.raises(asyncio.CancelledError):
             await loading
         assert not pair.made[0].busy
+
+
+async def test_orders_that_arrive_together_are_carried_out_one_after_another(
+    tmp_path: Path,
+) -> None:
+    async with a_pair(tmp_path) as pair, asyncio.timeout(20):
+        server, listener = await pair.server()
+        await until(lambda: listener.up)
+        await pair.pause()
+        device, stage = DeviceId(f"{pair.name}/cpu:0"), StageKey(MODEL, StageKind.ENCODE)
+        loading = asyncio.create_task(server.load(device, stage))
+        launch = a_launch(pair, a_task(StageKind.DIFFUSE, 200))
+        running = asyncio.create_task(server.run(launch))
+        await asyncio.sleep(0.05)
+        loading.cancel()
+        server.cancel(launch)
+        await asyncio.sleep(0.05)
+        pair.resume()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        with pytest.raises(RequestCancelledError):
+            await running
 
 
 async def test_a_node_that_is_gone_loses_its_devices_and_tensors_and_is_found_again(
