@@ -187,10 +187,21 @@ class JobLeases:
         """Record that a job was stopped on request; False if this runner no longer holds it."""
         return await self._end(job, JobStatus.CANCELLED, {"finished_s": now_s})
 
-    async def give_back(self, job: Job, *, counted: bool = False) -> bool:
-        """Queue a job again; the try does not count unless the job may be at fault."""
-        values = {} if counted else {"attempts": job.attempts - 1}
-        return await self._end(job, JobStatus.QUEUED, values)
+    async def give_back(self, job: Job, *, now_s: float, counted: bool = False) -> JobStatus:
+        """Queue a job again, or end it if that was asked for; return what became of it.
+
+        The try does not count unless the job may be at fault.
+        """
+        queued = {} if counted else {"attempts": job.attempts - 1}
+        cancelled = {"finished_s": now_s}
+
+        def work(connection: Connection) -> JobStatus:
+            is_queued = self._settle(connection, job, JobStatus.QUEUED, queued) is not None
+            if not is_queued and self._settle(connection, job, JobStatus.CANCELLED, cancelled):
+                return JobStatus.CANCELLED
+            return JobStatus.QUEUED  # or it was not ours any more, and somebody else's business
+
+        return await self._database.write(work, sync=False)
 
     async def give_all_back(self) -> list[JobId]:
         """Queue again whatever this runner still holds; returns which jobs that were."""
@@ -268,16 +279,22 @@ def _settling(status: JobStatus, columns: tuple[str, ...]) -> ReturningUpdate[An
             JOBS.c.id == bindparam("the_job"),
             JOBS.c.lease_owner == bindparam("holder"),
             is_one_of(sources(status)),
-            *_undeleted(status),
+            *_still_wanted(status),
         )
         .values({name: bindparam(name) for name in columns})
         .returning(*JOB_COLUMNS)
     )
 
 
-def _undeleted(status: JobStatus) -> tuple[ColumnElement[bool], ...]:
-    """Only what its owner has not deleted can complete: nobody could remove the bytes later."""
-    return (JOBS.c.deleted_s.is_(None),) if status is JobStatus.COMPLETED else ()
+def _still_wanted(status: JobStatus) -> tuple[ColumnElement[bool], ...]:
+    """What its owner must not have done meanwhile: nobody could remove a deleted job's bytes later."""
+    match status:
+        case JobStatus.COMPLETED:
+            return (JOBS.c.deleted_s.is_(None),)
+        case JobStatus.QUEUED:
+            return (JOBS.c.cancel_requested.is_(False),)
+        case _:
+            return ()
 
 
 def _recovered(row: Row[*tuple[Any, ...]], now_s: float, *, retention_s: float) -> dict[str, Any]:

@@ -328,8 +328,7 @@ class Runner:
             if job.id in self._to_cancel:
                 await self._leases.cancel(job, now_s=now_s())
                 return JobEvent(job.id, JobStatus.CANCELLED)
-            await self._leases.give_back(job)
-            return JobEvent(job.id, JobStatus.QUEUED)
+            return await self._give_back(job)
         except (EngineBusyError, EngineClosedError, StoreFailedError) as error:
             self._is_up = False
             return await self._queue_again(job, journal, error)
@@ -358,8 +357,11 @@ class Runner:
         if counted and journal.fruitless >= MAX_ATTEMPTS:
             await self._leases.fail(job, error_of(error), now_s=self._clock.now())
             return JobEvent(job.id, JobStatus.FAILED)
-        await self._leases.give_back(job, counted=counted)
-        return JobEvent(job.id, JobStatus.QUEUED)
+        return await self._give_back(job, counted=counted)
+
+    async def _give_back(self, job: Job, *, counted: bool = False) -> JobEvent:
+        now_s = self._clock.now()
+        return JobEvent(job.id, await self._leases.give_back(job, now_s=now_s, counted=counted))
 
     async def _generate(self, job: Job, journal: JobJournal, span: Span) -> GenerationResult:
         await self._patience.bear(journal.load)

@@ -156,6 +156,26 @@ class TestStore:
         assert (answer.status_code, len(engine.requests)) == (500, 3)
         assert job["error"]["code"] == "artifact_store_failed"
 
+    async def test_queues_no_job_again_that_was_cancelled_meanwhile(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, answers = asyncio.Event(), asyncio.Event()
+
+        async def fail(*_: object) -> None:
+            asked.set()
+            await answers.wait()
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(BlobStore, "put", fail)
+        monkeypatch.setattr("gateway.jobs.patience._PAUSES_S", ())
+        async with serve() as client:
+            video = (await client.post("/v1/videos", json=BODY)).json()["id"]
+            await asked.wait()
+            await client.post(f"/v1/jobs/{video}/cancel")
+            answers.set()
+            assert await ended(client) == "cancelled"
+            assert (await client.get(f"/v1/jobs/{video}")).json()["attempts"] == 1
+
     async def test_lets_a_caller_with_a_picture_come_again_and_leaves_no_job(
         self, serve: Serve, tmp_path: Path
     ) -> None:
