@@ -335,15 +335,15 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
             mark_failed(span, error)
             _log.warning("job_failed", error_type=type(error).__name__, reason=str(error))
-            await self._leases.fail(job, error_of(error), now_s=now_s())
-            return JobEvent(job.id, JobStatus.FAILED)
+            return await self._fail(job, error)
         done = await self._leases.complete(job, artifacts, result.timeline, now_s=now_s())
         if done is not None:
             mark_completed(span, job, now_s=now_s())
             return JobEnding(done.id, done.status, look=Look(done, _contents(result)))
         await withdraw(self._blobs, artifacts)
-        await self._leases.cancel(job, now_s=now_s())  # deleted; or not ours, and nothing happens
-        return JobEvent(job.id, JobStatus.CANCELLED)
+        is_deleted = await self._leases.cancel(job, now_s=now_s())
+        # Or it is another's, and so are its end and what was kept of it.
+        return JobEvent(job.id, JobStatus.CANCELLED) if is_deleted else event_of(job)
 
     async def _queue_again(
         self,
@@ -355,9 +355,12 @@ class Runner:
         store_failed = isinstance(error, StoreFailedError) and not self._closing
         counted = store_failed or isinstance(error, EngineCrashedError)
         if counted and journal.fruitless >= MAX_ATTEMPTS:
-            await self._leases.fail(job, error_of(error), now_s=self._clock.now())
-            return JobEvent(job.id, JobStatus.FAILED)
+            return await self._fail(job, error)
         return await self._give_back(job, counted=counted)
+
+    async def _fail(self, job: Job, error: Exception) -> JobEvent:
+        is_ours = await self._leases.fail(job, error_of(error), now_s=self._clock.now())
+        return JobEvent(job.id, JobStatus.FAILED) if is_ours else event_of(job)
 
     async def _give_back(self, job: Job, *, counted: bool = False) -> JobEvent:
         now_s = self._clock.now()

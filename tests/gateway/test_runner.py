@@ -221,6 +221,33 @@ async def test_a_runner_that_lost_its_lease_stops_the_work(
     assert str(again.id) == engine.requests[0].id
 
 
+@pytest.mark.parametrize("failure", [None, ValueError("x")])
+async def test_a_late_runner_leaves_its_successor_what_was_kept_and_tells_of_no_end(
+    engine: FakeEngine, tmp_path: Path, failure: Exception | None
+) -> None:
+    engine.failure = failure
+    engine.gate.clear()
+    (tmp_path / "encode").write_bytes(b"embedding")
+    engine.hand_offs[StageKind.ENCODE] = HandoffRef(NodeId("x"), str(tmp_path / "encode"), 9)
+    database, events = Database(DatabaseUrl.in_folder(tmp_path)), InProcessEvents()
+    await database.open()
+    store, successor = JobStore(database), JobLeases(database, "successor")
+    job = await store.add(a_job(), queue_limit=9)
+    runner = a_runner(engine, database, tmp_path, drain_s=60.0, events=events)
+    await runner.tick()
+    async with asyncio.timeout(10):
+        while not (kept := (await job_of(store, job.id)).kept):
+            await asyncio.sleep(0.01)
+    await successor.recover(now_s=31.0)
+    assert len(await successor.take(1, models=("shapes",), now_s=31.0)) == 1
+    engine.gate.set()
+    await runner.close()
+    await database.close()
+    assert await BlobStore.in_folder(tmp_path / "artifacts").get(kept[0].blob) == b"embedding"
+    assert job.id not in events._ends
+    assert rows(tmp_path, "status, lease_owner") == [("in_progress", "successor")]
+
+
 async def test_a_job_that_comes_back_to_the_runner_that_still_runs_it_is_run_once(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
