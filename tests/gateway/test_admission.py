@@ -81,6 +81,9 @@ async def test_a_caller_with_a_deadline_does_not_wait_longer(
     engine.gate.clear()
     answer = await client.post(URL, json={**BODY, "deadline_ms": 300})
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+    async with asyncio.timeout(10):
+        while not engine.cancelled:
+            await asyncio.sleep(0)
     assert engine.cancelled == [engine.requests[0].id]
 
 
