@@ -109,26 +109,32 @@ def _single(decision: Round, task: StageTask) -> DeviceId | None:
 
 
 def place_previews(decision: Round, tasks: Sequence[StageTask]) -> None:
-    """Decode previews on devices that nothing else wants and that hold the stage already.
+    """Decode previews on devices that nothing else wants: best where the stage is, else in free memory.
 
     None is begun that would still run when the first diffuse of its model is expected to end: a
     preview delays no decode, as far as the cost model can tell.
     """
     for task in tasks:
-        rooms = decision.rooms(task.stage, task, 1)
-        idle = decision.board.idle
-        holders = sorted(
-            d for room in rooms.values() for d in room if task.stage in idle[d].resident
-        )
+        device = _spare_for(decision, task)
         diffuse = sibling(task.stage, StageKind.DIFFUSE)
         running = (r for r in decision.board.diffusing if r.assignment.task.stage == diffuse)
         ends_s = (_ends_s(seen) for seen in running)
-        if not holders:
-            decision.hold(task, "waits for an idle device that holds the decoder")
+        if device is None:
+            decision.hold(task, "waits for an idle device that has the decoder, or room for it")
         elif decision.now_s + decision.decode_s(task) > min(ends_s, default=float("inf")):
             decision.hold(task, "would be in the way of a decode that comes soon")
         else:
-            decision.launch(task, (holders[0],), f"preview: {holders[0]} is idle")
+            decision.launch(task, (device,), f"preview: {device} is idle")
+
+
+def _spare_for(decision: Round, task: StageTask) -> DeviceId | None:
+    needed, stage = decision.needed_bytes(task.stage, task, 1), task.stage
+    able = (
+        (stage not in seen.resident, device)
+        for device, seen in decision.board.idle.items()
+        if (seen.capacity_bytes if stage in seen.resident else seen.free_bytes) >= needed
+    )
+    return min(able, default=(True, None))[1]
 
 
 def _ends_s(seen: RunningView) -> float:
