@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -280,12 +281,7 @@ def _run(
 ) -> _Run:
     """Make the demand; everything that is wrong with it is found here."""
     models = tuple(dict.fromkeys(models))
-    if (trace is None) == (name is None):
-        raise RefusalError("Say what to simulate: either --trace FILE or --workload NAME.")
-    if min_steps_share is not None and not degrade:
-        raise RefusalError("--min-steps-share is for --degrade; give both or none.")
-    if degrade and trace is None and min_steps_share is None:
-        raise RefusalError("Requests of a workload allow no fewer steps; add --min-steps-share.")
+    _need_a_source(trace, name, degrade=degrade, min_steps_share=min_steps_share)
     price = gpu_seconds(profile, models)
     demand: Demand
     if trace is not None:
@@ -293,22 +289,19 @@ def _run(
             raise RefusalError("A trace has its own duration and rate; use --rate-scale.")
         demand = TraceDemand(trace, models=models, rate_scale=rate_scale, steps=steps)
     else:
-
-        def at(scale: float) -> WorkloadDemand:
-            return WorkloadDemand(
-                workload(name or ""),
-                models=models,
-                gpus=gpus,
-                gpu_seconds=price,
-                seed=seed,
-                rate_scale=scale,
-                steps=steps,
-                duration_s=duration_s,
-            )
-
-        demand = made = at(rate_scale)
+        at = partial(
+            WorkloadDemand,
+            workload(name or ""),
+            models=models,
+            gpus=gpus,
+            gpu_seconds=price,
+            seed=seed,
+            steps=steps,
+            duration_s=duration_s,
+        )
+        demand = made = at(rate_scale=rate_scale)
         if rate_rps is not None:
-            demand = at(rate_scale * rate_rps / made.rate_rps)
+            demand = at(rate_scale=rate_scale * rate_rps / made.rate_rps)
     if next(demand.rows(), None) is None:
         raise RefusalError(f"{demand.label} has no request in {demand.duration_s:g} s; take more.")
     return _Run(
@@ -322,6 +315,17 @@ def _run(
         failures=failures,
         **others,
     )
+
+
+def _need_a_source(
+    trace: Path | None, name: str | None, *, degrade: bool, min_steps_share: float | None
+) -> None:
+    if (trace is None) == (name is None):
+        raise RefusalError("Say what to simulate: either --trace FILE or --workload NAME.")
+    if min_steps_share is not None and not degrade:
+        raise RefusalError("--min-steps-share is for --degrade; give both or none.")
+    if degrade and trace is None and min_steps_share is None:
+        raise RefusalError("Requests of a workload allow no fewer steps; add --min-steps-share.")
 
 
 def _policies(compared: str) -> tuple[str, ...]:

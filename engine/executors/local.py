@@ -114,23 +114,10 @@ class LocalExecutor:
         self._folder = PrivateFolder()
         self._endpoint = f"ipc://{self._folder.path}/engine.sock"
         self._spill = PrivateFolder(Path(tempfile.gettempdir()))
-        free_bytes = shutil.disk_usage(self._folder.path).free
-        self._handoff_bytes = free_bytes // 8 if handoff_bytes is None else handoff_bytes
-        self._handoffs = HandoffStore(
-            self._folder.path / "handoff", self._handoff_bytes, self._spill.path
-        )
-        if handoff_token is not None:
-            leave_token(self._handoffs.folder, handoff_token)
-        group_folder = self._folder.path / "groups"
-        group_folder.mkdir(mode=0o700)
-        settings = WorkerSettings(
-            self._endpoint,
-            self._handoffs.folder,
-            group_folder,
-            threads or max(1, (os.cpu_count() or 1) // max(1, devices)),
-            saving,
-        )
-        inherited = environment(settings.threads)
+        self._handoffs = self._open_handoffs(handoff_bytes, handoff_token)
+        threads = threads or max(1, (os.cpu_count() or 1) // max(1, devices))
+        settings = self._worker_settings(threads, saving)
+        inherited = environment(threads)
         forks = device_kind == "cpu"
         self._spawner = Forker(self._folder.path, inherited) if forks else Starter(inherited)
         prefix = "" if node == NODE else f"{node}/"
@@ -152,6 +139,20 @@ class LocalExecutor:
         self._pausing: dict[DeviceId, TaskId] = {}
         self._following = Following()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _open_handoffs(self, limit_bytes: int | None, token: str | None) -> HandoffStore:
+        free_bytes = shutil.disk_usage(self._folder.path).free
+        self._handoff_bytes = free_bytes // 8 if limit_bytes is None else limit_bytes
+        folder = self._folder.path / "handoff"
+        handoffs = HandoffStore(folder, self._handoff_bytes, self._spill.path)
+        if token is not None:
+            leave_token(folder, token)
+        return handoffs
+
+    def _worker_settings(self, threads: int, saving: Saving | None) -> WorkerSettings:
+        groups = self._folder.path / "groups"
+        groups.mkdir(mode=0o700)
+        return WorkerSettings(self._endpoint, self._handoffs.folder, groups, threads, saving)
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:

@@ -9,13 +9,11 @@ from typing import Final, TypeVar
 
 import structlog
 
-from engine import InvalidRequestError
-from gateway.storage.blobs import BlobMissingError
+from gateway.storage.blobs import StoreAwayError
 
 T = TypeVar("T")
 
 _PAUSES_S: Final = (0.2, 1.0, 5.0, 15.0, 30.0)
-_FINAL: Final = (BlobMissingError, InvalidRequestError)  # no second try would find it
 
 _log = structlog.get_logger(__name__)
 
@@ -36,23 +34,20 @@ class Patience:
         self._over.set()
 
     async def bear(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what `work` returns, which is done until it does not fail.
+        """Return what `work` returns, which is done until the store does not fail.
 
         Raises:
-            StoreFailedError: it failed to the end.
-            BlobMissingError, InvalidRequestError: what it wants is not there.
+            StoreFailedError: it failed to the end. Whatever else `work` raises passes at once.
         """
         pauses = iter(_PAUSES_S)
         while True:
             try:
                 return await work()
-            except _FINAL:
-                raise
-            except Exception as error:
+            except StoreAwayError as error:
                 pause_s = next(pauses, None)
-                _log.warning("store_failed", reason=repr(error), retry_in_s=pause_s)
+                _log.warning("store_failed", reason=str(error), retry_in_s=pause_s)
                 if pause_s is None or await self._is_over_within(pause_s):
-                    raise StoreFailedError(f"The artifact store failed: {error!r}") from error
+                    raise StoreFailedError(str(error)) from error
 
     async def _is_over_within(self, duration_s: float) -> bool:
         with suppress(TimeoutError):

@@ -24,6 +24,7 @@ from gateway.db.url import DatabaseUrl
 from gateway.errors import OverloadedError
 from gateway.jobs.carriers import PostgresEvents
 from gateway.jobs.engines import EngineRegistry, EngineReport
+from gateway.jobs.patience import Patience
 from gateway.remote import RemoteEngines
 from gateway.storage.blobs import BlobStore, StoreAwayError
 from gateway.uploads import Darkroom, Size, checked
@@ -117,7 +118,7 @@ class TestStore:
             nonlocal left
             if left:
                 left -= 1
-                raise OSError("No space left on device")
+                raise StoreAwayError("No space left on device")
             await put(store, key, content)
 
         def fail(times: int) -> None:
@@ -156,6 +157,18 @@ class TestStore:
         assert (answer.status_code, len(engine.requests)) == (500, 3)
         assert job["error"]["code"] == "artifact_store_failed"
 
+    async def test_is_not_waited_for_because_of_an_error_of_ours(self) -> None:
+        tried = 0
+
+        async def broken() -> None:
+            nonlocal tried
+            tried += 1
+            raise TypeError("a bug")
+
+        with pytest.raises(TypeError):
+            await Patience().bear(broken)
+        assert tried == 1
+
     async def test_queues_no_job_again_that_was_cancelled_meanwhile(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -164,7 +177,7 @@ class TestStore:
         async def fail(*_: object) -> None:
             asked.set()
             await answers.wait()
-            raise OSError("No space left on device")
+            raise StoreAwayError("No space left on device")
 
         monkeypatch.setattr(BlobStore, "put", fail)
         monkeypatch.setattr("gateway.jobs.patience._PAUSES_S", ())
